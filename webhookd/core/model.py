@@ -1,0 +1,84 @@
+"""The values that flow through webhookd: a webhook's settings, a claimed delivery, and what became of it."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from webhookd.core.answer import Answer
+from webhookd.core.breaker import Breaker
+
+
+class Status(StrEnum):
+    """delivery_status of a queue row."""
+
+    PENDING = "pending"
+    RETRYING = "retrying"
+    SENDING = "sending"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What holds for one webhook: its registry row, with the configuration where that says nothing. Seconds throughout."""
+
+    webhook_id: int
+    url: str
+    enabled: bool
+    secret: str | None
+    headers: tuple[tuple[str, str], ...]
+    timeout_s: float
+    max_in_flight: int
+    rate: float
+    burst: int
+    retry_base_s: float
+    retry_max_s: float
+    circuit_threshold: int
+    circuit_open_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A claimed row. *token* fences its record; *breaker* is the circuit at the claim; *age_s* runs since the first attempt."""
+
+    delivery_id: int
+    webhook_id: int
+    token: int
+    breaker: Breaker
+    body: bytes
+    retry_count: int
+    max_retries: int
+    attempts: int
+    leases_lost: int
+    age_s: float
+    settings: Settings
+    claimed: float  # monotonic, before the claim was sent
+    start_before: float  # monotonic: an exchange begun later could outlive the lease
+
+
+@dataclass(frozen=True, slots=True)
+class Attempted:
+    """An exchange took place and ended with *answer*. *ended* is monotonic."""
+
+    answer: Answer
+    ended: float
+
+
+@dataclass(frozen=True, slots=True)
+class GivenBack:
+    """No exchange took place: drained, held back by the local view of the circuit, or too late for its lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The lease ended and nobody knows whether an exchange took place."""
+
+
+Outcome = Attempted | GivenBack | Lost
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A delivery and what became of it: all that the record needs."""
+
+    delivery: Delivery
+    outcome: Outcome
