@@ -1,0 +1,25 @@
+-- Take the one suspect row, or, where its lane may not give it now, ask again when it may.
+WITH claimed AS (
+    UPDATE pggit.alert_delivery_queue q
+       SET delivery_status = 'sending', worker_id = %(worker_id)s, leased_by = %(incarnation)s, lease_token = %(token)s,
+           lease_until = now() + %(lease_s)s * interval '1 second'
+     WHERE q.delivery_id = %(delivery_id)s AND %(admitted)s
+    RETURNING q.*
+), put_off AS (
+    -- A token that nobody holds marks the change as webhookd's own (an operator's would make the row new again).
+    UPDATE pggit.alert_delivery_queue q
+       SET next_retry_at = to_timestamp(%(again_at)s), lease_token = -%(token)s
+     WHERE q.delivery_id = %(delivery_id)s AND NOT %(admitted)s
+), moved AS (
+    UPDATE pggit.webhook_health_metrics h
+       SET tokens = %(tokens)s::float8 - 1, tokens_at = now(), in_flight = h.in_flight + 1,
+           circuit_state = CASE WHEN %(probe)s THEN 'half_open' ELSE h.circuit_state END,
+           circuit_epoch = h.circuit_epoch + %(probe)s::int,
+           circuit_until = CASE WHEN %(probe)s THEN c.lease_until ELSE h.circuit_until END,
+           health_status = CASE WHEN %(probe)s THEN 'degraded' ELSE h.health_status END
+      FROM claimed c
+     WHERE h.webhook_id = c.webhook_id
+)
+SELECT webhook_id, delivery_id, message_body::text, retry_count, max_retries, attempts, leases_lost,
+       coalesce(extract(epoch FROM now() - first_attempted_at), 0)::float8
+  FROM claimed

@@ -1,0 +1,1 @@
+DELETE FROM pggit.workers WHERE incarnation = %(incarnation)s

@@ -1,0 +1,47 @@
+-- Find lanes that have work and lock them; lanes that another worker holds are skipped.
+-- %(cursor)s: look at new rows of webhooks after this one first; %(lanes)s: at most so many of each kind.
+-- A lane has work if its timer has come (lane_runnable) or if a new row names it (queue_new, one probe a lane).
+WITH RECURSIVE fresh (webhook_id, n) AS (
+    (SELECT q.webhook_id, 1
+       FROM pggit.alert_delivery_queue q
+      WHERE NOT q.routed AND q.delivery_status IN ('pending', 'retrying') AND q.webhook_id > %(cursor)s
+      ORDER BY q.webhook_id
+      LIMIT 1)
+    UNION ALL
+    SELECT x.webhook_id, f.n + 1
+      FROM fresh f
+     CROSS JOIN LATERAL (
+        SELECT q.webhook_id
+          FROM pggit.alert_delivery_queue q
+         WHERE NOT q.routed AND q.delivery_status IN ('pending', 'retrying') AND q.webhook_id > f.webhook_id
+         ORDER BY q.webhook_id
+         LIMIT 1) x
+     WHERE f.n < %(lanes)s
+), without_lane AS (  -- a webhook that nobody registered; its lane is found by the next look
+    INSERT INTO pggit.webhook_health_metrics (webhook_id)
+    SELECT f.webhook_id FROM fresh f
+     WHERE NOT EXISTS (SELECT FROM pggit.webhook_health_metrics h WHERE h.webhook_id = f.webhook_id)
+    ON CONFLICT (webhook_id) DO NOTHING
+), locked_fresh AS (
+    SELECT h.*
+      FROM pggit.webhook_health_metrics h
+     WHERE h.webhook_id = ANY (ARRAY(SELECT webhook_id FROM fresh))
+       FOR NO KEY UPDATE SKIP LOCKED
+), locked_runnable AS (
+    SELECT h.*
+      FROM pggit.webhook_health_metrics h
+     WHERE h.runnable_at <= now()
+     ORDER BY h.runnable_at
+     LIMIT %(lanes)s
+       FOR NO KEY UPDATE SKIP LOCKED
+), locked AS (
+    SELECT * FROM locked_fresh
+    UNION ALL
+    SELECT * FROM locked_runnable r WHERE r.webhook_id NOT IN (SELECT webhook_id FROM locked_fresh)
+)
+SELECT l.webhook_id, l.circuit_state, l.circuit_epoch, l.consecutive_failures,
+       extract(epoch FROM l.circuit_until)::float8, extract(epoch FROM l.hold_until)::float8,
+       l.tokens, extract(epoch FROM l.tokens_at)::float8, l.in_flight,
+       extract(epoch FROM l.runnable_at)::float8, l.blocked_by, l.health_status,
+       extract(epoch FROM now())::float8, coalesce((SELECT max(webhook_id) FROM fresh), 0), (SELECT count(*) FROM fresh)
+  FROM locked l

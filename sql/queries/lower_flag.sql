@@ -1,0 +1,5 @@
+-- Keep the watch with the flag down: inserts tell nobody, this worker looks every few milliseconds.
+WITH mine AS (
+    UPDATE pggit.workers w SET looking = true WHERE w.incarnation = %(incarnation)s RETURNING w.wake_number
+)
+SELECT setval('pggit.wake_flag', 1) FROM mine

@@ -1,0 +1,1 @@
+SELECT cause, deliveries, oldest_due_seconds FROM pggit.queue_depth

@@ -1,0 +1,32 @@
+-- Store the lanes after their results: health counters, circuit, tokens, in flight, next look.
+UPDATE pggit.webhook_health_metrics h
+   SET total_deliveries = h.total_deliveries + r.total,
+       successful_deliveries = h.successful_deliveries + r.successful,
+       failed_deliveries = h.failed_deliveries + r.total - r.successful,
+       response_time_sum_ms = h.response_time_sum_ms + r.sum_ms,
+       avg_response_time_ms = CASE WHEN r.total = 0 THEN h.avg_response_time_ms
+           ELSE round(((h.response_time_sum_ms + r.sum_ms) / (h.total_deliveries + r.total))::numeric, 2) END,
+       min_response_time_ms = least(h.min_response_time_ms, round(r.min_ms::numeric, 2)),
+       max_response_time_ms = greatest(h.max_response_time_ms, round(r.max_ms::numeric, 2)),
+       last_check_at = CASE WHEN r.total > 0 THEN now() ELSE h.last_check_at END,
+       last_success_at = CASE WHEN r.successful > 0 THEN now() ELSE h.last_success_at END,
+       last_failure_at = CASE WHEN r.total > r.successful THEN now() ELSE h.last_failure_at END,
+       health_status = r.health_status,
+       consecutive_failures = r.failures,
+       circuit_state = r.circuit_state,
+       circuit_epoch = r.circuit_epoch,
+       circuit_until = to_timestamp(r.circuit_until),
+       hold_until = to_timestamp(r.hold_until),
+       tokens = r.tokens,
+       tokens_at = to_timestamp(r.tokens_at),
+       in_flight = r.in_flight,
+       runnable_at = to_timestamp(r.runnable_at),
+       blocked_by = r.blocked_by
+  FROM unnest(%(webhook_ids)s::bigint[], %(totals)s::int[], %(successfuls)s::int[], %(sums_ms)s::float8[],
+              %(mins_ms)s::float8[], %(maxs_ms)s::float8[], %(health_statuses)s::text[], %(failures)s::int[],
+              %(circuit_states)s::text[], %(circuit_epochs)s::bigint[], %(circuit_untils)s::float8[],
+              %(hold_untils)s::float8[], %(tokens)s::float8[], %(tokens_ats)s::float8[], %(in_flights)s::int[],
+              %(runnable_ats)s::float8[], %(blocked_bys)s::text[])
+       AS r (webhook_id, total, successful, sum_ms, min_ms, max_ms, health_status, failures, circuit_state, circuit_epoch,
+             circuit_until, hold_until, tokens, tokens_at, in_flight, runnable_at, blocked_by)
+ WHERE h.webhook_id = r.webhook_id
