@@ -1,0 +1,223 @@
+"""Where webhookd may connect to: which URLs are well formed and allowed, and which addresses are public.
+
+A webhook's URL is written by somebody else, so without this check it reaches whatever the worker's host reaches:
+databases, cloud metadata, the router. The URL is read once, by urllib3's own parser, and the parts found there are the
+ones used; the address is judged when it is about to be connected to, since a name may resolve differently each time
+(DNS rebinding).
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+from urllib3.exceptions import LocationParseError
+from urllib3.util import parse_url
+
+from webhookd.errors import UnusableError
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+MAX_URL_LENGTH = 8192
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+# Whitespace and control characters are how a URL means one thing to a person and another to a parser; a backslash is a
+# slash to browsers only.
+_UNSAFE_IN_URL = re.compile(r"[\s\x00-\x20\x7f-\x9f\\\ud800-\udfff]")
+_HOST_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_](?:[a-z0-9_-]{0,62})(?:\.[a-z0-9_][a-z0-9_-]{0,62})*")
+
+
+class NotAllowed(UnusableError):
+    """A target that is never connected to; the message is the reason, in one line and without the URL's query."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The parts of a URL as they are used: *host* in lower-case ASCII, an IPv6 literal bare; *path* with the query."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+    @property
+    def authority(self) -> str:
+        """Return what belongs into the host header: brackets around IPv6, no default port."""
+        host = f"[{self.host}]" if ":" in self.host else self.host.rstrip(".")
+        return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+
+
+def is_address(host: str) -> bool:
+    """Return whether *host* is an IP literal; ``127.1`` and ``0x7f.1`` are names: what they resolve to is checked."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+class Egress:
+    """The rule that every exchange passes. Immutable, so that threads share it.
+
+    *networks* are CIDR strings; addresses inside them are allowed although they are not public. Raise `UnusableError`
+    for one that is malformed.
+    """
+
+    def __init__(self, allow_http: bool, networks: Sequence[str] = ()) -> None:
+        self._allow_http = allow_http
+        self._networks = tuple(_parse_network(text) for text in networks)
+
+    def target(self, url: str) -> Target:
+        """Return the parts of *url*. Raise `NotAllowed` if it is malformed or banned; no address is judged here."""
+        if len(url) > MAX_URL_LENGTH:
+            raise NotAllowed(f"the URL is longer than {MAX_URL_LENGTH} characters")
+        if _UNSAFE_IN_URL.search(url):
+            raise NotAllowed("the URL contains whitespace, a backslash or a character that cannot be sent")
+        try:
+            parts = parse_url(url)
+        except (LocationParseError, UnicodeError):
+            # The parser's message quotes the whole URL, query and all.
+            idna = "" if url.isascii() else ", or its host is not a valid international name"
+            raise NotAllowed(f"the URL is malformed{idna}") from None
+        if parts.scheme is None or not url[len(parts.scheme) :].startswith("://"):
+            raise NotAllowed("the URL must start with https://")
+        self._check_scheme(parts.scheme)
+        if parts.auth is not None:
+            raise NotAllowed("the URL contains credentials; send them in a header instead")
+        if parts.fragment is not None:
+            raise NotAllowed("the URL has a fragment, which is never sent; write %23 where '#' is meant")
+        port = _DEFAULT_PORTS[parts.scheme] if parts.port is None else parts.port
+        if port == 0:
+            raise NotAllowed("the URL's port must be 1 to 65535")
+        return Target(parts.scheme, _checked_host(parts.host), port, parts.request_uri)
+
+    def check_address(self, address: str | Address) -> None:
+        """Raise `NotAllowed` unless *address* is public or inside the allowed networks."""
+        try:
+            ip = ip_address(address)
+        except ValueError:
+            raise NotAllowed("not an IP address") from None
+        if isinstance(ip, IPv6Address) and ip.scope_id is not None:
+            raise NotAllowed(f"the address {ip} has a zone")
+        # The kernel connects a v4-mapped address over IPv4, so it is that IPv4 address.
+        real = _unmapped(ip)
+        if any(real.version == network.version and real in network for network in self._networks):
+            return
+        reason = _why_not_public(real)
+        if reason is not None:
+            raise NotAllowed(f"the address {ip} is {reason}; --allow-network permits such targets")
+
+    def _check_scheme(self, scheme: str) -> None:
+        if scheme == "http" and not self._allow_http:
+            raise NotAllowed("http is not allowed, only https; --allow-http permits it")
+        if scheme not in _DEFAULT_PORTS:
+            raise NotAllowed(f"the scheme {scheme[:20]!r} is not allowed, only https")
+
+
+# IANA's special-purpose registries (RFC 6890 and later), with what clouds put beside them. Not `is_global`: it holds
+# multicast, site-local and several embedded forms for global, and its answers differ between Python versions.
+_BANNED_V4 = tuple(
+    (IPv4Network(network), reason)
+    for network, reason in (
+        ("0.0.0.0/8", "unspecified"),
+        ("10.0.0.0/8", "private"),
+        ("100.64.0.0/10", "shared (carrier-grade NAT)"),
+        ("127.0.0.0/8", "loopback"),
+        ("168.63.129.16/32", "a cloud's metadata service"),
+        ("169.254.0.0/16", "link-local (cloud metadata)"),
+        ("172.16.0.0/12", "private"),
+        ("192.0.0.0/24", "reserved"),
+        ("192.0.2.0/24", "for documentation"),
+        ("192.88.99.0/24", "a 6to4 relay"),
+        ("192.168.0.0/16", "private"),
+        ("198.18.0.0/15", "for benchmarks"),
+        ("198.51.100.0/24", "for documentation"),
+        ("203.0.113.0/24", "for documentation"),
+        ("224.0.0.0/4", "multicast"),
+        ("255.255.255.255/32", "broadcast"),
+        ("240.0.0.0/4", "reserved"),
+    )
+)
+_BANNED_V6 = tuple(
+    (IPv6Network(network), reason)
+    for network, reason in (
+        ("::/128", "unspecified"),
+        ("::1/128", "loopback"),
+        ("::/96", "IPv4-compatible"),
+        ("64:ff9b:1::/48", "for local translation (NAT64)"),
+        ("2001::/32", "tunnelled (Teredo)"),
+        ("2001:2::/48", "for benchmarks"),
+        ("2001::/23", "reserved"),
+        ("2001:db8::/32", "for documentation"),
+        ("3fff::/20", "for documentation"),
+        ("fc00::/7", "private (unique local)"),
+        ("fe80::/10", "link-local"),
+        ("fec0::/10", "site-local"),
+        ("ff00::/8", "multicast"),
+    )
+)
+_GLOBAL_UNICAST = IPv6Network("2000::/3")
+_NAT64 = IPv6Network("64:ff9b::/96")
+_SIX_TO_FOUR = IPv6Network("2002::/16")
+_ISATAP_IDENTIFIERS = frozenset({0x00005EFE, 0x02005EFE})
+
+
+def _why_not_public(ip: Address) -> str | None:
+    if isinstance(ip, IPv4Address):
+        return next((reason for network, reason in _BANNED_V4 if ip in network), None)
+    reason = next((reason for network, reason in _BANNED_V6 if ip in network), None)
+    if reason is not None:
+        return reason
+    embedded = _embedded_v4(ip)
+    if embedded is not None:
+        inner = _why_not_public(embedded)
+        if inner is not None:
+            return f"{embedded} in disguise, which is {inner}"
+    # Everything outside of 2000::/3 is unassigned or special, save for the translation of public IPv4 addresses.
+    return None if ip in _GLOBAL_UNICAST or ip in _NAT64 else "reserved"
+
+
+def _embedded_v4(ip: IPv6Address) -> IPv4Address | None:
+    """Return the IPv4 address that a translator behind *ip* would send to.
+
+    NAT64: RFC 6052; 6to4: RFC 3056; ISATAP: RFC 5214.
+    """
+    bits = int(ip)
+    if ip in _SIX_TO_FOUR:
+        return IPv4Address((bits >> 80) & 0xFFFFFFFF)
+    if ip in _NAT64 or (bits >> 32) & 0xFFFFFFFF in _ISATAP_IDENTIFIERS:
+        return IPv4Address(bits & 0xFFFFFFFF)
+    return None
+
+
+def _unmapped(ip: Address) -> Address:
+    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
+        return ip.ipv4_mapped
+    return ip
+
+
+def _checked_host(host: str | None) -> str:
+    if not host:
+        raise NotAllowed("the URL has no host")
+    if host.startswith("["):
+        if "%" in host:
+            raise NotAllowed("the URL's address has a zone")
+        return host[1:-1]
+    if not _HOST_NAME.fullmatch(host.removesuffix(".")):
+        raise NotAllowed("the URL's host is not a valid name")
+    return host
+
+
+def _parse_network(text: str) -> Network:
+    try:
+        network = ip_network(text)
+    except ValueError as error:
+        raise UnusableError(f"allow-network: {error}; write a network like 10.0.0.0/8") from None
+    if "%" in text:
+        raise UnusableError(f"allow-network: {text!r} has a zone; write a network like fd00::/8")
+    if isinstance(network, IPv6Network) and network.prefixlen >= 96:
+        mapped = network.network_address.ipv4_mapped
+        if mapped is not None:
+            return IPv4Network((mapped, network.prefixlen - 96))
+    return network
