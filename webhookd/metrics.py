@@ -1,0 +1,331 @@
+"""What one worker counts.
+
+The dispatcher counts into plain integers behind one lock, a batch at a time; exposition.py makes text of a snapshot
+when somebody scrapes. Counters start at zero with the process.
+
+Series stay bounded: the first *max_webhooks* webhooks that this process meets get a `webhook_id` of their own, all
+later ones share `webhook_id="other"`. A webhook keeps its label until the process ends: moving its totals would make
+`other` jump by a whole history, and `rate()` would report deliveries that were not made then. The price is that who
+came first is named, not who is busiest.
+"""
+
+import threading
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from webhookd.core.answer import Answer
+
+# Dashboards were built on the first seven; without the others no quantile could ever be read as above 5 s.
+DURATION_BUCKETS_S = (0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
+PHASE_BUCKETS_S = (0.001, 0.005, *DURATION_BUCKETS_S)
+BATCH_BUCKETS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
+OTHER_WEBHOOKS = "other"
+_RATE_LIMIT_HIT_EVERY_S = 1.0
+
+
+class AttemptStatus(StrEnum):
+    """The `status` label of one attempt."""
+
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    TIMEOUT = "timeout"
+
+
+class Wakeup(StrEnum):
+    """What ended one of the dispatcher's waits."""
+
+    NOTIFY = "notify"
+    TIMER = "timer"
+    HANDOVER = "handover"
+    SWEEP = "sweep"
+    LOCAL = "local"
+    LOST = "lost"
+
+
+class QueueCause(StrEnum):
+    """Why rows of the queue are still there."""
+
+    DUE = "due"
+    SCHEDULED = "scheduled"
+    PAUSED = "paused"
+    CIRCUIT = "circuit"
+    HOLD = "hold"
+    RATE = "rate"
+    IN_FLIGHT = "in_flight"
+    UNREGISTERED = "unregistered"
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedAttempt:
+    """One attempt that was made. *elapsed_s* is the whole exchange; *answer*, where there was one, adds its phases."""
+
+    webhook_id: int
+    status: AttemptStatus
+    elapsed_s: float
+    answer: Answer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QueueCounts:
+    """One look at the whole queue. *depth* counts rows due or waiting to be retried; a cause left out counts as 0."""
+
+    depth: int
+    by_cause: Mapping[QueueCause, int]
+    oldest_due_s: float
+
+
+class Metrics:
+    """One worker's counters. Every method is quick, may be called from any thread and does no input or output."""
+
+    def __init__(self, worker_id: str, *, max_webhooks: int) -> None:
+        self.worker_id = worker_id
+        self._lock = threading.Lock()
+        self._counts = Counts(max_webhooks=max_webhooks)
+        self._rate_limit_hits = OncePerPeriod(_RATE_LIMIT_HIT_EVERY_S)
+        self._is_healthy: Callable[[], bool] = lambda: False
+
+    def observe_attempts(self, batch: Iterable[ObservedAttempt]) -> None:
+        """Count attempts whose results were recorded."""
+        with self._lock:
+            counts = self._counts
+            for attempt in batch:
+                series = counts.series_of(attempt.webhook_id)
+                series.attempts[attempt.status] += 1
+                series.duration.observe(attempt.elapsed_s)
+                if attempt.answer is not None:
+                    counts.exchanges.observe(attempt.answer)
+
+    def rate_limited(self, webhook_id: int, *, now: float) -> None:
+        """Count that a claim left due rows of *webhook_id* for want of tokens, at most once a second a webhook."""
+        with self._lock:
+            if self._rate_limit_hits.admits(webhook_id, now=now):
+                self._counts.series_of(webhook_id).rate_limit_hits += 1
+
+    def circuit_opened(self, webhook_id: int) -> None:
+        """Count an entry into open, from closed or from a failed probe."""
+        with self._lock:
+            self._counts.series_of(webhook_id).circuit_opens += 1
+
+    def claimed(self, deliveries: int) -> None:
+        """Count one claim statement that brought *deliveries* rows (0 is a claim too)."""
+        with self._lock:
+            self._counts.totals.claims += 1
+            self._counts.totals.claimed_deliveries += deliveries
+
+    def recorded(self, results: int, *, refused: int) -> None:
+        """Count one record statement: *results* were written, *refused* met another owner's fence."""
+        with self._lock:
+            totals = self._counts.totals
+            totals.records += 1
+            totals.recorded_results += results
+            totals.refused_results += refused
+            self._counts.record_batch_size.observe(results + refused)
+
+    def leases_lost(self, deliveries: int) -> None:
+        """Count deliveries in hand that turned out to belong to another owner."""
+        with self._lock:
+            self._counts.totals.lost_leases += deliveries
+
+    def given_back(self, deliveries: int) -> None:
+        """Count claimed deliveries that were returned to the queue without an attempt."""
+        with self._lock:
+            self._counts.totals.given_back += deliveries
+
+    def woken(self, reason: Wakeup) -> None:
+        """Count one wakeup of the dispatcher."""
+        with self._lock:
+            self._counts.wakeups[reason] += 1
+
+    def set_queue(self, counts: QueueCounts | None) -> None:
+        """Publish the latest look at the queue.
+
+        None withdraws it: where the database cannot be asked, no depth is better than a stale one that looks fresh.
+        """
+        with self._lock:
+            self._counts.queue = counts
+
+    def set_senders(self, *, threads: int, in_hand: int) -> None:
+        """Publish the size of the sender pool and the deliveries that this worker has claimed and not yet recorded."""
+        with self._lock:
+            self._counts.totals.sender_threads = threads
+            self._counts.totals.in_hand = in_hand
+
+    def set_listener_connected(self, connected: bool) -> None:
+        """Publish whether notifications arrive at present."""
+        with self._lock:
+            self._counts.totals.listener_connected = connected
+
+    def set_database_up(self, up: bool) -> None:
+        """Publish whether the last statement reached the database."""
+        with self._lock:
+            self._counts.totals.database_up = up
+
+    def set_health_check(self, is_healthy: Callable[[], bool]) -> None:
+        """Let every scrape ask *is_healthy*; until then `worker_health_status` is 0.
+
+        It is asked and not told, for a stalled dispatcher can tell nobody. It must neither block nor raise.
+        """
+        with self._lock:
+            self._is_healthy = is_healthy
+
+    def snapshot(self) -> tuple["Counts", bool]:
+        """Return a copy of all counts, consistent with one another, and whether the worker is healthy."""
+        with self._lock:
+            # Numbers only: text of thousands of series takes tens of milliseconds, and senders wait for this lock.
+            counts, is_healthy = self._counts.copy(), self._is_healthy
+        return counts, is_healthy()
+
+
+class Histogram:
+    """How many values fell into each bucket (not cumulative, the last one is +Inf), and the sum of the values."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count *value*."""
+        # `le` includes its bound, hence bisect_left.
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def copy(self) -> "Histogram":
+        """Return a copy that shares nothing."""
+        twin = Histogram(self.bounds)
+        twin.counts, twin.total = self.counts.copy(), self.total
+        return twin
+
+
+@dataclass(slots=True)
+class WebhookSeries:
+    """One webhook's series, all born together at zero: thus its first trip is an increase that `increase()` sees."""
+
+    attempts: dict[AttemptStatus, int] = field(default_factory=lambda: dict.fromkeys(AttemptStatus, 0))
+    duration: Histogram = field(default_factory=lambda: Histogram(DURATION_BUCKETS_S))
+    rate_limit_hits: int = 0
+    circuit_opens: int = 0
+
+    def copy(self) -> "WebhookSeries":
+        """Return a copy that shares nothing."""
+        return replace(self, attempts=self.attempts.copy(), duration=self.duration.copy())
+
+
+class Exchanges:
+    """Connections and phases over all webhooks."""
+
+    __slots__ = ("connect", "dns", "first_byte", "opened", "reused", "tls")
+
+    def __init__(self) -> None:
+        self.opened = self.reused = 0
+        self.dns, self.connect, self.tls, self.first_byte = (Histogram(PHASE_BUCKETS_S) for _ in range(4))
+
+    def observe(self, answer: Answer) -> None:
+        """Count how the connection was had (an answer without one counts nowhere) and the phases that took place."""
+        if answer.reused:
+            self.reused += 1
+        elif answer.connect_s is not None:
+            self.opened += 1
+        if answer.dns_s is not None:
+            self.dns.observe(answer.dns_s)
+        if answer.connect_s is not None:
+            self.connect.observe(answer.connect_s)
+        if answer.tls_s is not None:
+            self.tls.observe(answer.tls_s)
+        if answer.first_byte_s is not None:
+            self.first_byte.observe(answer.first_byte_s)
+
+    def copy(self) -> "Exchanges":
+        """Return a copy that shares nothing."""
+        twin = Exchanges()
+        twin.opened, twin.reused = self.opened, self.reused
+        twin.dns, twin.connect, twin.tls, twin.first_byte = (
+            phase.copy() for phase in (self.dns, self.connect, self.tls, self.first_byte)
+        )
+        return twin
+
+
+@dataclass(slots=True)
+class Totals:
+    """The worker's own counters and gauges without a label."""
+
+    claims: int = 0
+    claimed_deliveries: int = 0
+    records: int = 0
+    recorded_results: int = 0
+    refused_results: int = 0
+    lost_leases: int = 0
+    given_back: int = 0
+    sender_threads: int = 0
+    in_hand: int = 0
+    listener_connected: bool = False
+    database_up: bool = False
+
+
+@dataclass(slots=True)
+class Counts:
+    """Everything that a scrape shows, except health."""
+
+    max_webhooks: int
+    webhooks: dict[int, WebhookSeries] = field(default_factory=dict)
+    other: WebhookSeries = field(default_factory=WebhookSeries)
+    totals: Totals = field(default_factory=Totals)
+    wakeups: dict[Wakeup, int] = field(default_factory=lambda: dict.fromkeys(Wakeup, 0))
+    record_batch_size: Histogram = field(default_factory=lambda: Histogram(BATCH_BUCKETS))
+    exchanges: Exchanges = field(default_factory=Exchanges)
+    queue: QueueCounts | None = None
+
+    def series_of(self, webhook_id: int) -> WebhookSeries:
+        """Return the series that count for *webhook_id*."""
+        series = self.webhooks.get(webhook_id)
+        if series is None:
+            if self.is_full:
+                return self.other
+            series = self.webhooks[webhook_id] = WebhookSeries()
+        return series
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next new webhook falls into `other`."""
+        return len(self.webhooks) >= self.max_webhooks
+
+    def labelled(self) -> list[tuple[str, WebhookSeries]]:
+        """Return all series with their `webhook_id` labels."""
+        named = [(str(webhook_id), series) for webhook_id, series in self.webhooks.items()]
+        # `other` shows, at zero, before the first webhook falls into it: a scrape can then see its first increase.
+        return [*named, (OTHER_WEBHOOKS, self.other)] if self.is_full else named
+
+    def copy(self) -> "Counts":
+        """Return a copy that shares nothing; *queue* is immutable."""
+        return replace(
+            self,
+            webhooks={webhook_id: series.copy() for webhook_id, series in self.webhooks.items()},
+            other=self.other.copy(),
+            totals=replace(self.totals),
+            wakeups=self.wakeups.copy(),
+            record_batch_size=self.record_batch_size.copy(),
+            exchanges=self.exchanges.copy(),
+        )
+
+
+class OncePerPeriod:
+    """Admits each key once a period. Holds no more keys than were admitted within two periods."""
+
+    def __init__(self, period_s: float) -> None:
+        self._period_s = period_s
+        self._admitted: dict[int, float] = {}
+        self._pruned = float("-inf")
+
+    def admits(self, key: int, *, now: float) -> bool:
+        """Return whether *key* may pass at *now* (monotonic seconds), and remember it where it may."""
+        if now - self._pruned >= self._period_s:
+            self._admitted = {old: when for old, when in self._admitted.items() if now - when < self._period_s}
+            self._pruned = now
+        if now - self._admitted.get(key, float("-inf")) < self._period_s:
+            return False
+        self._admitted[key] = now
+        return True
