@@ -1,0 +1,294 @@
+"""Claiming: lock lanes that have work, decide in Python what each may give, take the rows. One short transaction."""
+
+import json
+import math
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import psycopg
+from psycopg.rows import TupleRow
+
+from webhookd import queries, store
+from webhookd.core.breaker import Breaker, CircuitState
+from webhookd.core.bucket import Bucket
+from webhookd.core.lane import Admission, BlockedBy, Lane, admit
+from webhookd.core.model import Delivery, Settings
+
+ROWS_PER_LANE = 20  # fewer lanes with more rows each cost fewer state writes; more would let one webhook crowd a claim
+LEASE_MARGIN_S = 30.0  # a lease outlives the exchange by so much local waiting
+SAFETY_S = 1.0  # an exchange whose lease is that close to its end does not start
+
+
+class Defaults(NamedTuple):
+    """The configuration's word on what a registry row leaves NULL (see `Settings`)."""
+
+    timeout_s: float
+    max_in_flight: int
+    rate: float
+    burst: int
+    retry_base_s: float
+    retry_max_s: float
+    circuit_threshold: int
+    circuit_open_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What one claim brought.
+
+    *lanes* were looked at; *rate_limited* of them (webhook ids) had to keep due rows for want of tokens. *full*: as many rows as
+    were asked for. *exhausted*: there were no further lanes with work. *contended*: others held lanes with new rows just then.
+    """
+
+    deliveries: Sequence[Delivery] = ()
+    rate_limited: Sequence[int] = ()
+    lanes: int = 0
+    full: bool = False
+    exhausted: bool = True
+    contended: bool = False
+
+
+class NextLook(NamedTuple):
+    """When to look again unasked, in seconds (<= 0: now; inf: not at all). *new_rows*: some that nobody has looked at."""
+
+    lane_s: float
+    suspect_s: float
+    new_rows: bool
+
+
+class Claimer:
+    """Claims for one worker incarnation; used by the dispatcher's thread only."""
+
+    def __init__(self, *, worker_id: str, incarnation: UUID, defaults: Defaults) -> None:
+        self._worker_id = worker_id
+        self._incarnation = incarnation
+        self._defaults = defaults
+        self._cursor = 0  # new rows of webhooks after this one come first: no lane starves behind a hundred others
+        self._lock_lanes = queries.load("lock_lanes")
+        self._lock_suspect = queries.load("lock_suspect_lane")
+        self._read_settings = queries.load("read_settings")
+        self._count_leases = queries.load("count_leases")
+        self._claim = queries.load("claim")
+        self._claim_suspect = queries.load("claim_suspect")
+        self._next_look = queries.load("next_look")
+
+    def claim(self, connection: store.Connection, *, limit: int) -> Claim:
+        """Claim at most *limit* (>= 1) due rows. Blocks for one transaction; raises `psycopg.Error`."""
+        started = time.monotonic()
+        lanes_wanted = max(1, -(-limit // ROWS_PER_LANE))
+        with store.transaction(connection, durable=False) as cursor:
+            rows = cursor.execute(self._lock_lanes, {"cursor": self._cursor, "lanes": lanes_wanted}).fetchall()
+            if not rows:
+                self._cursor = 0
+                return Claim()
+            now: float = rows[0][12]
+            last_fresh, fresh = int(rows[0][13]), int(rows[0][14])
+            self._cursor = last_fresh if fresh == lanes_wanted else 0
+            lanes = [lane_of(row) for row in rows]
+            settings = self._settings_of(cursor, [lane.webhook_id for lane in lanes])
+            lanes = self._recounted(cursor, lanes, settings)
+            deliveries, rate_limited = self._take(cursor, lanes, settings, limit=limit, now=now, started=started)
+        return Claim(
+            deliveries,
+            rate_limited,
+            lanes=len(lanes),
+            full=len(deliveries) >= limit,
+            exhausted=len(rows) < lanes_wanted,
+            contended=len(rows) < fresh,
+        )
+
+    def next_look(self, connection: store.Connection) -> NextLook:
+        """Return when this worker must look again although nobody wakes it. One statement; raises `psycopg.Error`."""
+        row = connection.execute(self._next_look).fetchone()
+        assert row is not None
+        lane_s, new_rows, suspect_s = row
+        return NextLook(math.inf if lane_s is None else lane_s, math.inf if suspect_s is None else suspect_s, new_rows)
+
+    def claim_suspect(self, connection: store.Connection) -> Claim:
+        """Claim one due row that lost three leases or more, if its lane lets it go. Blocks for one transaction."""
+        started = time.monotonic()
+        with store.transaction(connection, durable=False) as cursor:
+            row = cursor.execute(self._lock_suspect).fetchone()
+            if row is None:
+                return Claim()
+            lane, now, delivery_id = lane_of(row), float(row[12]), int(row[13])
+            settings = self._settings_of(cursor, [lane.webhook_id]).get(lane.webhook_id)
+            admission = admit(lane, settings, now=now, wish=1)
+            lease_s = (settings.timeout_s if settings else 0.0) + LEASE_MARGIN_S
+            token = secrets.randbits(63)
+            claimed = cursor.execute(
+                self._claim_suspect,
+                {
+                    "delivery_id": delivery_id,
+                    "admitted": admission.quota > 0,
+                    "probe": admission.probe,
+                    # A lane that nothing will unblock by itself is asked again in a minute.
+                    "again_at": admission.runnable_at or now + 60.0,
+                    "tokens": self._tokens(lane, settings, now=now),
+                    "worker_id": self._worker_id,
+                    "incarnation": self._incarnation,
+                    "token": token,
+                    "lease_s": lease_s,
+                },
+            ).fetchone()
+        if claimed is None or settings is None:
+            return Claim(lanes=1)
+        breaker = _breaker_at_claim(lane, admission, lease_until=now + lease_s)
+        stub = Stub(token, started, lease_s)
+        return Claim([_delivery_of(claimed, settings, breaker, stub)], lanes=1)
+
+    def _settings_of(self, cursor: psycopg.Cursor[TupleRow], webhook_ids: Sequence[int]) -> dict[int, Settings]:
+        rows = cursor.execute(self._read_settings, {"webhook_ids": store.number_array(webhook_ids)}).fetchall()
+        return {row[0]: settings_of(tuple(row), self._defaults) for row in rows}
+
+    def _recounted(
+        self, cursor: psycopg.Cursor[TupleRow], lanes: list[Lane], settings: Mapping[int, Settings]
+    ) -> list[Lane]:
+        """Return *lanes* with the in-flight counters of those at their cap counted afresh.
+
+        A DELETE or TRUNCATE of a claimed row strands the counter; trusted blindly it would block the lane for ever.
+        """
+        full = [
+            lane.webhook_id
+            for lane in lanes
+            if lane.webhook_id in settings and lane.in_flight >= settings[lane.webhook_id].max_in_flight
+        ]
+        if not full:
+            return lanes
+        rows = cursor.execute(self._count_leases, {"webhook_ids": store.number_array(full)}).fetchall()
+        counts: dict[int, int] = {row[0]: row[1] for row in rows}
+        return [
+            replace(lane, in_flight=counts.get(lane.webhook_id, 0)) if lane.webhook_id in full else lane
+            for lane in lanes
+        ]
+
+    def _take(
+        self,
+        cursor: psycopg.Cursor[TupleRow],
+        lanes: Sequence[Lane],
+        settings: Mapping[int, Settings],
+        *,
+        limit: int,
+        now: float,
+        started: float,
+    ) -> tuple[list[Delivery], list[int]]:
+        lease_s = max((item.timeout_s for item in settings.values()), default=0.0) + LEASE_MARGIN_S
+        admissions = self._admit(lanes, settings, limit=limit, now=now, lease_s=lease_s)
+        lanes = lanes[: len(admissions)]
+        token = secrets.randbits(63)
+        rows = cursor.execute(
+            self._claim,
+            {
+                "webhook_ids": store.number_array([lane.webhook_id for lane in lanes]),
+                "quotas": store.number_array([admission.quota for admission in admissions]),
+                "blocked_bys": [admission.blocked_by for admission in admissions],
+                "runnable_ats": store.number_array([admission.runnable_at for admission in admissions]),
+                "tokens": store.number_array(
+                    [self._tokens(lane, settings.get(lane.webhook_id), now=now) for lane in lanes]
+                ),
+                "in_flights": store.number_array([lane.in_flight for lane in lanes]),
+                "probes": "{" + ",".join("t" if admission.probe else "f" for admission in admissions) + "}",
+                "worker_id": self._worker_id,
+                "incarnation": self._incarnation,
+                "token": token,
+                "lease_s": lease_s,
+            },
+        ).fetchall()
+        breakers = {
+            lane.webhook_id: _breaker_at_claim(lane, admission, lease_until=now + lease_s)
+            for lane, admission in zip(lanes, admissions, strict=True)
+        }
+        stub = Stub(token, started, lease_s)
+        deliveries: list[Delivery] = []
+        rate_limited: dict[int, None] = {}
+        for row in rows:
+            webhook_id = row[0]
+            if row[1]:
+                rate_limited[webhook_id] = None
+            if row[2] is not None:
+                deliveries.append(_delivery_of((webhook_id, *row[2:]), settings[webhook_id], breakers[webhook_id], stub))
+        return deliveries, list(rate_limited)
+
+    def _admit(
+        self, lanes: Sequence[Lane], settings: Mapping[int, Settings], *, limit: int, now: float, lease_s: float
+    ) -> list[Admission]:
+        """Return an admission for each lane until *limit* is given away, in even shares; lanes behind that stay as they are."""
+        admissions: list[Admission] = []
+        left = limit
+        for lane in lanes:
+            if left == 0:
+                break
+            share = -(-left // (len(lanes) - len(admissions)))
+            admission = admit(lane, settings.get(lane.webhook_id), now=now, wish=share)
+            if admission.probe:
+                admission = Admission(1, BlockedBy.CIRCUIT, now + lease_s, probe=True)
+            left -= admission.quota
+            admissions.append(admission)
+        return admissions
+
+    @staticmethod
+    def _tokens(lane: Lane, settings: Settings | None, *, now: float) -> float | None:
+        """Return the lane's tokens at *now*, before anything is taken; None stays a full bucket."""
+        if settings is None or settings.rate == 0:
+            return None
+        return lane.bucket.level(now, rate=settings.rate, burst=settings.burst)
+
+
+def lane_of(row: Sequence[Any]) -> Lane:
+    """Return the lane that a row of lock_lanes or lock_recorded_lanes describes."""
+    return Lane(
+        webhook_id=row[0],
+        breaker=Breaker(CircuitState(row[1]), row[2], row[3], row[4]),
+        hold_until=row[5],
+        bucket=Bucket(row[6], row[7]),
+        in_flight=row[8],
+        runnable_at=row[9],
+        blocked_by=None if row[10] is None else BlockedBy(row[10]),
+        health=row[11],
+    )
+
+
+@lru_cache(maxsize=4096)
+def settings_of(row: tuple[Any, ...], defaults: Defaults) -> Settings:
+    """Return the settings in a row of read_settings, *defaults* filling what it leaves NULL."""
+    webhook_id, url, enabled, secret, headers, *numbers = row
+    filled: list[Any] = [default if number is None else number for number, default in zip(numbers, defaults, strict=True)]
+    pairs = json.loads(headers) if headers else {}
+    headers = tuple((str(name), str(value)) for name, value in pairs.items())
+    return Settings(webhook_id, url, enabled, secret, headers, *filled)
+
+
+class Stub(NamedTuple):
+    """What all deliveries of one claim share. *started* is monotonic."""
+
+    token: int
+    started: float
+    lease_s: float
+
+
+def _breaker_at_claim(lane: Lane, admission: Admission, *, lease_until: float) -> Breaker:
+    return lane.breaker.begin_probe(lease_until=lease_until) if admission.probe else lane.breaker
+
+
+def _delivery_of(row: Sequence[Any], settings: Settings, breaker: Breaker, stub: Stub) -> Delivery:
+    webhook_id, delivery_id, body, retry_count, max_retries, attempts, leases_lost, age_s = row
+    return Delivery(
+        delivery_id=delivery_id,
+        webhook_id=webhook_id,
+        token=stub.token,
+        breaker=breaker,
+        body=body.encode(),
+        retry_count=retry_count,
+        max_retries=max_retries,
+        attempts=attempts,
+        leases_lost=leases_lost,
+        age_s=age_s,
+        settings=settings,
+        claimed=stub.started,
+        start_before=stub.started + stub.lease_s - settings.timeout_s - SAFETY_S,
+    )

@@ -1,0 +1,151 @@
+"""The housekeeping thread: this worker's sign of life every few seconds, and the fleet's chores that fall to it.
+
+reap     claims whose lease ran out are released (the fence lets their owner win if it records first)
+measure  the queue's depth by cause is counted, once for the whole fleet
+sweep    every 30 s what no notification covers is mended: lanes parked by mistake, counters stranded by a DELETE, dead rows
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from uuid import UUID
+
+import psycopg
+from psycopg_pool import ConnectionPool
+
+from webhookd import queries, store
+from webhookd.bell import Bell, News
+from webhookd.core.model import Result
+from webhookd.metrics import Metrics, QueueCause, QueueCounts
+from webhookd.records import Recorder
+
+log = logging.getLogger("webhookd.housekeeping")
+
+EVERY_S = 4.5
+LOST_AT_ONCE = 500
+
+
+class Housekeeping:
+    """*bell* rings when the dispatcher should look: rows were released, or nobody keeps the watch.
+
+    *recorded* says whether no result of this worker's own waits to be recorded: after an outage the record comes before the reap.
+    """
+
+    def __init__(
+        self,
+        pool: ConnectionPool[store.Connection],
+        recorder: Recorder,
+        *,
+        incarnation: UUID,
+        metrics: Metrics,
+        recorded: Callable[[], bool],
+        bell: Bell,
+    ) -> None:
+        self._pool = pool
+        self._recorder = recorder
+        self._incarnation = incarnation
+        self._metrics = metrics
+        self._recorded = recorded
+        self._bell = bell
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="webhookd-housekeeping", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; waits for at most 5 s."""
+        self._stop.set()
+        self._thread.join(5.0)
+
+    def release(self, incarnation: UUID) -> None:
+        """Release the leases of a dead *incarnation* now, and strike it from the workers. Blocks; raises `psycopg.Error`."""
+        released = self._release(incarnation)
+        with self._pool.connection() as connection:
+            connection.execute(queries.load("leave"), {"incarnation": incarnation})
+        log.info(
+            "leases of a dead worker released",
+            extra={"fields": {"incarnation": str(incarnation), "deliveries": released}},
+        )
+
+    def _run(self) -> None:
+        pause_s = 0.0
+        while not self._stop.wait(pause_s):
+            pause_s = EVERY_S
+            try:
+                self._turn()
+            except psycopg.OperationalError as error:
+                # The dispatcher and the recorder report an outage; without figures, no figures.
+                self._metrics.set_queue(None)
+                log.debug("housekeeping waits for the database", extra={"fields": {"error": str(error)}})
+            except Exception:
+                log.exception("housekeeping fault")
+
+    def _turn(self) -> None:
+        with self._pool.connection() as connection:
+            row = connection.execute(queries.load("beat"), {"incarnation": self._incarnation}).fetchone()
+        assert row is not None
+        registered, watched, chores = row
+        if "reap" in chores and self._recorded():
+            self._release(None)
+        if "measure" in chores:
+            with self._pool.connection() as connection:
+                connection.execute(queries.load("measure_depth"))
+        if "sweep" in chores:
+            self._sweep()
+        if not registered:
+            self._bell.ring(News.UNREGISTERED)
+        elif not watched or "sweep" in chores:
+            self._bell.ring(News.SWEEP)
+        self._publish_depth()
+
+    def _release(self, incarnation: UUID | None) -> int:
+        """Record as lost what *incarnation* held (None: whatever has run out); return how many rows were released."""
+        released = 0
+        while True:
+            with self._pool.connection() as connection:
+                lost = self._recorder.lost_leases(connection, incarnation=incarnation, limit=LOST_AT_ONCE)
+                if not lost:
+                    break
+                ended = self._record_lost(connection, lost)
+            released += ended
+            if len(lost) < LOST_AT_ONCE and ended == len(lost):
+                break
+            # Some lanes were locked just now; a lane that an operator holds must not keep this thread for ever.
+            if ended == 0 and self._stop.wait(0.05):
+                break
+            if ended == 0 and incarnation is None:
+                break
+        if released:
+            self._metrics.leases_lost(released)
+            self._bell.ring(News.LOST)
+        return released
+
+    def _record_lost(self, connection: store.Connection, lost: Sequence[Result]) -> int:
+        recorded = self._recorder.record(connection, lost)
+        return len(recorded.accepted) + len(recorded.refused)
+
+    def _sweep(self) -> None:
+        with self._pool.connection() as connection:
+            connection.execute(queries.load("sweep_workers"))
+            rows = connection.execute(queries.load("sweep_candidates")).fetchall()
+            for start in range(0, len(rows), 1000):
+                webhook_ids = sorted(row[0] for row in rows[start : start + 1000])
+                self._mend(connection, webhook_ids)
+
+    @staticmethod
+    def _mend(connection: store.Connection, webhook_ids: Sequence[int]) -> None:
+        with store.transaction(connection) as cursor:
+            parameters = {"webhook_ids": store.number_array(webhook_ids)}
+            cursor.execute(queries.load("create_lanes"), parameters)
+            locked = [row[0] for row in cursor.execute(queries.load("lock_recorded_lanes"), parameters).fetchall()]
+            # Leases are counted by a statement that began after the locks: no claim or record is half seen.
+            cursor.execute(queries.load("sweep_lanes"), {"webhook_ids": store.number_array(locked)})
+
+    def _publish_depth(self) -> None:
+        with self._pool.connection() as connection:
+            rows = connection.execute(queries.load("read_depth")).fetchall()
+        by_cause = {QueueCause(cause): deliveries for cause, deliveries, _ in rows}
+        oldest = max((age for _, _, age in rows if age is not None), default=0.0)
+        self._metrics.set_queue(QueueCounts(sum(by_cause.values()), by_cause, oldest))
+

@@ -1,0 +1,206 @@
+"""The recorder thread: gathers results and commits whatever has gathered. Under load batches grow by themselves."""
+
+import logging
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import psycopg
+import tenacity
+from psycopg_pool import ConnectionPool
+
+from webhookd.bell import Bell
+from webhookd.core.answer import AnswerKind
+from webhookd.core.model import Attempted, Delivery, GivenBack, Result
+from webhookd.hints import Hints
+from webhookd.metrics import AttemptStatus, Metrics, ObservedAttempt
+from webhookd.records import Recorded, Recorder
+from webhookd.store import Connection
+
+log = logging.getLogger("webhookd.recorder")
+
+BATCH = 200
+GATHER_S = 0.04
+DEFER_S = 0.003  # a lane is usually locked by another worker's claim, for a millisecond or two
+DEFER_MOST_S = 0.25
+
+
+class Recording:
+    """Everything claimed and not yet recorded passes through here. The dispatcher enters deliveries, the thread ends them."""
+
+    def __init__(
+        self,
+        pool: ConnectionPool[Connection],
+        recorder: Recorder,
+        results: "queue.SimpleQueue[Result | None]",
+        *,
+        hints: Hints,
+        metrics: Metrics,
+        bell: Bell,
+        backlog: Callable[[], int],
+    ) -> None:
+        """*backlog* says how many further *results* are to be expected from the senders."""
+        self._results = results
+        self._pool = pool
+        self._recorder = recorder
+        self._hints = hints
+        self._metrics = metrics
+        self._backlog = backlog
+        self._bell = bell
+        self._lock = threading.Lock()
+        self._in_hand = 0
+        self._deferred: list[Result] = []
+        self._defer_s = DEFER_S
+        self._give_up = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="webhookd-recorder", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def enter(self, count: int) -> None:
+        """Note that *count* deliveries were claimed."""
+        with self._lock:
+            self._in_hand += count
+
+    def give_back(self, delivery: Delivery) -> None:
+        """Have *delivery* recorded as not attempted."""
+        self._results.put(Result(delivery, GivenBack()))
+
+    def settled(self) -> bool:
+        """Return whether no finished exchange waits to be recorded."""
+        return self._results.qsize() == 0 and not self._deferred
+
+    def in_hand(self) -> int:
+        """Return how many deliveries are claimed and not yet recorded."""
+        return self._in_hand
+
+    def stop(self, *, timeout_s: float) -> None:
+        """Record what is there and end the thread; after *timeout_s* give up on a database that is away."""
+        self._results.put(None)
+        self._thread.join(timeout_s)
+        self._give_up.set()
+        self._thread.join(1.0)
+
+    def _run(self) -> None:
+        stopping = False
+        while not (stopping and not self._deferred):
+            if self._give_up.is_set():
+                return
+            batch, stopping = self._gather(stopping)
+            if batch:
+                self._record(batch)
+
+    def _gather(self, stopping: bool) -> tuple[list[Result], bool]:
+        """Return the next batch; blocks for the first result, then only while more are to be expected, for 40 ms at most."""
+        deferred, self._deferred = self._deferred, []
+        batch = list(deferred)
+        deadline = math.inf if not batch else time.monotonic() + self._defer_s
+        while len(batch) < BATCH and not stopping:
+            try:
+                result = self._results.get_nowait()
+            except queue.Empty:
+                now = time.monotonic()
+                fresh = len(batch) > len(deferred)
+                if now >= deadline or (fresh and self._backlog() == 0):
+                    break
+                try:
+                    result = self._results.get(timeout=None if deadline == math.inf else deadline - now)
+                except queue.Empty:
+                    break
+            if result is None:
+                stopping = True
+                break
+            batch.append(result)
+            deadline = min(deadline, time.monotonic() + GATHER_S)
+        if stopping and deferred:
+            self._give_up.wait(self._defer_s)
+        return batch, stopping
+
+    def _record(self, batch: Sequence[Result]) -> None:
+        try:
+            recorded = self._persist(batch)
+        except psycopg.Error as error:
+            self._record_one_by_one(batch, error)
+            return
+        except tenacity.RetryError:
+            return  # told to leave while the database is away: the leases run out, and the rows are sent again
+        self._deferred.extend(recorded.deferred)
+        # The longer a lane stays locked the less often it is asked for; any progress starts afresh.
+        progress = recorded.accepted or recorded.refused
+        self._defer_s = DEFER_S if progress else min(DEFER_MOST_S, self._defer_s * 2)
+        self._account(recorded)
+
+    def _persist(self, batch: Sequence[Result]) -> Recorded:
+        """Record *batch*, for as long as it takes a database that is away to come back (or until told to give up)."""
+        for attempt in tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(psycopg.OperationalError),
+            wait=tenacity.wait_random_exponential(multiplier=0.05, max=5),
+            stop=tenacity.stop_when_event_set(self._give_up),
+            sleep=tenacity.sleep_using_event(self._give_up),
+            before_sleep=self._database_away,
+        ):
+            with attempt, self._pool.connection() as connection:
+                recorded = self._recorder.record(connection, batch)
+        self._metrics.set_database_up(True)
+        return recorded
+
+    def _database_away(self, state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        if state.attempt_number in (3, 30, 300):  # a deadlock or one cut connection is nobody's business
+            self._metrics.set_database_up(False)
+            log.warning("record waits for the database", extra={"fields": {"error": _first_line(error)}})
+
+    def _record_one_by_one(self, batch: Sequence[Result], error: psycopg.Error) -> None:
+        """One result that the database cannot take must not keep the others from being recorded."""
+        if len(batch) > 1:
+            for result in batch:
+                self._record([result])
+            return
+        log.error(
+            "result cannot be recorded; its lease will run out",
+            extra={"fields": {"delivery_id": batch[0].delivery.delivery_id, "error": _first_line(error)}},
+        )
+        self._leave(1)
+
+    def _account(self, recorded: Recorded) -> None:
+        ended = len(recorded.accepted) + len(recorded.refused)
+        if not ended:
+            return
+        self._hints.recorded({result.delivery.webhook_id for result in recorded.accepted}, now=time.monotonic())
+        self._metrics.recorded(len(recorded.accepted), refused=len(recorded.refused))
+        self._metrics.observe_attempts([_observed(result) for result in recorded.accepted if _attempted(result)])
+        for webhook_id in recorded.tripped:
+            self._metrics.circuit_opened(webhook_id)
+            log.info("circuit opened", extra={"fields": {"webhook_id": webhook_id}})
+        if recorded.refused:
+            log.warning("results refused by the fence", extra={"fields": {"results": len(recorded.refused)}})
+        self._metrics.given_back(sum(isinstance(result.outcome, GivenBack) for result in recorded.accepted))
+        self._leave(ended)
+        if recorded.next_look_s < math.inf:
+            self._bell.ring(recorded.next_look_s)
+
+    def _leave(self, count: int) -> None:
+        with self._lock:
+            self._in_hand -= count
+
+
+def _attempted(result: Result) -> bool:
+    return isinstance(result.outcome, Attempted)
+
+
+def _observed(result: Result) -> ObservedAttempt:
+    assert isinstance(result.outcome, Attempted)
+    answer = result.outcome.answer
+    if answer.kind is AnswerKind.TIMEOUT:
+        status = AttemptStatus.TIMEOUT
+    elif answer.http_status is not None and 200 <= answer.http_status < 300 and answer.kind is AnswerKind.RESPONSE:
+        status = AttemptStatus.DELIVERED
+    else:
+        status = AttemptStatus.FAILED
+    return ObservedAttempt(result.delivery.webhook_id, status, answer.elapsed_s, answer)
+
+
+def _first_line(error: BaseException | None) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,209 @@
+"""Recording: rows, attempt log, health, circuit and tokens change in one transaction, for many results in one statement each."""
+
+import json
+import math
+import random
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg.rows import TupleRow
+
+from webhookd import queries, store
+from webhookd.claims import Defaults, lane_of, settings_of
+from webhookd.core.answer import CircuitVote
+from webhookd.core.breaker import Breaker, CircuitState
+from webhookd.core.lane import Lane, settle_lane
+from webhookd.core.lifecycle import Settlement, settle
+from webhookd.core.model import Attempted, Delivery, Lost, Result
+
+GONE_REASON = "410 Gone"
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What one record did. *deferred*: their lanes were locked by somebody, try again soon. *refused*: no longer ours.
+
+    *tripped*: webhooks whose circuit opened, once for each opening. *next_look_s*: when the earliest of these lanes is runnable.
+    """
+
+    accepted: Sequence[Result] = ()
+    refused: Sequence[Result] = ()
+    deferred: Sequence[Result] = ()
+    tripped: Sequence[int] = ()
+    next_look_s: float = math.inf
+
+
+class Recorder:
+    """Records for one worker; holds no state but the statements, so any thread may use it with a connection of its own."""
+
+    def __init__(self, *, worker_id: str, defaults: Defaults) -> None:
+        self._worker_id = worker_id
+        self._defaults = defaults
+        self._lock = queries.load("lock_recorded_lanes")
+        self._create = queries.load("create_lanes")
+        self._settle = queries.load("settle")
+        self._update = queries.load("update_lanes")
+        self._disable = queries.load("disable_webhooks")
+        self._expired = queries.load("expired_leases")
+        self._leased_by = queries.load("leases_of")
+
+    def record(self, connection: store.Connection, results: Sequence[Result]) -> Recorded:
+        """Store *results*. Blocks for one durable transaction; raises `psycopg.Error`, and then nothing was stored.
+
+        (A COMMIT whose answer is lost may have been stored all the same; recording again is then refused by the fence.)
+        """
+        webhook_ids = sorted({result.delivery.webhook_id for result in results})
+        with store.transaction(connection) as cursor:
+            rows = cursor.execute(self._lock, {"webhook_ids": store.number_array(webhook_ids)}).fetchall()
+            lanes = {row[0]: lane_of(row) for row in rows}
+            if len(lanes) < len(webhook_ids):
+                # Held by somebody, or gone (an operator's DELETE or TRUNCATE): what is gone comes back for the next try.
+                missing = [webhook_id for webhook_id in webhook_ids if webhook_id not in lanes]
+                cursor.execute(self._create, {"webhook_ids": store.number_array(missing)})
+            ours = [result for result in results if result.delivery.webhook_id in lanes]
+            deferred = [result for result in results if result.delivery.webhook_id not in lanes]
+            if not ours:
+                return Recorded(deferred=deferred)
+            now = float(rows[0][12])
+            now_at = datetime.fromtimestamp(now, tz=UTC)
+            settled = [(result, settle(result.delivery, result.outcome, now_at=now_at, u=random.random())) for result in ours]
+            accepted_ids = self._settle_rows(cursor, settled)
+            accepted = [pair for pair in settled if pair[0].delivery.delivery_id in accepted_ids]
+            refused = [result for result, _ in settled if result.delivery.delivery_id not in accepted_ids]
+            after, tripped = _settle_lanes(lanes, accepted, now=now)
+            if after:
+                cursor.execute(self._update, _lane_parameters(after, accepted))
+            gone = [result.delivery.webhook_id for result, settlement in accepted if settlement.disables_webhook]
+            if gone:
+                cursor.execute(self._disable, {"webhook_ids": store.number_array(gone), "reason": GONE_REASON})
+        runnable = [lane.runnable_at - now for lane in after if lane.runnable_at is not None]
+        return Recorded([result for result, _ in accepted], refused, deferred, tripped, min(runnable, default=math.inf))
+
+    def lost_leases(
+        self, connection: store.Connection, *, incarnation: UUID | None = None, limit: int = 500
+    ) -> list[Result]:
+        """Return, as results to be recorded, claims whose lease ran out, or all those of a dead *incarnation*.
+
+        Recording them releases the rows; the fence sees to it that an owner who records first wins.
+        """
+        if incarnation is None:
+            rows = connection.execute(self._expired, {"limit": limit}).fetchall()
+        else:
+            rows = connection.execute(self._leased_by, {"incarnation": incarnation, "limit": limit}).fetchall()
+        return [Result(_lost_delivery(row, self._defaults), Lost()) for row in rows]
+
+    def _settle_rows(
+        self, cursor: psycopg.Cursor[TupleRow], settled: Sequence[tuple[Result, Settlement]]
+    ) -> set[int]:
+        ended = time.monotonic()
+        answers = [result.outcome.answer if isinstance(result.outcome, Attempted) else None for result, _ in settled]
+        rows = cursor.execute(
+            self._settle,
+            {
+                "delivery_ids": store.number_array([result.delivery.delivery_id for result, _ in settled]),
+                "tokens": store.number_array([result.delivery.token for result, _ in settled]),
+                "statuses": [settlement.status.value for _, settlement in settled],
+                "delays": store.number_array([settlement.delay_s for _, settlement in settled]),
+                "retries": store.number_array([int(settlement.spends_retry) for _, settlement in settled]),
+                "losses": store.number_array([int(settlement.loses_lease) for _, settlement in settled]),
+                "ages": store.number_array([_age_s(result, now=ended) for result, _ in settled]),
+                "webhook_ids": store.number_array([result.delivery.webhook_id for result, _ in settled]),
+                "events": [settlement.event for _, settlement in settled],
+                "details": [_details(result, settlement) for result, settlement in settled],
+                "http_statuses": store.number_array([None if answer is None else answer.http_status for answer in answers]),
+                "times_ms": store.number_array([None if answer is None else answer.elapsed_s * 1000 for answer in answers]),
+                "worker_id": self._worker_id,
+            },
+        ).fetchall()
+        return {row[0] for row in rows}
+
+
+def _settle_lanes(
+    lanes: Mapping[int, Lane], accepted: Sequence[tuple[Result, Settlement]], *, now: float
+) -> tuple[list[Lane], list[int]]:
+    by_webhook: dict[int, list[tuple[Result, Settlement]]] = defaultdict(list)
+    for pair in accepted:
+        by_webhook[pair[0].delivery.webhook_id].append(pair)
+    after, tripped = [], []
+    for webhook_id, pairs in by_webhook.items():
+        before = lanes[webhook_id]
+        lane = settle_lane(before, pairs, now=now)
+        after.append(lane)
+        if lane.breaker.state is CircuitState.OPEN and lane.breaker.epoch != before.breaker.epoch:
+            tripped.append(webhook_id)
+    return after, tripped
+
+
+def _lane_parameters(after: Sequence[Lane], accepted: Sequence[tuple[Result, Settlement]]) -> dict[str, Any]:
+    times_ms: dict[int, list[float]] = defaultdict(list)
+    successful: dict[int, int] = defaultdict(int)
+    for result, settlement in accepted:
+        if isinstance(result.outcome, Attempted):
+            webhook_id = result.delivery.webhook_id
+            times_ms[webhook_id].append(result.outcome.answer.elapsed_s * 1000)
+            successful[webhook_id] += settlement.vote is CircuitVote.SUCCESS
+    times = [times_ms[lane.webhook_id] for lane in after]
+    return {
+        "webhook_ids": store.number_array([lane.webhook_id for lane in after]),
+        "totals": store.number_array([len(its) for its in times]),
+        "successfuls": store.number_array([successful[lane.webhook_id] for lane in after]),
+        "sums_ms": store.number_array([math.fsum(its) for its in times]),
+        "mins_ms": store.number_array([min(its, default=None) for its in times]),
+        "maxs_ms": store.number_array([max(its, default=None) for its in times]),
+        "health_statuses": [lane.health for lane in after],
+        "failures": store.number_array([lane.breaker.failures for lane in after]),
+        "circuit_states": [lane.breaker.state.value for lane in after],
+        "circuit_epochs": store.number_array([lane.breaker.epoch for lane in after]),
+        "circuit_untils": store.number_array([lane.breaker.until for lane in after]),
+        "hold_untils": store.number_array([lane.hold_until for lane in after]),
+        "tokens": store.number_array([lane.bucket.tokens for lane in after]),
+        "tokens_ats": store.number_array([lane.bucket.at for lane in after]),
+        "in_flights": store.number_array([lane.in_flight for lane in after]),
+        "runnable_ats": store.number_array([lane.runnable_at for lane in after]),
+        "blocked_bys": [lane.blocked_by for lane in after],
+    }
+
+
+def _age_s(result: Result, *, now: float) -> float | None:
+    """Return how long ago the attempt began, in seconds; None where there was none."""
+    if not isinstance(result.outcome, Attempted):
+        return None
+    return max(0.0, now - result.outcome.ended) + result.outcome.answer.elapsed_s
+
+
+def _details(result: Result, settlement: Settlement) -> str | None:
+    if settlement.event is None:
+        return None
+    details: dict[str, Any] = {"reason": settlement.reason}
+    if isinstance(result.outcome, Attempted):
+        details["attempt"] = result.delivery.attempts + 1
+        if result.outcome.answer.excerpt:
+            details["excerpt"] = result.outcome.answer.excerpt
+    if settlement.delay_s is not None:
+        details["retry_in_s"] = round(settlement.delay_s, 3)
+    return json.dumps(details)
+
+
+def _lost_delivery(row: Sequence[Any], defaults: Defaults) -> Delivery:
+    delivery_id, token, epoch, retry_count, max_retries, attempts, leases_lost, *registry = row
+    return Delivery(
+        delivery_id=delivery_id,
+        webhook_id=registry[0],
+        token=token,
+        breaker=Breaker(epoch=epoch),
+        body=b"",
+        retry_count=retry_count,
+        max_retries=max_retries,
+        attempts=attempts,
+        leases_lost=leases_lost,
+        age_s=0.0,
+        settings=settings_of(tuple(registry), defaults),
+        claimed=-math.inf,
+        start_before=-math.inf,
+    )

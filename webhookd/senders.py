@@ -1,0 +1,152 @@
+"""The sender threads of one worker, and the claimed deliveries that wait for them.
+
+Threads that fight for the interpreter lock cost a great deal, threads that wait for receivers are all the throughput there is. So
+the pool starts with one and grows only while work waits and every sender has been blocked in an exchange for a while.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from webhookd.bell import Bell, News
+from webhookd.core.model import Delivery, Result
+from webhookd.delivery import Courier
+
+log = logging.getLogger("webhookd.senders")
+
+BLOCKED_AFTER_S = 0.003  # an exchange that lasts longer than this is waiting, not computing
+TICKS_TO_GROW = 3  # one look is not enough: a fast receiver's hiccup must not leave sixteen threads behind
+IDLE_EXIT_S = 10.0
+WORK_AHEAD_S = 0.1  # claims are sized to so much work
+SMALLEST_CAPACITY = 16
+LARGEST_CAPACITY = 400
+
+
+@dataclass(slots=True)
+class _Sender:
+    """Written by its own thread, read by the dispatcher. *since*: monotonic begin of the exchange under way, None between two."""
+
+    since: float | None = None
+
+
+class Senders:
+    """Takes deliveries from the dispatcher, carries them out on its threads, and puts results where the recorder finds them."""
+
+    def __init__(
+        self, courier: Courier, results: "queue.SimpleQueue[Result | None]", *, most: int, bell: Bell
+    ) -> None:
+        self._courier = courier
+        self._results = results
+        self._most = most
+        self._bell = bell
+        self._queue: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # guards _senders
+        self._senders: list[_Sender] = []
+        self._wants_room = False
+        self._blocked_ticks = 0
+        self._finished = 0  # exchanges; written by senders without the lock: an estimate is enough
+        self._rate = 0.0  # exchanges a second, smoothed
+        self._rated_at = time.monotonic()
+
+    @property
+    def threads(self) -> int:
+        return len(self._senders)
+
+    def backlog(self) -> int:
+        """Return how many deliveries are waiting or in an exchange."""
+        return self._queue.qsize() + sum(1 for sender in self._senders if sender.since is not None)
+
+    def room(self) -> int:
+        """Return how many deliveries to claim now; 0 while enough wait here already to keep every sender busy."""
+        capacity = self._capacity()
+        backlog = self.backlog()
+        return capacity - backlog if backlog * 2 <= capacity or self._queue.qsize() == 0 else 0
+
+    def submit(self, deliveries: Sequence[Delivery]) -> None:
+        """Queue *deliveries*; they go out in this order."""
+        for delivery in deliveries:
+            self._queue.put(delivery)
+        if deliveries and not self._senders:
+            self._start(1)
+
+    def call_for_room(self) -> None:
+        """Ring the bell, once, as soon as there is room again."""
+        self._wants_room = True
+
+    def tick(self, now: float) -> bool:
+        """Grow if every sender has been blocked for some ticks while work waits. Return whether to tick again in a few ms."""
+        waiting = self._queue.qsize()
+        if waiting == 0 or len(self._senders) >= self._most:
+            self._blocked_ticks = 0
+            return False
+        begun = [sender.since for sender in self._senders]
+        blocked = all(since is not None and now - since > BLOCKED_AFTER_S for since in begun)
+        self._blocked_ticks = self._blocked_ticks + 1 if blocked else 0
+        if self._blocked_ticks >= TICKS_TO_GROW:
+            # By a third at a time: 64 slow receivers' worth of threads within a fifth of a second.
+            self._start(min(waiting, self._most - len(self._senders), 1 + len(self._senders) // 3))
+        return True
+
+    def withdraw(self) -> list[Delivery]:
+        """Take back the deliveries that no sender has begun."""
+        deliveries: list[Delivery] = []
+        while True:
+            try:
+                delivery = self._queue.get_nowait()
+            except queue.Empty:
+                return deliveries
+            if delivery is not None:
+                deliveries.append(delivery)
+
+    def _capacity(self) -> int:
+        now = time.monotonic()
+        elapsed = now - self._rated_at
+        if elapsed >= WORK_AHEAD_S:
+            finished, self._finished = self._finished, 0
+            # A quarter of a second's memory: claims grow with the load and shrink soon after it.
+            weight = min(1.0, elapsed * 4)
+            self._rate += weight * (finished / elapsed - self._rate)
+            self._rated_at = now
+        wanted = max(SMALLEST_CAPACITY, int(self._rate * WORK_AHEAD_S) + self.threads, self.threads * 2)
+        return min(wanted, max(LARGEST_CAPACITY, self._most * 2))
+
+    def _start(self, count: int) -> None:
+        for _ in range(count):
+            sender = _Sender()
+            with self._lock:
+                self._senders.append(sender)
+            threading.Thread(target=self._run, args=(sender,), name="webhookd-sender", daemon=True).start()
+
+    def _run(self, sender: _Sender) -> None:
+        while True:
+            try:
+                delivery = self._queue.get(timeout=IDLE_EXIT_S)
+            except queue.Empty:
+                with self._lock:
+                    if self._queue.qsize() == 0:
+                        self._senders.remove(sender)
+                        return
+                continue
+            if delivery is None:
+                return
+            self._carry(sender, delivery)
+
+    def _carry(self, sender: _Sender, delivery: Delivery) -> None:
+        sender.since = time.monotonic()
+        try:
+            result = Result(delivery, self._courier.deliver(delivery))
+        except Exception:
+            # A fault of ours, not the receiver's. Its lease runs out, the row is counted as lost and in the end as failed.
+            log.exception("delivery fault", extra={"fields": {"delivery_id": delivery.delivery_id}})
+            result = None
+        # Idle before the result is seen: the recorder commits at once when nobody is busy any more.
+        sender.since = None
+        self._finished += 1
+        if result is not None:
+            self._results.put(result)
+        if self._wants_room and self.room() > 0:
+            self._wants_room = False
+            self._bell.ring(News.ROOM)

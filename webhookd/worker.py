@@ -1,0 +1,233 @@
+"""A worker process: puts the parts together after the fork, runs the dispatcher in the main thread, drains, leaves."""
+
+import logging
+import os
+import queue
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from uuid import UUID
+
+import psycopg
+
+from webhookd import migrate, store
+from webhookd.bell import Bell
+from webhookd.claims import Claimer, Defaults
+from webhookd.config import Config
+from webhookd.core.model import Result
+from webhookd.delivery import Courier
+from webhookd.dispatcher import Dispatcher
+from webhookd.egress import Egress
+from webhookd.errors import UnusableError
+from webhookd.hints import Hints
+from webhookd.housekeeping import Housekeeping
+from webhookd.http_endpoint import Endpoint
+from webhookd.listener import Listener
+from webhookd.metrics import Metrics
+from webhookd.recording import Recording
+from webhookd.records import Recorder
+from webhookd.seat import ExitCode, WorkerSeat, parse_lost_line
+from webhookd.senders import Senders
+from webhookd.transport import Transport
+from webhookd.watch import Watch
+
+log = logging.getLogger("webhookd.worker")
+
+POOL_SIZE = 2  # with the LISTEN connection that makes three a worker
+
+
+def run(config: Config, seat: WorkerSeat) -> int:
+    """Work until told to stop; return the exit code. The whole life of a worker process."""
+    stop = threading.Event()
+    _on_signals(stop.set)
+    metrics = Metrics(seat.name, max_webhooks=config.metrics_webhooks)
+    state = _Booting(stop)
+    endpoint = Endpoint(seat.metrics_socket, metrics, alive=state.alive, ready=state.ready)
+    endpoint.start()
+    try:
+        installation = _boot(config, seat, stop)
+        if installation is None:
+            return ExitCode.DRAINED
+        worker = _Worker(config, seat, metrics, installation)
+        metrics.set_health_check(worker.dispatcher.healthy)
+        state.worker = worker
+        return worker.run(stop)
+    except UnusableError as error:
+        seat.refuse(str(error))
+        return ExitCode.UNUSABLE
+    finally:
+        endpoint.stop()
+
+
+class _Booting:
+    """What /healthz and /readyz say; the worker is there once the schema has been checked."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self.worker: _Worker | None = None
+        self._stop = stop
+
+    def alive(self) -> tuple[bool, str]:
+        return (True, "alive")
+
+    def ready(self) -> tuple[bool, str]:
+        if self._stop.is_set():
+            return (False, "draining")
+        if self.worker is None:
+            return (False, "waiting for the database")
+        return (True, "ready") if self.worker.dispatcher.ready() else (False, "the database does not answer")
+
+
+def _boot(config: Config, seat: WorkerSeat, stop: threading.Event) -> str | None:
+    """Wait for the database and check its schema; return the installation's name in webhook-ids, None if told to stop first.
+
+    A database that is away is waited for; a schema that does not fit raises `UnusableError`.
+    """
+    assert config.dsn is not None
+    failures = 0
+    while not stop.is_set():
+        seat.beat()
+        try:
+            with store.connect(config.dsn, application_name=f"webhookd/{seat.name}/boot") as connection:
+                migrate.check(connection)
+                row = connection.execute("SELECT installation_id FROM pggit.installation").fetchone()
+                assert row is not None
+                return f"wh_{row[0].hex[:16]}"
+        except psycopg.OperationalError as error:
+            failures += 1
+            if failures == 1:
+                reason = str(error).strip().partition("\n")[0]
+                log.warning("database unreachable", extra={"fields": {"error": reason}})
+            stop.wait(min(2.0, 0.1 * 2.0**failures) * random.uniform(0.5, 1.0))
+    return None
+
+
+class _Worker:
+    """The parts of a worker, wired."""
+
+    def __init__(self, config: Config, seat: WorkerSeat, metrics: Metrics, installation: str) -> None:
+        assert config.dsn is not None
+        self._config = config
+        self._seat = seat
+        defaults = Defaults(
+            timeout_s=config.timeout,
+            max_in_flight=config.max_in_flight,
+            rate=config.rate_limit,
+            burst=config.rate_burst,
+            retry_base_s=config.retry_base,
+            retry_max_s=config.retry_max,
+            circuit_threshold=config.circuit_threshold,
+            circuit_open_s=config.circuit_open,
+        )
+        self._pool = store.open_pool(config.dsn, application_name=f"webhookd/{seat.name}/work", size=POOL_SIZE)
+        recorder = Recorder(worker_id=seat.name, defaults=defaults)
+        hints, bell = Hints(), Bell()
+        egress = Egress(config.allow_http, config.allow_network)
+        self._transport = Transport(egress, connections_per_origin=config.threads)
+        results: queue.SimpleQueue[Result | None] = queue.SimpleQueue()
+        courier = Courier(self._transport, hints, installation=installation)
+        self._senders = Senders(courier, results, most=config.threads, bell=bell)
+        self.recording = Recording(
+            self._pool,
+            recorder,
+            results,
+            hints=hints,
+            metrics=metrics,
+            bell=bell,
+            backlog=self._senders.backlog,
+        )
+        listener = Listener(config.listen_dsn or config.dsn, application_name=f"webhookd/{seat.name}/listen")
+        self.dispatcher = Dispatcher(
+            self._pool,
+            Claimer(worker_id=seat.name, incarnation=seat.incarnation, defaults=defaults),
+            Watch(listener, worker_id=seat.name, incarnation=seat.incarnation),
+            self._senders,
+            self.recording,
+            metrics=metrics,
+            bell=bell,
+            beat=seat.beat,
+        )
+        self._housekeeping = Housekeeping(
+            self._pool,
+            recorder,
+            incarnation=seat.incarnation,
+            metrics=metrics,
+            recorded=self.recording.settled,
+            bell=bell,
+        )
+
+    def run(self, stop: threading.Event) -> int:
+        """Deliver until *stop*, then drain. Returns the exit code."""
+        self.recording.start()
+        self._housekeeping.start()
+        threading.Thread(target=self._lifeline, name="webhookd-lifeline", daemon=True).start()
+        _on_signals(self.dispatcher.stop)
+        if stop.is_set():
+            self.dispatcher.stop()
+        log.info("worker ready")
+        self.dispatcher.run()
+        return self._drain()
+
+    def _drain(self) -> int:
+        """Finish what is in flight within the drain timeout, give back the rest, leave."""
+        log.info("worker drains", extra={"fields": {"in_hand": self.recording.in_hand()}})
+        deadline = time.monotonic() + self._config.drain_timeout
+        try:
+            self.dispatcher.withdraw()
+        except psycopg.Error as error:
+            log.warning("drains without the database", extra={"fields": {"error": str(error)}})
+        while self.recording.in_hand() > 0 and time.monotonic() < deadline:
+            self._seat.beat()
+            time.sleep(0.01)
+        unfinished = self._senders.backlog()
+        # The exchanges that are still under way: their rows are released like those of a worker that died.
+        code = ExitCode.DRAINED
+        self.recording.stop(timeout_s=max(1.0, deadline - time.monotonic()))
+        self._housekeeping.stop()
+        try:
+            if unfinished:
+                self._housekeeping.release(self._seat.incarnation)
+            self.dispatcher.leave()
+        except psycopg.Error as error:
+            log.warning("left without the database", extra={"fields": {"error": str(error)}})
+        self._pool.close(timeout=1.0)
+        self._transport.close()
+        log.info("worker drained", extra={"fields": {"unfinished": unfinished}})
+        return code
+
+    def _lifeline(self) -> None:
+        """Read the supervisor's pipe: releases of dead siblings' leases, and its end."""
+        for incarnation in self._seat.lost:
+            self._release(incarnation)
+        with os.fdopen(self._seat.lifeline_fd, "rb", closefd=False) as lines:
+            for line in lines:
+                try:
+                    self._release(parse_lost_line(line))
+                except ValueError as error:
+                    log.warning("lifeline", extra={"fields": {"error": str(error)}})
+        log.warning("supervisor is gone")
+        # An orphan holds its port no longer than it must: the next supervisor wants it.
+        self._seat.metrics_socket.close()
+        self.dispatcher.stop()
+
+    def _release(self, incarnation: UUID) -> None:
+        try:
+            self._housekeeping.release(incarnation)
+        except psycopg.Error as error:
+            log.warning(
+                "leases of a dead worker not released; they run out",
+                extra={"fields": {"incarnation": str(incarnation), "error": str(error)}},
+            )
+
+
+def _on_signals(stop: Callable[[], None]) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, handle)
+    # The supervisor's business; a terminal sends it to the whole process group.
+    for number in (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU):
+        signal.signal(number, signal.SIG_IGN)
