@@ -32,10 +32,11 @@ TICK_S = 0.003
 CONTENDED_S = 0.002  # others hold the lanes with work for the length of a claim or a record
 NOT_NAMED_S = 0.25  # a worker that hears another named looks a little later: if that one is dead or busy, work is not lost
 SATURATED_S = 0.01  # shorter than this, having no room is an ordinary moment under load
+CALL_EVERY_S = 0.1  # under load every claim is full; then everybody is awake anyway
 DEAF_LOOK_S = 2.0  # without a LISTEN connection
 OUTWAIT_FIRST_S, OUTWAIT_MOST_S = 0.002, 0.25
 # Faster than this, notifications cost more than looking.
-BURST_NOTIFIES, BURST_S = 20, 0.2
+BURST_NOTIFIES, BURST_S = 40, 0.2
 LOOK_EVERY_S, QUIET_S = 0.005, 0.25
 
 
@@ -75,6 +76,7 @@ class Dispatcher:
         self._outwait_pause = OUTWAIT_FIRST_S
         self._outwaited: set[str] = set()
         self._saturated_since = math.inf
+        self._call_at = -math.inf
         self._watched = False  # somebody keeps the watch, as far as this worker knows
         self._found_at = -math.inf
         self._alone = False  # a suspect row is due: run dry first
@@ -146,6 +148,9 @@ class Dispatcher:
             self._submit(claim, now)
             if claim.deliveries or claim.lanes:
                 self._found_at = now
+            if claim.full and now >= self._call_at:
+                self._watch.call_all(connection)
+                self._call_at = now + CALL_EVERY_S
             if claim.full or not claim.exhausted:
                 self._look_at = now  # the next turn asks for room first
             elif claim.contended:
@@ -229,8 +234,10 @@ class Dispatcher:
             self._look_at = now
             self._notified.extend(now for payload in payloads if payload == mine)
             self._calm_down(now)
-        elif payloads and self._look_at > now + NOT_NAMED_S:
-            self._look_at = now + NOT_NAMED_S
+        elif any(self._watch.calls_me(payload) for payload in payloads):
+            self._look_at = now
+        elif payloads:
+            self._look_at = min(self._look_at, now + NOT_NAMED_S)
 
     def _calm_down(self, now: float) -> None:
         """Lower the flag when notifications come thick: each costs every committing producer more than a look costs here."""
@@ -314,6 +321,7 @@ class Dispatcher:
                 self._watched = self._watch.keeping and news is not News.UNREGISTERED
                 if news is News.UNREGISTERED:
                     self._listener.close()  # opening it again registers again
+                    self._listen_at = now
 
     def _away(self, error: psycopg.OperationalError) -> None:
         """The database does not answer: claim nothing, ask again with growing pauses. Nothing else stops."""

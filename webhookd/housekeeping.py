@@ -22,6 +22,7 @@ from webhookd.records import Recorder
 log = logging.getLogger("webhookd.housekeeping")
 
 EVERY_S = 4.5
+FIRST_S = 0.5  # the dispatcher registers this worker first
 LOST_AT_ONCE = 500
 
 
@@ -69,7 +70,7 @@ class Housekeeping:
         )
 
     def _run(self) -> None:
-        pause_s = 0.0
+        pause_s = FIRST_S
         while not self._stop.wait(pause_s):
             pause_s = EVERY_S
             try:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from webhookd.bell import Bell, News
-from webhookd.core.model import Delivery, Result
+from webhookd.core.model import Delivery, Lost, Outcome, Result
 from webhookd.delivery import Courier
 
 log = logging.getLogger("webhookd.senders")
@@ -137,16 +137,15 @@ class Senders:
     def _carry(self, sender: _Sender, delivery: Delivery) -> None:
         sender.since = time.monotonic()
         try:
-            result = Result(delivery, self._courier.deliver(delivery))
+            outcome: Outcome = self._courier.deliver(delivery)
         except Exception:
-            # A fault of ours, not the receiver's. Its lease runs out, the row is counted as lost and in the end as failed.
+            # A fault of ours, not the receiver's, and nobody knows how far the exchange got: that is a lost lease.
             log.exception("delivery fault", extra={"fields": {"delivery_id": delivery.delivery_id}})
-            result = None
+            outcome = Lost()
         # Idle before the result is seen: the recorder commits at once when nobody is busy any more.
         sender.since = None
         self._finished += 1
-        if result is not None:
-            self._results.put(result)
+        self._results.put(Result(delivery, outcome))
         if self._wants_room and self.room() > 0:
             self._wants_room = False
             self._bell.ring(News.ROOM)

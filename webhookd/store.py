@@ -58,7 +58,7 @@ def open_pool(dsn: str, *, application_name: str, size: int) -> ConnectionPool[C
         min_size=size,
         max_size=size,
         timeout=5.0,
-        reconnect_timeout=30.0,
+        reconnect_timeout=3.0,  # then asks again only when somebody wants a connection: no growing pauses
         num_workers=1,
         name=application_name,
         open=True,

@@ -12,6 +12,8 @@ from uuid import UUID
 from webhookd import __version__, queries, store
 from webhookd.listener import Listener
 
+CALL_ALL = "all"
+
 
 class Watch:
     """This incarnation's ear and row among the workers, and its part in the watch. Used by the dispatcher's thread only.
@@ -67,6 +69,14 @@ class Watch:
             cursor.execute(queries.load("lock_watch"))
             cursor.execute(queries.load("hand_over_watch"), self._parameters)
         self.keeping = self.looking = False
+
+    def call_all(self, connection: store.Connection) -> None:
+        """Wake every worker: there is more to do than this one has room for."""
+        connection.execute(queries.load("call_all"), {"payload": f"{CALL_ALL} {self.wake_number}"})
+
+    def calls_me(self, payload: str) -> bool:
+        """Return whether *payload* is another worker's call to all."""
+        return payload.startswith(CALL_ALL) and payload != f"{CALL_ALL} {self.wake_number}"
 
     def leave(self, connection: store.Connection) -> None:
         """Hand the watch over and strike this worker's row."""

@@ -41,6 +41,7 @@ POOL_SIZE = 2  # with the LISTEN connection that makes three a worker
 
 def run(config: Config, seat: WorkerSeat) -> int:
     """Work until told to stop; return the exit code. The whole life of a worker process."""
+    threading.excepthook = _end_with_thread
     stop = threading.Event()
     _on_signals(stop.set)
     metrics = Metrics(seat.name, max_webhooks=config.metrics_webhooks)
@@ -220,6 +221,13 @@ class _Worker:
                 "leases of a dead worker not released; they run out",
                 extra={"fields": {"incarnation": str(incarnation), "error": str(error)}},
             )
+
+
+def _end_with_thread(args: threading.ExceptHookArgs) -> None:
+    """Half a worker is worse than none: the supervisor starts another, and a sibling releases this one's leases."""
+    name = args.thread.name if args.thread else "?"
+    log.critical("thread died", extra={"fields": {"thread": name}}, exc_info=args.exc_value)
+    os._exit(ExitCode.FAILED)
 
 
 def _on_signals(stop: Callable[[], None]) -> None:

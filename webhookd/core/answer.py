@@ -110,8 +110,8 @@ def parse_retry_after(value: str, *, now_at: datetime) -> float | None:
     """Return the seconds that a Retry-After header asks for (at least 0), or None where it is neither form of RFC 9110."""
     text = value.strip()
     if text.isascii() and text.isdigit():
-        # A hundred digits are still a number to the RFC; the caller caps, but float() of them must not overflow.
-        return float(text[:12])
+        # A hundred digits are still a number to the RFC. The caller caps; to it a billion seconds are as good as infinity.
+        return min(float(text), 1e9)
     try:
         when = parsedate_to_datetime(text)
     except (ValueError, TypeError, OverflowError):

@@ -1,0 +1,8 @@
+-- Webhooks that deliveries wait for although nobody has registered them.
+SELECT q.webhook_id, count(*) AS waiting
+  FROM pggit.alert_delivery_queue q
+ WHERE q.delivery_status IN ('pending', 'retrying')
+   AND NOT EXISTS (SELECT FROM pggit.webhooks w WHERE w.webhook_id = q.webhook_id)
+ GROUP BY q.webhook_id
+ ORDER BY count(*) DESC, q.webhook_id
+ LIMIT %(limit)s

@@ -1,0 +1,15 @@
+-- What waits, by what it waits for (as measure_depth counts it), and how long ago the oldest row of each cause was due.
+SELECT CASE WHEN w.webhook_id IS NULL THEN 'unregistered'
+            WHEN NOT w.enabled THEN 'paused'
+            WHEN NOT q.due THEN 'scheduled'
+            ELSE coalesce(h.blocked_by, 'due') END AS cause,
+       sum(q.deliveries)::bigint AS deliveries,
+       extract(epoch FROM now() - min(q.oldest) FILTER (WHERE q.due))::float8 AS oldest_due_s
+  FROM (SELECT webhook_id, next_retry_at <= now() AS due, count(*) AS deliveries, min(next_retry_at) AS oldest
+          FROM pggit.alert_delivery_queue
+         WHERE delivery_status IN ('pending', 'retrying')
+         GROUP BY webhook_id, next_retry_at <= now()) q
+  LEFT JOIN pggit.webhooks w USING (webhook_id)
+  LEFT JOIN pggit.webhook_health_metrics h USING (webhook_id)
+ GROUP BY 1
+ ORDER BY 1

@@ -1,0 +1,5 @@
+-- The workers of all hosts. Each reports every few seconds; a silent one's row is swept away after a minute.
+SELECT worker_id, host, pid, version, extract(epoch FROM now() - started_at)::float8 AS up_s,
+       extract(epoch FROM now() - seen_at)::float8 AS seen_s_ago
+  FROM pggit.workers
+ ORDER BY worker_id, started_at

@@ -1,0 +1,13 @@
+-- Every registered webhook with its health, its circuit, and how many deliveries wait for it.
+SELECT w.webhook_id, w.url, w.enabled, w.disabled_reason,
+       coalesce(h.health_status, 'unknown') AS health_status,
+       coalesce(h.circuit_state, 'closed') AS circuit_state,
+       coalesce(h.consecutive_failures, 0) AS consecutive_failures,
+       coalesce(q.waiting, 0) AS waiting
+  FROM pggit.webhooks w
+  LEFT JOIN pggit.webhook_health_metrics h USING (webhook_id)
+  LEFT JOIN (SELECT webhook_id, count(*) AS waiting
+               FROM pggit.alert_delivery_queue
+              WHERE delivery_status IN ('pending', 'retrying', 'sending')
+              GROUP BY webhook_id) q USING (webhook_id)
+ ORDER BY w.webhook_id
