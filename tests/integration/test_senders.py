@@ -1,0 +1,126 @@
+"""The sender pool against real receivers: it grows for blocked exchanges only, and hands back what it has not begun."""
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.receivers import OK, Behaviour, Peer, Receiver
+from tests.values import delivery, settings
+from tests.waiting import eventually
+from webhookd.bell import Bell, News
+from webhookd.core.model import Attempted, Delivery, GivenBack, Result
+from webhookd.delivery import Courier
+from webhookd.egress import Egress
+from webhookd.hints import Hints
+from webhookd.senders import Senders
+from webhookd.transport import Transport
+
+
+class Rig:
+    """A sender pool with its queue of results, and deliveries for one receiver."""
+
+    def __init__(self, receiver: Receiver, *, most: int) -> None:
+        self.transport = Transport(Egress(True, ["127.0.0.0/8"]))
+        self.results: queue.SimpleQueue[Result | None] = queue.SimpleQueue()
+        self.bell = Bell()
+        courier = Courier(self.transport, Hints(), installation="wh_test")
+        self.senders = Senders(courier, self.results, most=most, bell=self.bell)
+        self._settings = settings(url=receiver.url())
+
+    def deliveries(self, count: int) -> list[Delivery]:
+        return [delivery(delivery_id=number, settings=self._settings) for number in range(1, count + 1)]
+
+    def tick(self) -> None:
+        self.senders.tick(time.monotonic())
+
+
+@contextmanager
+def rig(behaviour: Behaviour, *, most: int) -> Iterator[tuple[Rig, Receiver]]:
+    with Receiver(behaviour) as receiver:
+        made = Rig(receiver, most=most)
+        yield made, receiver
+        made.senders.withdraw()
+        made.transport.close()
+
+
+def test_the_pool_grows_to_its_limit_while_receivers_keep_every_sender_waiting() -> None:
+    release = threading.Event()
+
+    def slow(peer: Peer) -> None:
+        while peer.read_request() is not None:
+            release.wait(20)
+            peer.send(OK)
+
+    with rig(slow, most=8) as (made, receiver):
+        made.senders.submit(made.deliveries(20))
+
+        def grown() -> bool:
+            made.tick()
+            return made.senders.threads == 8
+
+        eventually(grown)
+        assert receiver.wait_for_requests(8)
+        for _ in range(10):
+            made.tick()
+        assert made.senders.threads == 8
+        release.set()
+        eventually(lambda: made.results.qsize() == 20)
+
+
+def test_a_fast_receiver_is_served_by_one_sender() -> None:
+    def fast(peer: Peer) -> None:
+        while peer.read_request() is not None:
+            peer.send(OK)
+
+    with rig(fast, most=8) as (made, _):
+        made.senders.submit(made.deliveries(200))
+        eventually(lambda: made.results.qsize() == 200)
+        assert made.senders.threads == 1
+        assert made.senders.backlog() == 0
+        first = made.results.get()
+        assert first is not None
+        assert isinstance(first.outcome, Attempted)
+        assert first.outcome.answer.http_status == 200
+
+
+def test_what_no_sender_has_begun_can_be_withdrawn() -> None:
+    release = threading.Event()
+
+    def stuck(peer: Peer) -> None:
+        peer.read_request()
+        release.wait(20)
+
+    with rig(stuck, most=1) as (made, receiver):
+        made.senders.submit(made.deliveries(5))
+        assert receiver.wait_for_requests(1)
+        assert [one.delivery_id for one in made.senders.withdraw()] == [2, 3, 4, 5]
+        assert made.senders.backlog() == 1
+        release.set()
+        eventually(lambda: made.senders.backlog() == 0)
+
+
+def test_the_bell_rings_once_there_is_room_again() -> None:
+    release = threading.Event()
+
+    def slow(peer: Peer) -> None:
+        while peer.read_request() is not None:
+            release.wait(20)
+            peer.send(OK)
+
+    with rig(slow, most=1) as (made, _):
+        made.senders.submit(made.deliveries(made.senders.room()))
+        assert made.senders.room() <= 0
+        made.senders.call_for_room()
+        assert made.bell.answer() == []
+        release.set()
+        eventually(lambda: News.ROOM in made.bell.answer())
+
+
+def test_a_delivery_too_late_for_its_lease_is_given_back_and_not_sent() -> None:
+    with rig(lambda peer: None, most=1) as (made, receiver):
+        courier = Courier(made.transport, Hints(), installation="wh_test")
+        late = Delivery(**{name: getattr(made.deliveries(1)[0], name) for name in Delivery.__slots__} | {"start_before": 0.0})
+        assert courier.deliver(late) == GivenBack()
+        assert receiver.connections == 0

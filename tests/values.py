@@ -1,0 +1,58 @@
+"""Values of the core with every field filled, for tests that care about one or two of them."""
+
+import math
+
+from webhookd.core.breaker import Breaker
+from webhookd.core.model import Delivery, Settings
+
+
+def settings(
+    *,
+    webhook_id: int = 1,
+    url: str = "http://127.0.0.1:1/",
+    timeout_s: float = 5.0,
+    max_in_flight: int = 50,
+    rate: float = 0.0,
+    burst: int = 20,
+    circuit_threshold: int = 5,
+) -> Settings:
+    return Settings(
+        webhook_id=webhook_id,
+        url=url,
+        enabled=True,
+        secret=None,
+        headers=(),
+        timeout_s=timeout_s,
+        max_in_flight=max_in_flight,
+        rate=rate,
+        burst=burst,
+        retry_base_s=5.0,
+        retry_max_s=1800.0,
+        circuit_threshold=circuit_threshold,
+        circuit_open_s=60.0,
+    )
+
+
+def delivery(
+    *,
+    delivery_id: int = 1,
+    webhook_id: int = 1,
+    breaker: Breaker | None = None,
+    claimed: float = 0.0,
+    settings: Settings = settings(),  # noqa: B008 (frozen)
+) -> Delivery:
+    return Delivery(
+        delivery_id=delivery_id,
+        webhook_id=webhook_id,
+        token=1,
+        breaker=breaker or Breaker(),
+        body=b"{}",
+        retry_count=0,
+        max_retries=3,
+        attempts=0,
+        leases_lost=0,
+        age_s=0.0,
+        settings=settings,
+        claimed=claimed,
+        start_before=math.inf,
+    )
