@@ -1,0 +1,160 @@
+"""The lines of the log: their keys, their quoting, and what never gets into them."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from webhookd import logs
+from webhookd.logs import JsonFormatter, TextFormatter, redact, safe_url
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+
+@pytest.fixture
+def stderr(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
+    """Reads what was logged through `configure`; the process's logging is put back in the end."""
+    root, ours = logging.getLogger(), logging.getLogger("webhookd")
+    before = root.handlers[:], root.level, ours.level
+    yield lambda: capsys.readouterr().err
+    logging.captureWarnings(False)
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
+    ours.setLevel(before[2])
+
+
+def record(event: str = "worker started", **fields: object) -> logging.LogRecord:
+    made = logging.LogRecord("webhookd.worker", logging.INFO, __file__, 1, event, (), None)
+    made.fields = fields
+    return made
+
+
+def parse_logfmt(line: str) -> dict[str, str]:
+    """Read a line of key=value with JSON strings for quoted values, strictly."""
+    decoder, found, at = json.JSONDecoder(), {}, 0
+    while at < len(line):
+        key, _, _ = line[at:].partition("=")
+        at += len(key) + 1
+        if line[at : at + 1] == '"':
+            value, end = decoder.raw_decode(line, at)
+        else:
+            end = line.find(" ", at) if " " in line[at:] else len(line)
+            value = line[at:end]
+        found[key] = value
+        at = end + 1
+    return found
+
+
+def test_a_text_line_holds_the_event_its_fields_and_who_speaks() -> None:
+    line = parse_logfmt(TextFormatter("node/worker-1").format(record(webhook_id=3, reason="HTTP 503; no retries left")))
+    assert line["event"] == "worker started"
+    assert line["level"] == "info"
+    assert line["logger"] == "webhookd.worker"
+    assert line["worker"] == "node/worker-1"
+    assert line["webhook_id"] == "3"
+    assert line["reason"] == "HTTP 503; no retries left"
+    assert int(line["pid"]) > 0
+    assert datetime.fromisoformat(line["ts"]).utcoffset() == timedelta(0)
+
+
+def test_a_json_line_keeps_the_types_of_its_fields() -> None:
+    line = json.loads(
+        JsonFormatter(None).format(record(webhook_id=3, delay_s=1.5, ids=(1, 2), flag=True, none=None, odd=float("nan")))
+    )
+    assert (line["webhook_id"], line["delay_s"], line["ids"], line["flag"], line["none"]) == (3, 1.5, [1, 2], True, None)
+    assert line["odd"] == "nan"
+    assert "worker" not in line
+
+
+def test_a_field_cannot_pose_as_a_key_of_every_line() -> None:
+    line = json.loads(JsonFormatter("worker-1").format(record(level="fake", pid=0, worker="fake")))
+    assert (line["level"], line["worker"], line["level_"], line["worker_"]) == ("info", "worker-1", "fake", "fake")
+
+
+@given(value=st.text())
+def test_any_text_is_one_line_and_reads_back(value: str) -> None:
+    line = TextFormatter(None).format(record(value=value))
+    assert line.isprintable()
+    assert parse_logfmt(line)["value"] == redact(value)
+    assert json.loads(JsonFormatter(None).format(record(value=value)))["value"] == redact(value)
+
+
+@pytest.mark.parametrize("formatter", [TextFormatter(None), JsonFormatter(None)])
+def test_a_traceback_is_kept_whole_and_redacted(formatter: logging.Formatter) -> None:
+    try:
+        raise ValueError(f"no good: {SECRET} at https://user:pw@example.org/hook?token=abc")
+    except ValueError:
+        made = record()
+        made.exc_info = sys.exc_info()
+    text = formatter.format(made)
+    assert "ValueError: no good" in text
+    assert "https://example.org/hook" in text
+    for hidden in (SECRET, "pw", "token=abc"):
+        assert hidden not in text
+    if isinstance(formatter, JsonFormatter):
+        assert "Traceback" in json.loads(text)["traceback"]
+    else:
+        assert all(line.startswith("    ") for line in text.splitlines()[1:])
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://example.org/a/b", "https://example.org/a/b"),
+        ("https://user:pw@example.org:8443/a?token=1#x", "https://example.org:8443/a?(hidden)"),
+        ("http://[::1]:80/", "http://[::1]:80/"),
+        ("https://example.org:port/", "(malformed URL)"),
+        ("example.org/a?token=1", "(malformed URL)"),
+        ("http://[::1/?token=1", "(malformed URL)"),
+        ("", "(malformed URL)"),
+    ],
+)
+def test_a_url_is_shown_without_credentials_and_query(url: str, shown: str) -> None:
+    assert safe_url(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [
+        (f"secret {SECRET}.", "MfKQ"),
+        ("connect to postgresql://me:pass@db/x failed", "pass"),
+        ("connect to postgresql://db/x?password=abc&a=b failed", "abc"),
+        ("host=db password=abc user=me", "abc"),
+        (r"host=db password = 'a\'bc d' user=me", "bc"),
+        ("GET https://example.org/x?key=abc HTTP/1.1", "abc"),
+    ],
+)
+def test_secrets_are_redacted_wherever_they_stand(text: str, hidden: str) -> None:
+    assert hidden not in redact(text)
+    assert hidden not in TextFormatter(None).format(record(text))
+    assert hidden not in JsonFormatter(None).format(record(nested=[{"a": text}]))
+
+
+def test_words_around_a_redaction_stay() -> None:
+    assert redact("host=db password=abc user=me") == "host=db password=(hidden) user=me"
+    assert redact("see https://example.org/x?a=b for more") == "see https://example.org/x?(hidden) for more"
+
+
+def test_configure_logs_ours_from_the_level_on_and_libraries_only_when_something_is_wrong(stderr: Callable[[], str]) -> None:
+    logs.configure("json", "debug", worker="worker-2")
+    logging.getLogger("webhookd.worker").debug("seen", extra={"fields": {"n": 1}})
+    logging.getLogger("urllib3.connectionpool").info("not seen")
+    logging.getLogger("psycopg.pool").warning("seen as well")
+    lines = [json.loads(line) for line in stderr().splitlines()]
+    assert [(line["event"], line["worker"]) for line in lines] == [("seen", "worker-2"), ("seen as well", "worker-2")]
+
+
+def test_configure_again_replaces_the_handler(stderr: Callable[[], str]) -> None:
+    logs.configure("text", "info")
+    logs.configure("text", "warning", worker="worker-1")
+    log = logging.getLogger("webhookd.worker")
+    log.info("not seen")
+    log.warning("seen once")
+    logged = stderr()
+    assert logged.count("\n") == 1
+    assert "worker=worker-1" in logged

@@ -1,0 +1,134 @@
+"""`webhookd delivery`: look at deliveries and send them again."""
+
+import json
+import re
+
+import click
+
+from webhookd.cli.options import connection_options, load_settings
+from webhookd.errors import WebhookdError
+
+_STATUSES = ("pending", "retrying", "sending", "delivered", "failed")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_BATCH = 1000
+
+
+class Duration(click.ParamType[float]):
+    """A span of time such as 90s, 15m, 2h or 7d, in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        match = re.fullmatch(r"(\d+)([smhd])", str(value))
+        if match is None:
+            self.fail(f"{value!r} is not a number with s, m, h or d, such as 15m or 2h", param, ctx)
+        return float(int(match[1]) * _UNITS[match[2]])
+
+
+@click.group()
+def delivery() -> None:
+    """Look at deliveries and send them again."""
+
+
+@delivery.command("list")
+@click.option("--status", type=click.Choice(_STATUSES), help="Only deliveries in this status.")
+@click.option("--webhook", "webhook_id", type=int, metavar="ID", help="Only deliveries of this webhook.")
+@click.option("--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, metavar="N", help="How many.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@connection_options
+@click.pass_context
+def list_(
+    ctx: click.Context, /, status: str | None, webhook_id: int | None, limit: int, as_json: bool, **_: object
+) -> None:
+    """List deliveries, newest first."""
+    from webhookd.cli import database, output
+
+    with database.connect(load_settings(ctx).config) as connection:
+        rows = database.fetch(connection, "delivery_list", status=status, webhook_id=webhook_id, limit=limit)
+    if as_json:
+        output.print_json(rows)
+        return
+    columns = ("delivery_id", "webhook_id", "delivery_status", "attempts", "created_at", "next_retry_at", "worker_id")
+    output.print_table(columns, [[row[column] for column in columns] for row in rows])
+
+
+@delivery.command()
+@click.argument("delivery_id", type=int, metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@connection_options
+@click.pass_context
+def show(ctx: click.Context, /, delivery_id: int, as_json: bool, **_: object) -> None:
+    """Show one delivery, its body and every attempt."""
+    from webhookd.cli import database, output
+
+    with database.connect(load_settings(ctx).config) as connection:
+        row = database.fetch_one(connection, "delivery_show", delivery_id=delivery_id)
+        if row is None:
+            raise WebhookdError(f"no delivery has the id {delivery_id}: `webhookd delivery list` shows those there are")
+        attempts = database.fetch(connection, "delivery_attempts", delivery_id=delivery_id)
+    if as_json:
+        output.print_json({**row, "message_body": json.loads(row["message_body"]), "log": attempts})
+        return
+    output.print_table(("", ""), [(name, value) for name, value in row.items() if name != "message_body"])
+    click.echo(f"\nbody  {output.shown(row['message_body'][:2000])}\n")
+    if attempts:
+        details = [attempt["event_details"] or {} for attempt in attempts]
+        output.print_table(
+            ("at", "event", "http", "ms", "worker", "reason", "answer"),
+            [
+                (
+                    attempt["created_at"],
+                    attempt["event_type"],
+                    attempt["http_status"],
+                    attempt["response_time_ms"],
+                    attempt["worker_id"],
+                    detail.get("reason"),
+                    detail.get("excerpt"),
+                )
+                for attempt, detail in zip(attempts, details, strict=True)
+            ],
+        )
+    else:
+        click.echo("no attempt yet")
+
+
+@delivery.command()
+@click.argument("delivery_ids", type=int, nargs=-1, metavar="[ID]...")
+@click.option("--failed", is_flag=True, help="All failed deliveries, or those of --webhook.")
+@click.option("--webhook", "webhook_id", type=int, metavar="ID", help="With --failed: only this webhook's.")
+@click.option("--since", type=Duration(), metavar="DURATION", help="With --failed: only what failed within 15m, 2h, 7d, ...")
+@connection_options
+@click.pass_context
+def retry(
+    ctx: click.Context,
+    /,
+    delivery_ids: tuple[int, ...],
+    failed: bool,
+    webhook_id: int | None,
+    since: float | None,
+    **_: object,
+) -> None:
+    """Send deliveries again: those given by id (whatever became of them), or all that failed."""
+    from webhookd.cli import database
+
+    if bool(delivery_ids) == failed or (not failed and (webhook_id is not None or since is not None)):
+        raise click.UsageError("give either ids, or --failed with --webhook and --since where wanted", ctx)
+    with database.connect(load_settings(ctx).config) as connection:
+        if delivery_ids:
+            ids = sorted(set(delivery_ids))
+            found = {row["delivery_id"] for row in database.fetch(connection, "delivery_retry", delivery_ids=ids)}
+            if missing := [str(one) for one in ids if one not in found]:
+                click.echo(f"{len(found)} will be sent again")
+                raise WebhookdError(f"not there, or being sent just now: {', '.join(missing)}")
+            count = len(found)
+        else:
+            count, after = 0, -1
+            while True:
+                rows = database.fetch(
+                    connection, "delivery_retry_failed", after=after, webhook_id=webhook_id, since_s=since, limit=_BATCH
+                )
+                count += len(rows)
+                if len(rows) < _BATCH:
+                    break
+                after = max(row["delivery_id"] for row in rows)
+    click.echo(f"{count} will be sent again")

@@ -1,0 +1,81 @@
+"""`webhookd`: the daemon without a subcommand, everything else below it."""
+
+import sys
+
+import click
+
+from webhookd import __version__
+from webhookd.cli.databases import adopt, migrate
+from webhookd.cli.delivery import delivery
+from webhookd.cli.local import demo, listen
+from webhookd.cli.options import SectionedGroup, SectionedOption, config_file_option, config_options, load_settings
+from webhookd.cli.status import status
+from webhookd.cli.webhook import webhook
+from webhookd.config import OPTIONS
+from webhookd.errors import UnusableError, WebhookdError
+
+INTERRUPTED = 130
+
+
+@click.group(
+    cls=SectionedGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+@click.version_option(__version__, prog_name="webhookd")
+@click.option("--print-config", is_flag=True, cls=SectionedOption, help="Print each option's value and source, and exit.")
+@config_file_option
+@config_options(OPTIONS)
+@click.pass_context
+def cli(ctx: click.Context, /, print_config: bool, **_: object) -> None:
+    """Deliver webhooks from a PostgreSQL queue.
+
+    Without a command: run in the foreground, as --workers processes. Every option is also WEBHOOKD_<OPTION> in the environment
+    and a key of the TOML file that --config names; the command line wins over the environment, the environment over the file.
+    """
+    if print_config:
+        from webhookd.cli.run import print_settings
+
+        print_settings(load_settings(ctx))
+        ctx.exit(0)
+    if ctx.invoked_subcommand is None:
+        from webhookd.cli.run import run
+
+        ctx.exit(run(load_settings(ctx, with_psycopg=False)))
+
+
+for command in (migrate, adopt, webhook, delivery, status, listen, demo):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line. Whatever is wrong reaches the user as one line on stderr: exit 2 for what cannot be used, else 1."""
+    try:
+        code = cli.main(prog_name="webhookd", standalone_mode=False)
+    except click.UsageError as error:
+        _fail(_usage_line(error), 2)
+    except click.Abort:
+        sys.exit(INTERRUPTED)
+    except click.ClickException as error:
+        _fail(error.format_message(), 2)
+    except UnusableError as error:
+        _fail(str(error), 2)
+    except WebhookdError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of a pipe has seen enough. Python would complain again when it flushes stdout at the end.
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage_line(error: click.UsageError) -> str:
+    command = error.ctx.command_path if error.ctx else "webhookd"
+    return f"{error.format_message().rstrip('.')} (see `{command} --help`)"
+
+
+def _fail(line: str, code: int) -> None:
+    print(f"webhookd: {' '.join(line.split())}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,117 @@
+"""Turns the options of `webhookd.config` into click's, and what click parsed into settings."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from webhookd import config
+from webhookd.config import DEFAULTS, OPTIONS, Settings
+from webhookd.option_kinds import Flag, Folder, Networks, Seconds
+
+_GENERAL = "General"
+
+
+class SectionedOption(click.Option):
+    """An option that knows its section of the help text."""
+
+    def __init__(self, *args: Any, section: str = _GENERAL, **keywords: Any) -> None:
+        super().__init__(*args, **keywords)
+        self.section = section
+
+
+class SectionedGroup(click.Group):
+    """A group whose help lists the options by section, the commands first."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        self.format_commands(ctx, formatter)
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(getattr(parameter, "section", _GENERAL), []).append(record)
+        for section, records in sections.items():
+            with formatter.section(section):
+                formatter.write_dl(records, col_max=26)
+
+
+Command = Callable[..., Any]
+
+
+def config_options(names: Iterable[str]) -> Callable[[Command], Command]:
+    """Give a command options of the configuration. Values stay as they were typed: `config.load` parses them."""
+
+    def decorate(command: Command) -> Command:
+        for name in reversed(list(names)):
+            command = _option_of(name)(command)
+        return command
+
+    return decorate
+
+
+def connection_options(command: Command) -> Command:
+    """Give a command `--dsn`, `--embedded` and `--config`."""
+    return config_file_option(config_options(("dsn", "embedded"))(command))
+
+
+def egress_options(command: Command) -> Command:
+    """Give a command `--allow-http` and `--allow-network`."""
+    return config_options(("allow_http", "allow_network"))(command)
+
+
+def config_file_option(command: Command) -> Command:
+    """Give a command `--config`."""
+    text = "TOML file with any of the options below as keys."
+    return click.option("--config", "config_file", metavar="FILE", help=text, cls=SectionedOption)(command)
+
+
+def load_settings(ctx: click.Context, *, with_psycopg: bool = True) -> Settings:
+    """Return the settings under *ctx*: options of a subcommand win over those given before it.
+
+    Raise `UnusableError` for a value that cannot be used.
+    """
+    command_line: dict[str, object] = {}
+    file: Path | None = None
+    for context in _from_root(ctx):
+        for name, value in context.params.items():
+            if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+                continue
+            if name in OPTIONS:
+                command_line[name] = value
+            elif name == "config_file":
+                file = Path(value)
+    return config.load(command_line, file=file, with_psycopg=with_psycopg)
+
+
+def _from_root(ctx: click.Context) -> list[click.Context]:
+    chain = [ctx]
+    while chain[0].parent is not None:
+        chain.insert(0, chain[0].parent)
+    return chain
+
+
+def _option_of(name: str) -> Callable[[Command], Command]:
+    option = OPTIONS[name]
+    flag = config.flag_of(name)
+    keywords: dict[str, Any] = {"help": option.help + _shown_default(name), "section": option.section}
+    match option.kind:
+        case Flag():
+            flag, keywords["default"] = f"{flag}/--no-{flag[2:]}", None
+        case Folder():
+            # Without a value it means the default folder; the next word is taken for the folder unless it is an option.
+            keywords |= {"is_flag": False, "flag_value": "true", "metavar": option.kind.metavar}
+        case Networks():
+            keywords |= {"multiple": True, "metavar": option.kind.metavar}
+        case _:
+            keywords["metavar"] = option.kind.metavar
+    return click.option(flag, name, cls=SectionedOption, **keywords)
+
+
+def _shown_default(name: str) -> str:
+    default = DEFAULTS[name]
+    if default is None or default is False or default == ():
+        return ""
+    unit = " s" if isinstance(OPTIONS[name].kind, Seconds) else ""
+    return f"  [default: {default:g}{unit}]" if isinstance(default, float) else f"  [default: {default}]"

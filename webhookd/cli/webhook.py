@@ -1,0 +1,311 @@
+"""`webhookd webhook`: the registry."""
+
+import json
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from webhookd.cli.options import connection_options, egress_options, load_settings
+from webhookd.config import Config
+from webhookd.errors import UnusableError, WebhookdError
+
+# Column, option, type and meaning of what a webhook may have of its own; and the configuration's field behind it.
+_LIMITS: tuple[tuple[str, str, click.ParamType[Any], str, str], ...] = (
+    ("timeout_seconds", "--timeout", click.FloatRange(0, 600, min_open=True), "Seconds for one exchange.", "timeout"),
+    ("max_in_flight", "--max-in-flight", click.IntRange(1), "Exchanges at a time.", "max_in_flight"),
+    ("rate_limit_per_second", "--rate", click.FloatRange(0, 1e9), "Attempts a second; 0 is unlimited.", "rate_limit"),
+    ("rate_limit_burst", "--rate-burst", click.IntRange(1), "Attempts at once after a pause.", "rate_burst"),
+    ("retry_base_seconds", "--retry-base", click.FloatRange(0, 1e9, min_open=True), "The first retry's delay.", "retry_base"),
+    ("retry_max_seconds", "--retry-max", click.FloatRange(0, 1e9, min_open=True), "The longest delay.", "retry_max"),
+    ("circuit_failure_threshold", "--circuit-threshold", click.IntRange(1), "Failures that open it.", "circuit_threshold"),
+    ("circuit_open_seconds", "--circuit-open", click.FloatRange(0, 1e9, min_open=True), "Wait for its probe.", "circuit_open"),
+)
+_SECRET_BYTES = 32
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _limit_options(command: F) -> F:
+    for column, option, kind, text, _ in reversed(_LIMITS):
+        command = click.option(option, column, type=kind, help=f"{text} [default: the daemon's]")(command)
+    return command
+
+
+@click.group()
+def webhook() -> None:
+    """Register webhooks and look after them."""
+
+
+@webhook.command()
+@click.argument("url")
+@click.option("--id", "webhook_id", type=click.IntRange(1, 2**63 - 1), metavar="N", help="Its id; else the next free one.")
+@click.option("--secret", metavar="whsec_...", help="Its signing secret; else a new one is made and printed.")
+@click.option("--no-secret", is_flag=True, help="Send unsigned.")
+@click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="A header of its own; repeatable.")
+@_limit_options
+@egress_options
+@connection_options
+@click.pass_context
+def add(
+    ctx: click.Context,
+    /,
+    url: str,
+    webhook_id: int | None,
+    secret: str | None,
+    no_secret: bool,
+    headers: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Register URL. Refused if it could not be delivered to under the options in force."""
+    from webhookd.cli import database
+
+    config = load_settings(ctx).config
+    _refuse_undeliverable(url, config)
+    if secret and no_secret:
+        raise click.UsageError("give --secret or --no-secret, not both", ctx)
+    made = None if secret or no_secret else _new_secret()
+    row = {
+        "url": url,
+        "secret": _checked_secret(secret) if secret else made,
+        "headers": json.dumps(_headers(headers)) if headers else None,
+        **{column: options[column] for column, *_ in _LIMITS},
+    }
+    with database.connect(config) as connection:
+        if webhook_id is not None:
+            if database.fetch_one(connection, "webhook_insert", webhook_id=webhook_id, **row) is None:
+                raise UnusableError(f"--id {webhook_id} is taken: `webhookd webhook show {webhook_id}` shows by whom")
+        else:
+            webhook_id = _insert_with_next_id(connection, row)
+        database.fetch(connection, "webhook_advance_identity", webhook_id=webhook_id)
+    click.echo(f"webhook {webhook_id} registered")
+    if made is not None:
+        click.echo(f"secret {made}")
+
+
+@webhook.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@connection_options
+@click.pass_context
+def list_(ctx: click.Context, /, as_json: bool, **_: object) -> None:
+    """List the registered webhooks with their health and what waits for them."""
+    from webhookd.cli import database, output
+
+    with database.connect(load_settings(ctx).config) as connection:
+        rows = database.fetch(connection, "webhook_list")
+    if as_json:
+        output.print_json(rows)
+        return
+    output.print_table(
+        ("id", "url", "state", "health", "circuit", "failures", "waiting"),
+        [
+            (
+                row["webhook_id"],
+                row["url"],
+                "enabled" if row["enabled"] else f"disabled: {row['disabled_reason'] or '-'}",
+                row["health_status"],
+                row["circuit_state"],
+                row["consecutive_failures"],
+                row["waiting"],
+            )
+            for row in rows
+        ],
+    )
+
+
+@webhook.command()
+@click.argument("webhook_id", type=int, metavar="ID")
+@click.option("--reveal-secret", is_flag=True, help="Print the secret too.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@connection_options
+@click.pass_context
+def show(ctx: click.Context, /, webhook_id: int, reveal_secret: bool, as_json: bool, **_: object) -> None:
+    """Show one webhook: settings in force and where they come from, health, circuit."""
+    from webhookd.cli import database, output
+
+    config = load_settings(ctx).config
+    with database.connect(config) as connection:
+        row = database.fetch_one(connection, "webhook_show", webhook_id=webhook_id)
+    if row is None:
+        raise WebhookdError(f"no webhook has the id {webhook_id}: `webhookd webhook list` shows those there are")
+    if row["secret"] and not reveal_secret:
+        row["secret"] = "whsec_(hidden)"
+    if as_json:
+        output.print_json({"webhook_id": webhook_id, **row})
+        return
+    own = {column for column, *_ in _LIMITS}
+    lines: list[tuple[object, object, object]] = [(name, value, "") for name, value in row.items() if name not in own]
+    for column, *_rest, field in _LIMITS:
+        mine = row[column]
+        inherited = mine is None
+        value = getattr(config, str(field)) if inherited else mine
+        lines.append((column, value, "configuration" if inherited else "its own"))
+    output.print_table((f"webhook {webhook_id}", "", "from"), lines)
+
+
+@webhook.command()
+@click.argument("webhook_ids", type=int, nargs=-1, required=True, metavar="ID...")
+@connection_options
+@click.pass_context
+def pause(ctx: click.Context, /, webhook_ids: tuple[int, ...], **_: object) -> None:
+    """Stop sending to webhooks; their deliveries wait and spend no retry."""
+    _set_enabled(ctx, webhook_ids, enabled=False, done="paused")
+
+
+@webhook.command()
+@click.argument("webhook_ids", type=int, nargs=-1, required=True, metavar="ID...")
+@connection_options
+@click.pass_context
+def resume(ctx: click.Context, /, webhook_ids: tuple[int, ...], **_: object) -> None:
+    """Send again to webhooks that were paused or disabled."""
+    _set_enabled(ctx, webhook_ids, enabled=True, done="resumed")
+
+
+@webhook.command("rotate-secret")
+@click.argument("webhook_id", type=int, metavar="ID")
+@connection_options
+@click.pass_context
+def rotate_secret(ctx: click.Context, /, webhook_id: int, **_: object) -> None:
+    """Give a webhook a new signing secret and print it."""
+    from webhookd.cli import database
+
+    secret = _new_secret()
+    with database.connect(load_settings(ctx).config) as connection:
+        if database.fetch_one(connection, "webhook_set_secret", webhook_id=webhook_id, secret=secret) is None:
+            raise WebhookdError(f"no webhook has the id {webhook_id}")
+    click.echo(f"secret {secret}")
+
+
+@webhook.command()
+@click.argument("webhook_id", type=int, metavar="ID")
+@click.option("--force", is_flag=True, help="Also while deliveries wait for it.")
+@connection_options
+@click.pass_context
+def remove(ctx: click.Context, /, webhook_id: int, force: bool, **_: object) -> None:
+    """Take a webhook out of the registry. Its deliveries, attempts and health stay."""
+    from webhookd.cli import database
+
+    with database.connect(load_settings(ctx).config) as connection:
+        row = database.fetch_one(connection, "webhook_waiting", webhook_id=webhook_id)
+        waiting = row["waiting"] if row else 0
+        if waiting and not force:
+            raise UnusableError(
+                f"{waiting} deliveries wait for webhook {webhook_id}: with --force they stay unsent until it is registered again"
+            )
+        if database.fetch_one(connection, "webhook_delete", webhook_id=webhook_id) is None:
+            raise WebhookdError(f"no webhook has the id {webhook_id}")
+    click.echo(f"webhook {webhook_id} removed" + (f"; {waiting} deliveries wait for it unsent" if waiting else ""))
+
+
+@webhook.command()
+@click.argument("webhook_id", type=int, metavar="ID")
+@egress_options
+@connection_options
+@click.pass_context
+def test(ctx: click.Context, /, webhook_id: int, **_: object) -> None:
+    """Send one signed test request from here, past the queue, and print the answer. Exit 1 unless it is 2xx."""
+    from webhookd.cli import database, output
+
+    config = load_settings(ctx).config
+    with database.connect(config) as connection:
+        row = database.fetch_one(connection, "webhook_show", webhook_id=webhook_id)
+    if row is None or not row["registered"]:
+        raise WebhookdError(f"no webhook has the id {webhook_id}")
+    answer = _send_test(row, config)
+    status = answer.error or f"HTTP {answer.http_status}"
+    click.echo(f"{status} after {answer.elapsed_s * 1000:.0f} ms")
+    if answer.excerpt:
+        click.echo(output.shown(answer.excerpt))
+    ctx.exit(0 if answer.http_status is not None and 200 <= answer.http_status < 300 else 1)
+
+
+def _send_test(row: dict[str, Any], config: Config) -> Any:
+    from webhookd.core.signing import parse_secret, sign
+    from webhookd.delivery import USER_AGENT
+    from webhookd.egress import Egress
+    from webhookd.transport import Transport
+
+    now = int(time.time())
+    message_id = f"test_{secrets.token_hex(8)}"
+    body = json.dumps({"type": "webhookd.test", "timestamp": now}).encode()
+    headers = [
+        ("content-type", "application/json"),
+        ("user-agent", USER_AGENT),
+        ("webhook-id", message_id),
+        ("webhook-timestamp", str(now)),
+    ]
+    if row["secret"]:
+        key = parse_secret(row["secret"])
+        headers.append(("webhook-signature", sign(key, webhook_id=message_id, timestamp=now, body=body)))
+    headers.extend((str(name), str(value)) for name, value in (row["headers"] or {}).items())
+    transport = Transport(Egress(config.allow_http, config.allow_network))
+    try:
+        return transport.post(row["url"], headers=headers, body=body, timeout_s=row["timeout_seconds"] or config.timeout)
+    finally:
+        transport.close()
+
+
+def _set_enabled(ctx: click.Context, webhook_ids: tuple[int, ...], *, enabled: bool, done: str) -> None:
+    from webhookd.cli import database
+
+    with database.connect(load_settings(ctx).config) as connection:
+        reason = None if enabled else "paused by operator"
+        rows = database.fetch(
+            connection, "webhook_set_enabled", webhook_ids=list(webhook_ids), enabled=enabled, reason=reason
+        )
+    found = {row["webhook_id"] for row in rows}
+    for webhook_id in sorted(found):
+        click.echo(f"webhook {webhook_id} {done}")
+    if missing := [str(one) for one in webhook_ids if one not in found]:
+        raise WebhookdError(f"no webhook has the id {', '.join(missing)}")
+
+
+def _refuse_undeliverable(url: str, config: Config) -> None:
+    from webhookd.egress import Egress, NotAllowed, is_address
+
+    egress = Egress(config.allow_http, config.allow_network)
+    try:
+        target = egress.target(url)
+        if is_address(target.host):
+            egress.check_address(target.host)
+    except NotAllowed as error:
+        raise UnusableError(f"URL cannot be delivered to: {error}") from error
+
+
+def _insert_with_next_id(connection: Any, row: dict[str, Any]) -> int:
+    from webhookd.cli import database
+
+    while True:
+        following = database.fetch_one(connection, "webhook_next_id")
+        assert following is not None
+        # Somebody else may take the same id at the same moment.
+        if database.fetch_one(connection, "webhook_insert", webhook_id=following["webhook_id"], **row) is not None:
+            return int(following["webhook_id"])
+
+
+def _new_secret() -> str:
+    from webhookd.core.signing import format_secret
+
+    return format_secret(secrets.token_bytes(_SECRET_BYTES))
+
+
+def _checked_secret(secret: str) -> str:
+    from webhookd.core.signing import parse_secret
+
+    try:
+        parse_secret(secret)
+    except ValueError as error:
+        raise UnusableError(f"--secret: {error}") from error
+    return secret
+
+
+def _headers(given: tuple[str, ...]) -> dict[str, str]:
+    headers = {}
+    for one in given:
+        name, colon, value = one.partition(":")
+        if not colon or not name.strip():
+            raise UnusableError(f"--header {one!r} is not 'NAME: VALUE'")
+        headers[name.strip().lower()] = value.strip()
+    return headers
