@@ -47,7 +47,7 @@ DECLARE
         "log_id":       {"type": "bigint", "required": true},
         "delivery_id":  {"type": "bigint"},
         "webhook_id":   {"type": "bigint"},
-        "event_type":   {"type": "text"},
+        "event_type":   {"type": "text", "required": true},
         "event_details": {"type": "jsonb"},
         "created_at":   {"type": "timestamp with time zone", "null": "now()", "default": "now()", "required": true},
         "http_status":  {"type": "integer"},
@@ -187,7 +187,7 @@ BEGIN
                 settings := settings || format('ADD CHECK (%s)', wanted ->> 'check');
             END IF;
             IF wanted ? 'values' THEN
-                EXECUTE format('SELECT %I::text, count(*) FROM %s WHERE %1$I::text <> ALL (%L) GROUP BY 1 ORDER BY 2 DESC LIMIT 1',
+                EXECUTE format('SELECT %1$I::text, count(*) FROM %2$s WHERE %1$I::text <> ALL (%3$L) GROUP BY 1 ORDER BY 2 DESC LIMIT 1',
                                col.name, relation, ARRAY(SELECT jsonb_array_elements_text(wanted -> 'values')))
                    INTO value, rows;
                 IF rows IS NOT NULL THEN

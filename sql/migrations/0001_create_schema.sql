@@ -4,7 +4,13 @@
 -- Tables are declared column by column, IF NOT EXISTS, so that the tables of an earlier pggit (made fit by sql/adopt)
 -- keep their rows, grants, foreign keys and extra columns. On an empty database it reads as plain CREATE TABLEs.
 
-CREATE SCHEMA IF NOT EXISTS pggit;
+-- Not CREATE SCHEMA IF NOT EXISTS: that asks for the right to create one even where it exists.
+DO $$
+BEGIN
+    IF to_regnamespace('pggit') IS NULL THEN
+        CREATE SCHEMA pggit;
+    END IF;
+END $$;
 
 -- Who this installation is. system_identifier and database_oid tell a copy of the database from the original.
 CREATE TABLE pggit.installation (

@@ -1,0 +1,47 @@
+# `make demo` and `make test` set up everything that they need in .venv. PYTHON=... picks another interpreter.
+
+NEWEST_FIRST = python3 python3.14 python3.13 python3.12 python3.11
+PYTHON ?= $(shell for p in $(NEWEST_FIRST); do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV = .venv
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: help demo test lint setup
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo   see the whole system deliver 1,000 webhooks on this machine"
+	@echo "make test   run the tests (one of them: make test PYTEST_ARGS=tests/unit)"
+	@echo "make lint   run ruff and mypy"
+
+demo: $(VENV)/.runs
+	$(VENV)/bin/webhookd demo
+
+test: setup
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+setup: $(VENV)/.tests
+
+$(VENV)/.runs: setup.cfg pyproject.toml
+	@test -n "$(PYTHON)" || { echo "webhookd needs Python 3.11 or newer: apt-get install python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    package=$$($(PYTHON) -c 'import sys; print("python3.%d-venv" % sys.version_info[1])'); \
+	    if [ "$$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then \
+	        echo "installing $$package"; \
+	        apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$package >/dev/null; \
+	    else \
+	        echo "$(PYTHON) cannot make a virtual environment; run this and try again: sudo apt-get install $$package" >&2; \
+	        exit 1; \
+	    fi; }
+	@echo "setting up $(VENV)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PIP) install --editable '.[embedded]'
+	@touch $@
+
+$(VENV)/.tests: $(VENV)/.runs
+	@$(PIP) install --editable '.[embedded,test]'
+	@touch $@
