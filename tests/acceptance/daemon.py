@@ -29,7 +29,7 @@ class Daemon:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("WEBHOOKD_", "DATABASE_URL"))}
         options = ("--dsn", dsn, "--workers", str(workers), "--metrics-port", "0", *LOOPBACK, *arguments)
         self.process = subprocess.Popen(
-            [sys.executable, "/tmp/try/shim.py", *options],
+            [sys.executable, "-m", "webhookd", *options],
             stdout=self._log,
             stderr=subprocess.STDOUT,
             env=environment,

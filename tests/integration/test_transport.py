@@ -301,7 +301,9 @@ def test_a_close_in_the_middle_of_a_large_request_is_no_answer(sender: Transport
 
     with Receiver(behave) as receiver:
         answer = post(sender, receiver.url(), body=LARGE)
-    assert (answer.kind, answer.error) == (AnswerKind.NO_ANSWER, "connection reset")
+    assert answer.kind is AnswerKind.NO_ANSWER
+    # Which of the two the kernel reports depends on how much was still on its way.
+    assert answer.error in ("connection reset", "closed without an answer")
 
 
 # --- the deadline -----------------------------------------------------------------------------------------------------
