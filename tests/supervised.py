@@ -46,7 +46,7 @@ class Supervised:
         """Wait for a worker in place *number* (other than pid *besides*) that beats; return its start report."""
 
         def newest() -> dict[str, Any] | None:
-            running = {line["pid"] for line in self.logs("worker running")}
+            running = {line["worker_pid"] for line in self.logs("worker running")}
             started = [line for line in self.reports("started", number=number) if line["pid"] in running]
             return started[-1] if started and started[-1]["pid"] != besides else None
 

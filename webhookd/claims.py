@@ -68,6 +68,7 @@ class Claimer:
         self._worker_id = worker_id
         self._incarnation = incarnation
         self._defaults = defaults
+        self._make_lanes_at = -math.inf  # monotonic
         self._cursor = 0  # new rows of webhooks after this one come first: no lane starves behind a hundred others
         self._lock_lanes = queries.load("lock_lanes")
         self._lock_suspect = queries.load("lock_suspect_lane")
@@ -83,23 +84,24 @@ class Claimer:
         lanes_wanted = max(1, -(-limit // ROWS_PER_LANE))
         with store.transaction(connection, durable=False) as cursor:
             rows = cursor.execute(self._lock_lanes, {"cursor": self._cursor, "lanes": lanes_wanted}).fetchall()
-            if not rows:
-                self._cursor = 0
-                return Claim()
-            now: float = rows[0][12]
-            last_fresh, fresh = int(rows[0][13]), int(rows[0][14])
+            now, last_fresh, fresh, without_lane = rows[0][12:16]
             self._cursor = last_fresh if fresh == lanes_wanted else 0
-            lanes = [lane_of(row) for row in rows]
-            settings = self._settings_of(cursor, [lane.webhook_id for lane in lanes])
-            lanes = self._recounted(cursor, lanes, settings)
-            deliveries, rate_limited = self._take(cursor, lanes, settings, limit=limit, now=now, started=started)
+            lanes = [lane_of(row) for row in rows if row[0] is not None]
+            deliveries: list[Delivery] = []
+            rate_limited: list[int] = []
+            if lanes:
+                settings = self._settings_of(cursor, [lane.webhook_id for lane in lanes])
+                lanes = self._recounted(cursor, lanes, settings)
+                deliveries, rate_limited = self._take(cursor, lanes, settings, limit=limit, now=now, started=started)
+        if without_lane and started >= self._make_lanes_at and not make_lanes(connection, without_lane):
+            self._make_lanes_at = started + 1.0
         return Claim(
             deliveries,
             rate_limited,
             lanes=len(lanes),
             full=len(deliveries) >= limit,
-            exhausted=len(rows) < lanes_wanted,
-            contended=len(rows) < fresh,
+            exhausted=len(lanes) < lanes_wanted,
+            contended=len(lanes) < fresh,
         )
 
     def next_look(self, connection: store.Connection) -> NextLook:
@@ -237,6 +239,20 @@ class Claimer:
         if settings is None or settings.rate == 0:
             return None
         return lane.bucket.level(now, rate=settings.rate, burst=settings.burst)
+
+
+def make_lanes(connection: store.Connection, webhook_ids: Sequence[int]) -> bool:
+    """Make lanes for webhooks that have none, in a transaction of its own; the next look finds them. Blocks for 20 ms at most.
+
+    False: an open transaction is just making one of them (a registration, say). It must keep nobody else waiting.
+    """
+    try:
+        with store.transaction(connection, durable=False) as cursor:
+            cursor.execute("SET LOCAL lock_timeout = '20ms'")
+            cursor.execute(queries.load("create_lanes"), {"webhook_ids": store.number_array(webhook_ids)})
+    except psycopg.errors.LockNotAvailable:
+        return False
+    return True
 
 
 def lane_of(row: Sequence[Any]) -> Lane:

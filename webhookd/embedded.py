@@ -76,9 +76,13 @@ class Embedded:
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("the embedded PostgreSQL must be started from the main thread")
         deadline = time.monotonic() + timeout_s
-        while not self._launch_once(deadline):
-            # Backends of a killed postmaster hold its shared memory until they notice, some milliseconds later.
-            if time.monotonic() > deadline or "shared memory block" not in self._last_words():
+        while True:
+            logged = self.log.stat().st_size if self.log.exists() else 0
+            if self._launch_once(deadline):
+                break
+            # Backends of a killed postmaster hold its shared memory until they notice, some milliseconds later; their own
+            # last words may come after this server's.
+            if time.monotonic() > deadline or b"shared memory block" not in self.log.read_bytes()[logged:]:
                 self._process = None
                 raise WebhookdError(f"the embedded PostgreSQL did not start: {self._last_words()} (log: {self.log})")
             time.sleep(0.05)

@@ -229,7 +229,7 @@ class Fleet:
 
 
 def _fields(child: Child) -> dict[str, object]:
-    return {"worker": child.name, "pid": child.pid}
+    return {"worker": child.name, "worker_pid": child.pid}
 
 
 def _detach_worker(places: dict[int, Place], own: Place, detach: Callable[[], None]) -> None:

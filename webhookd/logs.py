@@ -36,6 +36,8 @@ def configure(log_format: str, level: str, *, worker: str | None = None) -> None
     # Libraries speak up when something is wrong; at debug level urllib3 would log every URL in full.
     root.setLevel(logging.WARNING)
     logging.getLogger("webhookd").setLevel(level.upper())
+    # The pool reports each failed connection in several lines; the dispatcher and the recorder say it once.
+    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
     # Python's own warnings (a deprecated call in a library) belong into the same stream.
     logging.captureWarnings(True)
 

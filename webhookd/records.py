@@ -6,7 +6,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -15,7 +15,7 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from webhookd import queries, store
-from webhookd.claims import Defaults, lane_of, settings_of
+from webhookd.claims import Defaults, lane_of, make_lanes, settings_of
 from webhookd.core.answer import CircuitVote
 from webhookd.core.breaker import Breaker, CircuitState
 from webhookd.core.lane import Lane, settle_lane
@@ -46,7 +46,6 @@ class Recorder:
         self._worker_id = worker_id
         self._defaults = defaults
         self._lock = queries.load("lock_recorded_lanes")
-        self._create = queries.load("create_lanes")
         self._settle = queries.load("settle")
         self._update = queries.load("update_lanes")
         self._disable = queries.load("disable_webhooks")
@@ -62,14 +61,15 @@ class Recorder:
         with store.transaction(connection) as cursor:
             rows = cursor.execute(self._lock, {"webhook_ids": store.number_array(webhook_ids)}).fetchall()
             lanes = {row[0]: lane_of(row) for row in rows}
-            if len(lanes) < len(webhook_ids):
-                # Held by somebody, or gone (an operator's DELETE or TRUNCATE): what is gone comes back for the next try.
-                missing = [webhook_id for webhook_id in webhook_ids if webhook_id not in lanes]
-                cursor.execute(self._create, {"webhook_ids": store.number_array(missing)})
             ours = [result for result in results if result.delivery.webhook_id in lanes]
             deferred = [result for result in results if result.delivery.webhook_id not in lanes]
-            if not ours:
-                return Recorded(deferred=deferred)
+            recorded = self._record_in(cursor, ours, lanes, now=float(rows[0][12])) if ours else Recorded()
+        if deferred:
+            # Held by somebody, or gone (an operator's DELETE or TRUNCATE): what is gone is there again for the next try.
+            make_lanes(connection, [webhook_id for webhook_id in webhook_ids if webhook_id not in lanes])
+        return replace(recorded, deferred=deferred)
+
+    XX
             now = float(rows[0][12])
             now_at = datetime.fromtimestamp(now, tz=UTC)
             settled = [(result, settle(result.delivery, result.outcome, now_at=now_at, u=random.random())) for result in ours]

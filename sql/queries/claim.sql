@@ -38,7 +38,8 @@ WITH lane AS (
            lease_token = %(token)s, lease_until = now() + %(lease_s)s * interval '1 second'
      WHERE q.delivery_id = ANY (ARRAY(SELECT delivery_id FROM pick))
     RETURNING q.delivery_id, q.webhook_id, q.message_body::text AS body, q.retry_count, q.max_retries, q.attempts,
-              q.leases_lost, coalesce(extract(epoch FROM now() - q.first_attempted_at), 0)::float8 AS age_s
+              q.leases_lost, coalesce(extract(epoch FROM now() - q.first_attempted_at), 0)::float8 AS age_s,
+              q.next_retry_at
 ), parked AS (  -- new rows that cannot go now leave queue_new, each once: found again through their lane's timer
     UPDATE pggit.alert_delivery_queue q
        SET routed = true
@@ -98,3 +99,5 @@ SELECT l.webhook_id,
        c.delivery_id, c.body, c.retry_count, c.max_retries, c.attempts, c.leases_lost, c.age_s
   FROM lane l
   LEFT JOIN claimed c USING (webhook_id)
+ -- What is due longest goes to the senders first; a join in a hash table's order would hand it out last.
+ ORDER BY c.next_retry_at, c.delivery_id

@@ -1,3 +1,4 @@
+-- Waits where another transaction is just inserting the same lane: never run it while holding locks, nor without a lock_timeout.
 INSERT INTO pggit.webhook_health_metrics (webhook_id, runnable_at)
 SELECT missing.webhook_id, now()
   FROM unnest(%(webhook_ids)s::bigint[]) AS missing (webhook_id)

@@ -17,11 +17,6 @@ WITH RECURSIVE fresh (webhook_id, n) AS (
          ORDER BY q.webhook_id
          LIMIT 1) x
      WHERE f.n < %(lanes)s
-), without_lane AS (  -- a webhook that nobody registered; its lane is found by the next look
-    INSERT INTO pggit.webhook_health_metrics (webhook_id)
-    SELECT f.webhook_id FROM fresh f
-     WHERE NOT EXISTS (SELECT FROM pggit.webhook_health_metrics h WHERE h.webhook_id = f.webhook_id)
-    ON CONFLICT (webhook_id) DO NOTHING
 ), locked_fresh AS (
     SELECT h.*
       FROM pggit.webhook_health_metrics h
@@ -43,5 +38,9 @@ SELECT l.webhook_id, l.circuit_state, l.circuit_epoch, l.consecutive_failures,
        extract(epoch FROM l.circuit_until)::float8, extract(epoch FROM l.hold_until)::float8,
        l.tokens, extract(epoch FROM l.tokens_at)::float8, l.in_flight,
        extract(epoch FROM l.runnable_at)::float8, l.blocked_by, l.health_status,
-       extract(epoch FROM now())::float8, coalesce((SELECT max(webhook_id) FROM fresh), 0), (SELECT count(*) FROM fresh)
-  FROM locked l
+       extract(epoch FROM now())::float8, coalesce((SELECT max(webhook_id) FROM fresh), 0), (SELECT count(*) FROM fresh),
+       -- Webhooks without a lane, since nobody registered them.
+       ARRAY(SELECT f.webhook_id FROM fresh f
+              WHERE NOT EXISTS (SELECT FROM pggit.webhook_health_metrics h WHERE h.webhook_id = f.webhook_id))
+  FROM (SELECT) one  -- a row comes back even if no lane was locked
+  LEFT JOIN locked l ON true

@@ -111,6 +111,12 @@ def register(database: Database, receiver: Receiver, *, count: int = 50, first: 
     )
 
 
+def wait_until_ready(database: Database, *, workers: int = 3) -> None:
+    """Wait until so many workers have looked at the queue and sleep."""
+    ready = "SELECT count(*)::int FROM pggit.workers WHERE has_room"
+    eventually(lambda: database.execute(ready) == [(workers,)], what=f"{workers} workers ready")
+
+
 def insert(database: Database, deliveries: int, *, webhooks: int = 50, first: int = 2000) -> None:
     """Insert *deliveries* rows, spread evenly, in one statement."""
     database.execute(

@@ -16,6 +16,7 @@ from tests.acceptance.daemon import (
     register,
     statuses,
     wait_until_delivered,
+    wait_until_ready,
 )
 from tests.postgres import Database
 from tests.receivers import OK, Peer, Receiver
@@ -29,6 +30,7 @@ SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 def test_the_load_of_the_seed_is_delivered_exactly_once_by_three_workers(database: Database) -> None:
     with Receiver(answer_ok) as receiver, Daemon(database.dsn) as daemon:
         register(database, receiver)
+        wait_until_ready(database)
         database.execute(SEED_LOAD.read_text())
         wait_until_delivered(database, 1000)
         assert set(arrivals(receiver).values()) == {1}
@@ -131,7 +133,7 @@ def test_the_playbooks_update_closes_an_open_circuit_in_running_workers(database
 def test_a_reload_replaces_the_workers_without_a_failed_or_repeated_delivery(database: Database) -> None:
     with Receiver(answer_ok) as receiver, Daemon(database.dsn) as daemon:
         register(database, receiver)
-        eventually(lambda: len(daemon.workers()) == 3)
+        wait_until_ready(database)
         before = set(daemon.workers())
         insert(database, 2000)
         daemon.signal(signal.SIGHUP)

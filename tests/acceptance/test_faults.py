@@ -14,6 +14,7 @@ from tests.acceptance.daemon import (
     register,
     statuses,
     wait_until_delivered,
+    wait_until_ready,
 )
 from tests.postgres import Database, Server
 from tests.receivers import Receiver
@@ -35,7 +36,7 @@ def assert_all_arrived(receiver: Receiver, *, repeated_at_most: int) -> None:
 def test_killing_workers_loses_nothing_and_repeats_at_most_what_was_in_flight(database: Database) -> None:
     with Receiver(answer_ok) as receiver, Daemon(database.dsn) as daemon:
         register(database, receiver)
-        eventually(lambda: len(daemon.workers()) == 3)
+        wait_until_ready(database)
         insert(database, DELIVERIES)
         for quarter in range(1, 4):
             eventually(lambda quarter=quarter: delivered(database) >= DELIVERIES * quarter // 5)  # type: ignore[misc]
@@ -52,7 +53,7 @@ def test_killing_workers_loses_nothing_and_repeats_at_most_what_was_in_flight(da
 def test_killing_the_supervisor_leaves_no_orphan_and_the_next_start_takes_over(database: Database) -> None:
     with Receiver(answer_ok) as receiver, Daemon(database.dsn) as daemon:
         register(database, receiver)
-        eventually(lambda: len(daemon.workers()) == 3)
+        wait_until_ready(database)
         workers = daemon.workers()
         insert(database, DELIVERIES)
         eventually(lambda: delivered(database) >= DELIVERIES // 10)
@@ -70,7 +71,7 @@ def test_killing_postgresql_loses_nothing_and_repeats_at_most_what_was_in_flight
     database = private_server.create_migrated()
     with Receiver(answer_ok) as receiver, Daemon(database.dsn) as daemon:
         register(database, receiver)
-        eventually(lambda: len(daemon.workers()) == 3)
+        wait_until_ready(database)
         workers = set(daemon.workers())
         insert(database, DELIVERIES)
         eventually(lambda: delivered(database) >= DELIVERIES // 5)
@@ -89,7 +90,7 @@ def test_killing_postgresql_loses_nothing_and_repeats_at_most_what_was_in_flight
 def test_draining_finishes_what_is_in_flight_and_gives_back_the_rest(database: Database) -> None:
     with Receiver(answer_ok) as receiver, Daemon(database.dsn) as daemon:
         register(database, receiver)
-        eventually(lambda: len(daemon.workers()) == 3)
+        wait_until_ready(database)
         insert(database, DELIVERIES)
         eventually(lambda: delivered(database) >= DELIVERIES // 10)
         assert daemon.stop() == 0

@@ -116,7 +116,7 @@ def test_a_worker_that_never_beats_is_replaced(tmp_path: Path) -> None:
         mute = eventually(lambda: program.reports("started", number=1))[0]["pid"]
         program.set_mode(1, Mode.WORK)
         program.working(1, besides=mute)
-        assert program.logs("worker hung: no heartbeat")[0]["pid"] == mute
+        assert program.logs("worker hung: no heartbeat")[0]["worker_pid"] == mute
 
 
 def test_silence_while_everything_was_frozen_is_no_hang(tmp_path: Path) -> None:
