@@ -14,7 +14,7 @@ from psycopg import sql
 
 from tests.postgres import Database
 from webhookd import queries, store
-from webhookd.claims import Claim, Claimer, Defaults
+from webhookd.claims import Claim, Claimer, Defaults, make_lanes
 from webhookd.core.answer import Answer, AnswerKind
 from webhookd.core.model import Attempted, Delivery, GivenBack, Outcome, Result
 from webhookd.records import Recorded, Recorder
@@ -88,17 +88,11 @@ def engine(
     """Open a worker incarnation on *database*. *mutate* (name, text) -> text plants a fault in its statements."""
     incarnation = uuid4()
     load = queries.load
-    with (
-        store.connect(database.dsn, application_name=f"webhookd/{worker_id}/test") as connection,
-        patch.object(queries, "load", lambda name: mutate(name, load(name)) if mutate else load(name)),
-    ):
-        yield Engine(
-            worker_id,
-            incarnation,
-            connection,
-            Claimer(worker_id=worker_id, incarnation=incarnation, defaults=defaults),
-            Recorder(worker_id=worker_id, defaults=defaults),
-        )
+    with patch.object(queries, "load", lambda name: mutate(name, load(name)) if mutate else load(name)):
+        claimer = Claimer(worker_id=worker_id, incarnation=incarnation, defaults=defaults)
+        recorder = Recorder(worker_id=worker_id, defaults=defaults)
+    with store.connect(database.dsn, application_name=f"webhookd/{worker_id}/test") as connection:
+        yield Engine(worker_id, incarnation, connection, claimer, recorder)
 
 
 def replaced(text: str, old: str, new: str) -> str:
@@ -188,9 +182,9 @@ def sweep(worker: Engine) -> None:
     """Do the chore of that name, for all lanes."""
     connection = worker.connection
     webhook_ids = sorted(row[0] for row in connection.execute(queries.load("sweep_candidates")))
+    make_lanes(connection, webhook_ids)
     with store.transaction(connection) as cursor:
         parameters = {"webhook_ids": store.number_array(webhook_ids)}
-        cursor.execute(queries.load("create_lanes"), parameters)
         locked = [row[0] for row in cursor.execute(queries.load("lock_recorded_lanes"), parameters).fetchall()]
         cursor.execute(queries.load("sweep_lanes"), {"webhook_ids": store.number_array(locked)})
 
@@ -231,7 +225,7 @@ def attempts(database: Database, delivery_id: int) -> list[tuple[str, int | None
     return database.execute(
         "SELECT event_type, http_status, event_details FROM pggit.alert_delivery_log WHERE delivery_id = %s ORDER BY log_id",
         [delivery_id],
-    )  # type: ignore[return-value]
+    )
 
 
 def assert_books_balance(database: Database) -> None:

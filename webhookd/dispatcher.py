@@ -224,11 +224,10 @@ class Dispatcher:
         mine = str(self._watch.wake_number)
         if mine in payloads:
             if not self._watch.keeping:
-                # Handed over. The one before raised the flag in this worker's name; the outwaiting is this worker's.
+                # Handed over, or an old notification that outlived a watch long dropped: only the database knows. The next
+                # rest takes the watch, outwaiting included, or leaves it; without room, it is handed on.
                 self._metrics.woken(Wakeup.HANDOVER)
-                self._watch.keeping = self._watched = True
-                self._outwait_at = now
-                self._outwaited = {"handed over"}
+                self._watch.keeping, self._watched = True, False
             else:
                 self._metrics.woken(Wakeup.NOTIFY)
             self._look_at = now

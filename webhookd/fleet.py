@@ -245,11 +245,12 @@ def _detach_worker(places: dict[int, Place], own: Place, detach: Callable[[], No
 def _listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens already: only then is a port that somebody else holds sure to be refused."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # Without the port, which it would take modulo 65536: worker 2 beside port 65535 would get just any port.
+        family, kind, protocol, _, address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
+            listener.bind((address[0], port, *address[2:]))
             listener.listen(_BACKLOG)
         except BaseException:
             listener.close()

@@ -15,6 +15,7 @@ from psycopg_pool import ConnectionPool
 
 from webhookd import queries, store
 from webhookd.bell import Bell, News
+from webhookd.claims import make_lanes
 from webhookd.core.model import Result
 from webhookd.metrics import Metrics, QueueCause, QueueCounts
 from webhookd.records import Recorder
@@ -136,9 +137,9 @@ class Housekeeping:
 
     @staticmethod
     def _mend(connection: store.Connection, webhook_ids: Sequence[int]) -> None:
+        make_lanes(connection, webhook_ids)
         with store.transaction(connection) as cursor:
             parameters = {"webhook_ids": store.number_array(webhook_ids)}
-            cursor.execute(queries.load("create_lanes"), parameters)
             locked = [row[0] for row in cursor.execute(queries.load("lock_recorded_lanes"), parameters).fetchall()]
             # Leases are counted by a statement that began after the locks: no claim or record is half seen.
             cursor.execute(queries.load("sweep_lanes"), {"webhook_ids": store.number_array(locked)})

@@ -6,6 +6,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -66,24 +67,9 @@ class Recorder:
             recorded = self._record_in(cursor, ours, lanes, now=float(rows[0][12])) if ours else Recorded()
         if deferred:
             # Held by somebody, or gone (an operator's DELETE or TRUNCATE): what is gone is there again for the next try.
-            make_lanes(connection, [webhook_id for webhook_id in webhook_ids if webhook_id not in lanes])
+            with suppress(psycopg.OperationalError):  # the rest is stored, and says so
+                make_lanes(connection, [webhook_id for webhook_id in webhook_ids if webhook_id not in lanes])
         return replace(recorded, deferred=deferred)
-
-    XX
-            now = float(rows[0][12])
-            now_at = datetime.fromtimestamp(now, tz=UTC)
-            settled = [(result, settle(result.delivery, result.outcome, now_at=now_at, u=random.random())) for result in ours]
-            accepted_ids = self._settle_rows(cursor, settled)
-            accepted = [pair for pair in settled if pair[0].delivery.delivery_id in accepted_ids]
-            refused = [result for result, _ in settled if result.delivery.delivery_id not in accepted_ids]
-            after, tripped = _settle_lanes(lanes, accepted, now=now)
-            if after:
-                cursor.execute(self._update, _lane_parameters(after, accepted))
-            gone = [result.delivery.webhook_id for result, settlement in accepted if settlement.disables_webhook]
-            if gone:
-                cursor.execute(self._disable, {"webhook_ids": store.number_array(gone), "reason": GONE_REASON})
-        runnable = [lane.runnable_at - now for lane in after if lane.runnable_at is not None]
-        return Recorded([result for result, _ in accepted], refused, deferred, tripped, min(runnable, default=math.inf))
 
     def lost_leases(
         self, connection: store.Connection, *, incarnation: UUID | None = None, limit: int = 500
@@ -97,6 +83,25 @@ class Recorder:
         else:
             rows = connection.execute(self._leased_by, {"incarnation": incarnation, "limit": limit}).fetchall()
         return [Result(_lost_delivery(row, self._defaults), Lost()) for row in rows]
+
+    def _record_in(
+        self, cursor: psycopg.Cursor[TupleRow], results: Sequence[Result], lanes: Mapping[int, Lane], *, now: float
+    ) -> Recorded:
+        now_at = datetime.fromtimestamp(now, tz=UTC)
+        settled = [(result, settle(result.delivery, result.outcome, now_at=now_at, u=random.random())) for result in results]
+        accepted_ids = self._settle_rows(cursor, settled)
+        accepted = [pair for pair in settled if pair[0].delivery.delivery_id in accepted_ids]
+        refused = [result for result, _ in settled if result.delivery.delivery_id not in accepted_ids]
+        after, tripped = _settle_lanes(lanes, accepted, now=now)
+        if after:
+            cursor.execute(self._update, _lane_parameters(after, accepted))
+        gone = [result.delivery.webhook_id for result, settlement in accepted if settlement.disables_webhook]
+        if gone:
+            cursor.execute(self._disable, {"webhook_ids": store.number_array(gone), "reason": GONE_REASON})
+        runnable = [lane.runnable_at - now for lane in after if lane.runnable_at is not None]
+        return Recorded(
+            [result for result, _ in accepted], refused, tripped=tripped, next_look_s=min(runnable, default=math.inf)
+        )
 
     def _settle_rows(
         self, cursor: psycopg.Cursor[TupleRow], settled: Sequence[tuple[Result, Settlement]]

@@ -1,3 +1,8 @@
--- The receiver said 410 Gone.
+-- The receiver said 410 Gone. A registry row that somebody is just changing is left to them (the next 410 tries again): to wait
+-- for it while holding lanes would keep everybody's results waiting, and could deadlock with the change's own trigger.
 UPDATE pggit.webhooks SET enabled = false, disabled_reason = %(reason)s
- WHERE webhook_id = ANY (%(webhook_ids)s::bigint[]) AND enabled
+ WHERE webhook_id = ANY (ARRAY(SELECT w.webhook_id
+                                 FROM pggit.webhooks w
+                                WHERE w.webhook_id = ANY (%(webhook_ids)s::bigint[]) AND w.enabled
+                                ORDER BY w.webhook_id
+                                  FOR NO KEY UPDATE SKIP LOCKED))

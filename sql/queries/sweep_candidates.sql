@@ -19,6 +19,11 @@ SELECT l.webhook_id
   FROM lane l
   LEFT JOIN pggit.webhook_health_metrics h USING (webhook_id)
   LEFT JOIN pggit.webhooks w USING (webhook_id)
- WHERE h.webhook_id IS NULL OR (h.runnable_at IS NULL AND w.enabled)
+ WHERE h.webhook_id IS NULL
+    OR (w.enabled AND h.runnable_at IS NULL)
+    OR (w.enabled AND h.blocked_by IS NULL AND h.runnable_at > now()
+        AND EXISTS (SELECT FROM pggit.alert_delivery_queue q
+                     WHERE q.webhook_id = l.webhook_id AND q.routed AND q.delivery_status IN ('pending', 'retrying')
+                       AND q.leases_lost < 3 AND q.next_retry_at <= now()))
 UNION
 SELECT h.webhook_id FROM pggit.webhook_health_metrics h WHERE h.in_flight > 0

@@ -70,9 +70,7 @@ def test_the_unit_s_exposure_is_low(unit_here: Path) -> None:
 
 
 def test_a_unit_without_a_sandbox_would_be_too_exposed(unit_here: Path) -> None:
-    kept = [
-        line for line in unit_here.read_text().splitlines() if not line.startswith(("Protect", "Restrict", "System"))
-    ]
+    kept = [line for line in unit_here.read_text().splitlines() if not line.startswith(("Protect", "Restrict", "System"))]
     unit_here.write_text("\n".join(kept))
     verdict = analyze("security", "--offline=true", "--no-pager", f"--threshold={MOST_EXPOSURE}", str(unit_here))
     assert verdict.returncode != 0

@@ -47,7 +47,7 @@ TIMED_OUT = Attempted(Answer(AnswerKind.TIMEOUT, 5.0), 0.0)
 REFUSED = Attempted(Answer(AnswerKind.NO_ANSWER, 0.1), 0.0)
 NOT_ALLOWED = Attempted(Answer(AnswerKind.NOT_ALLOWED, 0.0, error="loopback"), 0.0)
 
-retried = st.sampled_from([answered(500), answered(503, "3"), answered(503, "3600"), answered(408), TIMED_OUT, REFUSED])
+retried = st.sampled_from([answered(500), answered(503, "3"), answered(503, "3600"), answered(408, "3"), TIMED_OUT, REFUSED])
 throttled = st.sampled_from([answered(429), answered(429, "0"), answered(429, "3"), answered(429, "3600")])
 final = st.sampled_from([answered(200), answered(404), answered(410), answered(302), NOT_ALLOWED])
 draws = st.sampled_from([0.0, 0.5, 0.999])
@@ -82,10 +82,15 @@ class Life(RuleBasedStateMachine):
             if self.status in WAITING:
                 self.step(outcome, u)
 
-    @precondition(lambda self: self.delivery.attempts > 0)
-    @rule(span_s=st.sampled_from([1.0, DAY_S - 1.0, DAY_S]))
+    @precondition(lambda self: self.delivery.attempts > 0 and self.status in WAITING)
+    @rule(span_s=st.sampled_from([DAY_S, DAY_S - 1.0, 1.0]))
     def time_passes(self, span_s: float) -> None:
         self.delivery = replace(self.delivery, age_s=self.delivery.age_s + span_s)
+
+    @precondition(lambda self: self.status not in WAITING)
+    @rule(max_retries=st.integers(0, 2), leases_lost=st.integers(0, 2))
+    def the_next_row_comes(self, max_retries: int, leases_lost: int) -> None:
+        self.start(max_retries, leases_lost)
 
     def step(self, outcome: Outcome, u: float) -> None:
         self.before, self.before_status, self.outcome, self.u = self.delivery, self.status, outcome, u

@@ -2,38 +2,36 @@
 
 import pytest
 
-from tests.property.wakeup_model import Defect, Stage, State, Step, explore
+from tests.property.wakeup_model import Defect, Fleet, Stage, State, Step, explore
 
-# Where each defect loses its first wakeup; what is not named here shows with one worker.
-TWO_WORKERS = {"producers": 1, "workers": 2, "saturations": 1}
+ONE_WORKER = Fleet(producers=2, workers=1, saturations=2)
+# Defects that need a second worker to show.
 NEEDS = {
-    Defect.HEIR_NOT_TOLD: TWO_WORKERS,
-    Defect.OTHERS_NOT_ALERTED: TWO_WORKERS | {"saturations": 2},
-    Defect.MEMORY_TRUSTED: TWO_WORKERS | {"saturations": 0, "mistakes": 1},
+    Defect.HEIR_NOT_TOLD: Fleet(producers=1, workers=2, saturations=1),
+    Defect.OTHERS_NOT_ALERTED: Fleet(producers=1, workers=2, saturations=2),
 }
-ONE_WORKER = {"producers": 2, "workers": 1, "saturations": 2}
 
 
 @pytest.mark.parametrize(
     "fleet",
     [
         ONE_WORKER,
-        {"producers": 2, "workers": 2},
-        TWO_WORKERS | {"saturations": 2},
-        TWO_WORKERS | {"crashes": 1},
-        TWO_WORKERS | {"mistakes": 1},
+        Fleet(producers=2, workers=2),
+        Fleet(producers=1, workers=2, saturations=2),
+        Fleet(producers=1, workers=2, saturations=1, crashes=1),
+        Fleet(producers=1, workers=2, mistakes=1),
     ],
-    ids=lambda fleet: ", ".join(f"{count} {what}" for what, count in fleet.items()),
+    ids=str,
 )
-def test_no_interleaving_loses_a_wakeup(fleet: dict[str, int]) -> None:
-    exploration = explore(**fleet)
+def test_no_interleaving_loses_a_wakeup(fleet: Fleet) -> None:
+    exploration = explore(fleet)
     assert exploration.lost is None
-    assert all(is_reached(state_of_interest, exploration.seen) for state_of_interest in ("asleep", "heard", "outwaiting"))
+    assert all(is_reached(place, exploration.seen) for place in ("asleep", "heard", "outwaiting"))
 
 
 @pytest.mark.parametrize("defect", Defect, ids=lambda defect: defect.name.lower().replace("_", " "))
 def test_a_step_left_out_loses_one(defect: Defect) -> None:
-    lost = explore(**NEEDS.get(defect, ONE_WORKER), defect=defect).lost
+    lost = explore(NEEDS.get(defect, ONE_WORKER), defect).lost
     assert lost is not None, f"not found: {defect}"
     # The trace ends with a row that nobody is going to look at.
     assert any("commits" in step for step in lost)

@@ -25,7 +25,6 @@ class Defect(StrEnum):
     NO_OUTWAITING = "the worker does not outwait the producers that looked before the flag was up"
     LOCKERS_READ_EARLY = "the producers to outwait are read before the flag is up"
     PREPARED_NOT_COUNTED = "prepared transactions are not among those to outwait"
-    PREPARED_LOST_SIGHT_OF = "a producer that prepares its transaction meanwhile counts as gone"
     NO_LOOK_WHEN_ONE_IS_GONE = "the worker outwaits a producer and does not look once it is gone"
     OLD_SNAPSHOT = "the trigger sees the flag as its transaction's snapshot has it"
     NOTIFICATION_SWALLOWED = "a notification that comes during the outwaiting leads to no look"
@@ -34,7 +33,6 @@ class Defect(StrEnum):
     NAME_TAKEN_AT_ITS_WORD = "whoever hears its name keeps the watch from then on, though it may have dropped it meanwhile"
     HEIR_NOT_TOLD = "the watch is handed over without a notification"
     DROPPED_FOR_GOOD = "who dropped the watch does not take it up again"
-    MEMORY_TRUSTED = "a worker that is told that nobody keeps the watch believes that it does"
     LOOKER_SLEEPS = "a worker that kept the watch by looking sleeps without raising the flag"
 
 
@@ -70,10 +68,6 @@ class Step(Enum):
     DEAD = 7
 
 
-# A producer as pg_locks shows it: preparing a transaction gives it another name.
-Locker = tuple[int, bool]
-
-
 class Worker(NamedTuple):
     """The process (first line), and its row in pggit.workers (second line)."""
 
@@ -85,13 +79,13 @@ class Worker(NamedTuple):
     looking: bool = False
     watched: bool = False
     room: bool = True
-    outwaited: frozenset[Locker] = frozenset()
+    outwaited: frozenset[int] = frozenset()
     row: bool = False
     row_has_room: bool = False
     row_looking: bool = False
     row_stale: bool = False  # no sign of life for 20 s, though it lives: stalled, or its housekeeping is
 
-    def asleep(self, lockers: frozenset[Locker]) -> bool:
+    def asleep(self, lockers: frozenset[int]) -> bool:
         """Return whether nothing but a notification, the sweep, or another producer's end will make this worker look."""
         if self.step is Step.DEAD:
             return True
@@ -131,10 +125,10 @@ class State(NamedTuple):
             if number != besides
         )
 
-    def lockers(self) -> frozenset[Locker]:
-        """Return what pg_locks shows of the queue."""
+    def lockers(self) -> frozenset[int]:
+        """Return the producers that pg_locks shows; a prepared one keeps its locks, and the name that it had before."""
         held = (Stage.LOCKED, Stage.LOOKED, Stage.PREPARED)
-        return frozenset((i, p.stage is Stage.PREPARED) for i, p in enumerate(self.producers) if p.stage in held)
+        return frozenset(index for index, producer in enumerate(self.producers) if producer.stage in held)
 
     def with_worker(self, number: int, **changes: object) -> "State":
         workers = list(self.workers)
@@ -155,6 +149,21 @@ class State(NamedTuple):
 Move = tuple[str, State]
 
 
+class Fleet(NamedTuple):
+    """Producers have one transaction each. A worker may lose its room *saturations* times in all, *crashes* of them may die,
+    and *mistakes* times a living one may be taken for dead.
+    """
+
+    producers: int
+    workers: int
+    saturations: int = 0
+    crashes: int = 0
+    mistakes: int = 0
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count} {what}" for what, count in self._asdict().items() if count)
+
+
 @dataclass(frozen=True, slots=True)
 class Exploration:
     """*lost*: the steps to the nearest lost wakeup, None if there is none anywhere. *seen*: every state that can be reached."""
@@ -163,15 +172,17 @@ class Exploration:
     lost: tuple[str, ...] | None
 
 
-def explore(
-    *, producers: int, workers: int, saturations: int = 0, crashes: int = 0, mistakes: int = 0, defect: Defect | None = None
-) -> Exploration:
-    """Try every interleaving of so many producers (one transaction each) and workers, until a wakeup is lost.
-
-    A worker may lose its room *saturations* times in all, *crashes* of them may die, and *mistakes* times a living one may be
-    taken for dead.
-    """
-    start = State(FLAG_DOWN, False, (Producer(),) * producers, (Worker(),) * workers, saturations, crashes, mistakes)
+def explore(fleet: Fleet, defect: Defect | None = None) -> Exploration:
+    """Try every interleaving of *fleet* until a wakeup is lost."""
+    start = State(
+        flag=FLAG_DOWN,
+        row_waits=False,
+        producers=(Producer(),) * fleet.producers,
+        workers=(Worker(),) * fleet.workers,
+        saturations_left=fleet.saturations,
+        crashes_left=fleet.crashes,
+        mistakes_left=fleet.mistakes,
+    )
     model = _Model(defect)
     came_from: dict[State, tuple[State, str] | None] = {start: None}
     queue = deque([start])
@@ -281,8 +292,7 @@ class _Model:
             if worker.keeping:
                 yield from self._hands_over(state, number, worker)
         if state.healing and not state.somebody_keeps() and not worker.look_due:
-            believes = self._defect is Defect.MEMORY_TRUSTED and worker.keeping
-            yield "finds that nobody keeps the watch", state.with_worker(number, look_due=True, watched=believes)
+            yield "finds that nobody keeps the watch", state.with_worker(number, look_due=True, watched=False)
         if worker.row_stale:
             yield "gives a sign of life", state.with_worker(number, row_stale=False)
         elif state.mistakes_left:
@@ -319,12 +329,7 @@ class _Model:
         return "reads the lockers", state.with_worker(number, step=Step.WAIT, outwaited=lockers, look_due=look)
 
     def _outwaits(self, state: State, number: int, worker: Worker) -> Move:
-        lockers = self._lockers(state)
-        if self._defect is Defect.PREPARED_LOST_SIGHT_OF:
-            left = worker.outwaited & lockers
-        else:
-            # Which of them a prepared one was before cannot be seen: outwait them all.
-            left = frozenset(locker for locker in lockers if locker in worker.outwaited or locker[1])
+        left = worker.outwaited & self._lockers(state)
         look = left != worker.outwaited and self._defect is not Defect.NO_LOOK_WHEN_ONE_IS_GONE
         return "outwaits", state.with_worker(number, outwaited=left, look_due=look)
 
@@ -355,17 +360,21 @@ class _Model:
         if not worker.row_looking and state.flag != number:
             yield "says that it has no room", without
             return
-        heirs = [n for n, other in enumerate(state.workers, 1) if n != number and other.row and not other.row_stale and other.row_has_room]
+        heirs = [
+            heir
+            for heir, other in enumerate(state.workers, 1)
+            if heir != number and other.row and not other.row_stale and other.row_has_room
+        ]
         if not heirs:
             yield "drops the watch", without._replace(flag=FLAG_DOWN)
         for heir in heirs:
             told = without._replace(flag=heir)
             yield f"hands over to {heir}", told if self._defect is Defect.HEIR_NOT_TOLD else told.notified(heir)
 
-    def _lockers(self, state: State) -> frozenset[Locker]:
+    def _lockers(self, state: State) -> frozenset[int]:
         """Return whom a worker outwaits."""
         if self._defect is Defect.NO_OUTWAITING:
             return frozenset()
         if self._defect is Defect.PREPARED_NOT_COUNTED:
-            return frozenset(locker for locker in state.lockers() if not locker[1])
+            return frozenset(i for i in state.lockers() if state.producers[i].stage is not Stage.PREPARED)
         return state.lockers()

@@ -1,0 +1,653 @@
+"""Wakeups against a real PostgreSQL: who keeps the watch, what inserts tell, and one choreography for each way to lose a wakeup.
+
+The choreographies run a real dispatcher without the housekeeping's sweep: a wakeup that is lost stays lost. tests/property has a
+model of the protocol that tries all interleavings; here the worst of them are danced with PostgreSQL itself.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from tests.postgres import Database
+from tests.receivers import Receiver, answering
+from tests.waiting import eventually
+from webhookd import store
+from webhookd.bell import Bell, News
+from webhookd.claims import Claim, Claimer, Defaults, NextLook
+from webhookd.core.model import Result
+from webhookd.delivery import Courier
+from webhookd.dispatcher import Dispatcher
+from webhookd.egress import Egress
+from webhookd.hints import Hints
+from webhookd.listener import WAKE_CHANNEL, Listener
+from webhookd.metrics import Metrics
+from webhookd.recording import Recording
+from webhookd.records import Recorder
+from webhookd.senders import Senders
+from webhookd.transport import Transport
+from webhookd.watch import Watch
+
+FLAG_DOWN = 1
+INSERT = "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) VALUES (1, '{}')"
+# Long enough for any pause that a dispatcher makes of itself; one that lost its wakeup never looks again.
+NEVER_S = 1.5
+DEFAULTS = Defaults(5.0, 50, 0.0, 20, 5.0, 1800.0, 5, 60.0)
+
+
+# Who keeps the watch -------------------------------------------------------------------------------------------------
+
+
+class Member:
+    """One incarnation's watch, driven by hand."""
+
+    def __init__(self, database: Database) -> None:
+        self.incarnation = uuid4()
+        self.listener = Listener(database.dsn, application_name="test/listen")
+        self.connection = store.connect(database.dsn, application_name="test/work")
+        self.watch = Watch(self.listener, worker_id="test", incarnation=self.incarnation)
+        self.watch.register(self.connection)
+        self.listener.open()
+
+    def take(self) -> bool:
+        return self.watch.take(self.connection)
+
+    def hand_over(self) -> None:
+        self.watch.hand_over(self.connection)
+
+    def heard(self) -> list[str]:
+        """Return the payloads that came until a probe of its own came."""
+        word = f"probe {uuid4()}"
+        self.connection.execute("SELECT pg_notify(%s, %s)", [WAKE_CHANNEL, word])
+        payloads: list[str] = []
+
+        def complete() -> bool:
+            payloads.extend(self.listener.drain())
+            return word in payloads
+
+        eventually(complete)
+        return [payload for payload in payloads if not payload.startswith("probe")]
+
+    def close(self) -> None:
+        self.listener.close()
+        self.connection.close()
+
+
+@pytest.fixture
+def join(database: Database) -> Iterator[Callable[[], Member]]:
+    members: list[Member] = []
+
+    def join_one() -> Member:
+        members.append(Member(database))
+        return members[-1]
+
+    yield join_one
+    for member in members:
+        member.close()
+
+
+Join = Callable[[], Member]
+
+
+def flag(database: Database) -> int:
+    return int(database.execute("SELECT last_value FROM pggit.wake_flag")[0][0])
+
+
+def age(database: Database, incarnation: UUID) -> None:
+    """Make that worker one that has given no sign of life for a while."""
+    database.execute("UPDATE pggit.workers SET seen_at = now() - interval '21 seconds' WHERE incarnation = %s", [incarnation])
+
+
+def test_only_one_of_three_keeps_the_watch(database: Database, join: Join) -> None:
+    first, second, third = join(), join(), join()
+    assert len({member.watch.wake_number for member in (first, second, third)}) == 3
+    assert flag(database) == FLAG_DOWN
+    assert [first.take(), second.take(), third.take()] == [True, False, False]
+    assert flag(database) == first.watch.wake_number > FLAG_DOWN
+    assert first.take(), "taking it again is harmless"
+
+
+def test_the_watch_is_kept_with_the_flag_down_too(database: Database, join: Join) -> None:
+    first, second = join(), join()
+    first.take()
+    first.watch.lower(first.connection)
+    assert (flag(database), first.watch.looking, first.watch.keeping) == (FLAG_DOWN, True, True)
+    assert not second.take()
+    assert first.take()
+    assert (flag(database), first.watch.looking) == (first.watch.wake_number, False)
+
+
+@pytest.mark.parametrize("lowered", [False, True])
+def test_the_watch_is_handed_to_a_worker_that_has_room_and_that_one_is_told(
+    database: Database, join: Join, lowered: bool
+) -> None:
+    keeper, full, free = join(), join(), join()
+    keeper.take(), full.take(), free.take()
+    full.hand_over()  # keeps nothing: it only says that it has no room
+    assert flag(database) == keeper.watch.wake_number
+    assert free.heard() == []
+    if lowered:
+        keeper.watch.lower(keeper.connection)
+    keeper.hand_over()
+    assert not keeper.watch.keeping
+    assert flag(database) == free.watch.wake_number
+    assert free.heard() == [str(free.watch.wake_number)]
+    assert not keeper.take() and not full.take()
+
+
+def test_without_an_heir_the_watch_is_dropped_and_the_first_to_have_room_takes_it(database: Database, join: Join) -> None:
+    first, second = join(), join()
+    first.take(), second.take()
+    second.hand_over()
+    first.hand_over()
+    assert flag(database) == FLAG_DOWN
+    assert second.take()
+    assert flag(database) == second.watch.wake_number
+    assert not first.take()
+
+
+def test_a_worker_that_is_silent_neither_keeps_nor_inherits_the_watch(database: Database, join: Join) -> None:
+    dead, second, third = join(), join(), join()
+    dead.take(), second.take(), third.take()
+    age(database, dead.incarnation)
+    assert second.take(), "the flag still names the dead one"
+    age(database, third.incarnation)
+    second.hand_over()
+    assert flag(database) == FLAG_DOWN
+    # A dead one that kept the watch by looking.
+    dead.watch.lower(dead.connection)
+    assert flag(database) == FLAG_DOWN
+    assert second.take()
+
+
+def test_who_hands_over_what_another_has_taken_meanwhile_changes_nothing(database: Database, join: Join) -> None:
+    stalled, second, third = join(), join(), join()
+    stalled.take(), second.take(), third.take()
+    age(database, stalled.incarnation)
+    second.take()
+    assert stalled.watch.keeping, "it cannot know"
+    stalled.hand_over()
+    assert flag(database) == second.watch.wake_number
+
+
+def test_a_worker_that_leaves_hands_the_watch_over_and_is_struck(database: Database, join: Join) -> None:
+    first, second = join(), join()
+    first.take(), second.take()
+    first.watch.leave(first.connection)
+    assert flag(database) == second.watch.wake_number
+    assert second.heard()[:1] == [str(second.watch.wake_number)]
+    assert database.execute("SELECT incarnation FROM pggit.workers") == [(second.incarnation,)]
+
+
+def test_a_row_that_has_vanished_registers_again_under_a_number_of_its_own(database: Database, join: Join) -> None:
+    member = join()
+    member.take()
+    number = member.watch.wake_number
+    database.execute("DELETE FROM pggit.workers")
+    assert not member.take(), "nobody keeps the watch without a row"
+    member.watch.register(member.connection)
+    assert member.watch.wake_number > number
+    assert not member.watch.keeping
+    assert member.take()
+    assert flag(database) == member.watch.wake_number
+
+
+# Whom to outwait -----------------------------------------------------------------------------------------------------
+
+
+def test_open_and_prepared_inserts_are_outwaited_and_readers_are_not(database: Database, join: Join) -> None:
+    member = join()
+    if database.execute("SHOW max_prepared_transactions") == [("0",)]:
+        pytest.fail("tests/postgres.py must start its servers with max_prepared_transactions")
+    with database.connect(autocommit=False) as reader, database.connect(autocommit=False) as producer:
+        reader.execute("SELECT count(*) FROM pggit.alert_delivery_queue")
+        assert member.watch.lockers(member.connection) == set()
+        producer.execute("SAVEPOINT a")
+        producer.execute(INSERT)
+        assert len(member.watch.lockers(member.connection)) == 1
+        producer.execute("SET LOCAL webhookd.notify = off")
+        producer.execute("PREPARE TRANSACTION 'kept open'")
+        assert len(member.watch.lockers(member.connection)) == 1
+        with database.connect() as other:
+            other.execute("COMMIT PREPARED 'kept open'")
+        assert member.watch.lockers(member.connection) == set()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE pggit.alert_delivery_queue SET delivery_status = 'pending'",
+        "UPDATE pggit.webhooks SET enabled = true",
+        "UPDATE pggit.webhook_health_metrics SET health_status = 'healthy', consecutive_failures = 0",
+        "SELECT pggit.update_webhook_health(1, 200, 1)",
+        "COPY pggit.alert_delivery_queue (webhook_id, message_body) FROM STDIN",
+    ],
+)
+def test_whatever_looks_at_the_flag_is_outwaited(database: Database, join: Join, statement: str) -> None:
+    member = join()
+    with database.connect(autocommit=False) as operator:
+        if statement.startswith("COPY"):
+            with operator.cursor().copy(statement.encode()) as copy:
+                copy.write(b"1\t{}\n")
+        else:
+            operator.execute(statement.encode())
+        assert len(member.watch.lockers(member.connection)) == 1
+    assert member.watch.lockers(member.connection) == set()
+
+
+# What an insert tells ------------------------------------------------------------------------------------------------
+
+LEVELS = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_an_insert_tells_the_keeper_at_every_isolation_level(database: Database, join: Join, level: str) -> None:
+    member = join()
+    with database.connect(autocommit=False) as producer:
+        producer.execute(f"SET TRANSACTION ISOLATION LEVEL {level}".encode())
+        producer.execute("SELECT count(*) FROM pggit.webhooks")  # its snapshot is older than the flag
+        member.take()
+        producer.execute(INSERT)
+        assert member.heard() == [], "not before the commit"
+    assert member.heard() == [str(member.watch.wake_number)]
+
+
+def test_while_the_flag_is_down_no_insert_notifies(database: Database, join: Join) -> None:
+    member = join()
+    database.execute(INSERT)
+    member.take()
+    member.watch.lower(member.connection)
+    database.execute(INSERT)
+    with database.connect(autocommit=False) as producer:
+        producer.execute(INSERT)
+        producer.execute("PREPARE TRANSACTION 'silent'")  # a transaction that notifies could not
+    with database.connect() as other:
+        other.execute("ROLLBACK PREPARED 'silent'")
+    assert member.heard() == []
+
+
+def test_one_transaction_tells_once_whatever_its_savepoints_do(database: Database, join: Join) -> None:
+    member = join()
+    member.take()
+    with database.connect(autocommit=False) as producer:
+        producer.execute("SAVEPOINT a")
+        producer.execute(INSERT)
+        producer.execute("RELEASE a")
+        for _ in range(5):
+            producer.execute(INSERT)
+    assert member.heard() == [str(member.watch.wake_number)]
+    with database.connect(autocommit=False) as producer:
+        producer.execute("SAVEPOINT a")
+        producer.execute(INSERT)
+        producer.execute("ROLLBACK TO a")
+    assert member.heard() == []
+
+
+def test_two_phase_users_can_switch_the_notification_off(database: Database, join: Join) -> None:
+    member = join()
+    member.take()
+    with database.connect() as producer:
+        producer.execute("BEGIN")
+        producer.execute(INSERT)
+        with pytest.raises(psycopg.errors.FeatureNotSupported):
+            producer.execute("PREPARE TRANSACTION 'told'")
+        producer.execute("BEGIN; SET LOCAL webhookd.notify = off")
+        producer.execute(INSERT)
+        producer.execute("PREPARE TRANSACTION 'untold'")
+        producer.execute("COMMIT PREPARED 'untold'")
+    assert member.heard() == []
+
+
+def test_a_producer_needs_no_right_but_to_insert(database: Database, join: Join) -> None:
+    member = join()
+    member.take()
+    role = f"producer_{uuid4().hex[:8]}"
+    database.execute(
+        f"CREATE ROLE {role}; GRANT USAGE ON SCHEMA pggit TO {role}; GRANT INSERT ON pggit.alert_delivery_queue TO {role}"
+    )
+    try:
+        with database.connect() as producer:
+            producer.execute(f"SET ROLE {role}".encode())
+            producer.execute("SET search_path = ''")
+            producer.execute(INSERT)
+        assert member.heard() == [str(member.watch.wake_number)]
+    finally:
+        database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE pggit.alert_delivery_queue SET delivery_status = 'pending' WHERE delivery_status = 'failed'",
+        "UPDATE pggit.alert_delivery_queue SET next_retry_at = now() WHERE delivery_status = 'retrying'",
+        "UPDATE pggit.webhook_health_metrics SET health_status = 'healthy', consecutive_failures = 0",
+        "UPDATE pggit.webhooks SET enabled = true",
+        "UPDATE pggit.webhooks SET max_in_flight = 7",
+        "INSERT INTO pggit.webhooks (webhook_id, url) VALUES (2, 'https://example.com/')",
+        "SELECT pggit.update_webhook_health(1, 200, 1)",
+    ],
+)
+def test_whatever_else_makes_rows_claimable_tells_too(database: Database, join: Join, statement: str) -> None:
+    database.execute("INSERT INTO pggit.webhooks (webhook_id, url, enabled) VALUES (1, 'https://example.com/', false)")
+    database.execute(
+        "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, delivery_status, next_retry_at)"
+        " VALUES (1, '{}', 'failed', now()), (1, '{}', 'retrying', now() + interval '1 hour')"
+    )
+    database.execute("UPDATE pggit.webhook_health_metrics SET circuit_state = 'open', health_status = 'unavailable'")
+    member = join()
+    member.take()
+    database.execute(statement)
+    assert member.heard() == [str(member.watch.wake_number)]
+
+
+# Choreographies ------------------------------------------------------------------------------------------------------
+
+
+class Cues:
+    """What the test does at certain moments in the dispatcher's life, each once; and how often it has looked."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+        self._acts: dict[str, Callable[[], object]] = {}
+
+    def at(self, moment: str, act: Callable[[], object]) -> None:
+        self._acts[moment] = act
+
+    def reached(self, moment: str) -> None:
+        act = self._acts.pop(moment, None)
+        if act is not None:
+            act()
+
+
+class CuedClaimer(Claimer):
+    cues: Cues
+
+    def claim(self, connection: store.Connection, *, limit: int) -> Claim:
+        self.cues.looks += 1
+        self.cues.reached("before a look")
+        return super().claim(connection, limit=limit)
+
+    def next_look(self, connection: store.Connection) -> NextLook:
+        next_look = super().next_look(connection)
+        self.cues.reached("after a look")
+        return next_look
+
+
+class CuedWatch(Watch):
+    cues: Cues
+
+    def take(self, connection: store.Connection) -> bool:
+        self.cues.reached("before the flag is up")
+        taken = super().take(connection)
+        self.cues.reached("once the flag is up")
+        return taken
+
+
+class CuedSenders(Senders):
+    room_now: int | None = None
+
+    def room(self) -> int:
+        return super().room() if self.room_now is None else self.room_now
+
+
+class Stage:
+    """A dispatcher with everything around it, in a thread; one webhook (1), whose receiver answers well."""
+
+    def __init__(self, database: Database, receiver: Receiver, dispatcher: type[Dispatcher], watch: type[CuedWatch]) -> None:
+        self.database = database
+        self.receiver = receiver
+        self.cues = Cues()
+        self.bell = Bell()
+        self.pool = store.open_pool(database.dsn, application_name="test/pool", size=2)
+        self.transport = Transport(Egress(True, ["127.0.0.0/8"]))
+        metrics, hints = Metrics("test", max_webhooks=10), Hints()
+        results: queue.SimpleQueue[Result | None] = queue.SimpleQueue()
+        courier = Courier(self.transport, hints, installation="wh_test")
+        self.senders = CuedSenders(courier, results, most=4, bell=self.bell)
+        recorder = Recorder(worker_id="test", defaults=DEFAULTS)
+        backlog = self.senders.backlog
+        self.recording = Recording(
+            self.pool, recorder, results, hints=hints, metrics=metrics, bell=self.bell, backlog=backlog
+        )
+        incarnation = uuid4()
+        listener = Listener(database.dsn, application_name="test/listen")
+        self.watch = watch(listener, worker_id="test", incarnation=incarnation)
+        claimer = CuedClaimer(worker_id="test", incarnation=incarnation, defaults=DEFAULTS)
+        self.watch.cues = claimer.cues = self.cues
+        self.dispatcher = dispatcher(
+            self.pool, claimer, self.watch, self.senders, self.recording, metrics=metrics, bell=self.bell, beat=lambda: None
+        )
+        self._thread = threading.Thread(target=self.dispatcher.run, name="dispatcher")
+
+    def begin(self) -> None:
+        self.recording.start()
+        self._thread.start()
+
+    def start(self) -> None:
+        """Start the dispatcher and wait until it sleeps, the flag up in its name."""
+        self.begin()
+        eventually(lambda: self.watch.wake_number and flag(self.database) == self.watch.wake_number, what="flag up")
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until the dispatcher has not looked at the queue for a while."""
+        seen, since = self.cues.looks, time.monotonic()
+
+        def quiet() -> bool:
+            nonlocal seen, since
+            if self.cues.looks != seen:
+                seen, since = self.cues.looks, time.monotonic()
+            return time.monotonic() - since > 0.4
+
+        eventually(quiet, what="the dispatcher sleeps")
+
+    def lose_room(self) -> None:
+        """Take the dispatcher's room away and wait until it has dropped the watch."""
+        self.senders.room_now = 0
+        self.bell.ring(News.LOST)  # only so that it notices
+        eventually(lambda: flag(self.database) == FLAG_DOWN, what="the watch is dropped")
+
+    def find_room(self) -> None:
+        """Let it take one delivery at a time."""
+        self.senders.room_now = 1
+        self.bell.ring(News.ROOM)
+
+    def arrived(self, count: int, *, within_s: float) -> bool:
+        return self.receiver.wait_for_requests(count, timeout_s=within_s)
+
+    def stop(self) -> None:
+        self.dispatcher.stop()
+        if self._thread.ident is not None:
+            self._thread.join(20)
+            self.recording.stop(timeout_s=5)
+        self.watch.listener.close()
+        self.pool.close()
+        self.transport.close()
+
+
+Scenario = Callable[[Stage, float], bool]
+
+
+def an_insert_from_before_the_flag_commits_late(stage: Stage, within_s: float) -> bool:
+    with stage.database.connect(autocommit=False) as producer:
+        producer.execute(INSERT)
+        stage.start()
+    return stage.arrived(1, within_s=within_s)
+
+
+def an_insert_comes_and_goes_between_the_last_look_and_the_flag(stage: Stage, within_s: float) -> bool:
+    stage.cues.at("before the flag is up", lambda: stage.database.execute(INSERT))
+    stage.start()
+    return stage.arrived(1, within_s=within_s)
+
+
+def an_insert_begins_between_the_last_look_and_the_flag(stage: Stage, within_s: float) -> bool:
+    with stage.database.connect(autocommit=False) as producer:
+        stage.cues.at("before the flag is up", lambda: producer.execute(INSERT))
+        stage.start()
+    return stage.arrived(1, within_s=within_s)
+
+
+def an_insert_commits_once_the_flag_is_up(stage: Stage, within_s: float) -> bool:
+    with stage.database.connect(autocommit=False) as producer:
+        producer.execute(INSERT)
+        stage.cues.at("once the flag is up", producer.commit)
+        stage.start()
+    return stage.arrived(1, within_s=within_s)
+
+
+def an_insert_comes_after_the_last_look(stage: Stage, within_s: float) -> bool:
+    def after_the_first_look() -> None:
+        stage.cues.at("after a look", lambda: stage.database.execute(INSERT))
+
+    stage.cues.at("once the flag is up", after_the_first_look)
+    stage.start()
+    return stage.arrived(1, within_s=within_s)
+
+
+def a_prepared_insert_is_committed_late(stage: Stage, within_s: float) -> bool:
+    with stage.database.connect(autocommit=False) as producer:
+        producer.execute(INSERT)
+        producer.execute("PREPARE TRANSACTION 'late'")
+        producer.rollback()
+    stage.start()
+    stage.database.execute("COMMIT PREPARED 'late'")
+    return stage.arrived(1, within_s=within_s)
+
+
+def an_insert_is_prepared_while_it_is_outwaited(stage: Stage, within_s: float) -> bool:
+    with stage.database.connect(autocommit=False) as producer:
+        producer.execute(INSERT)
+        stage.start()
+        producer.execute("PREPARE TRANSACTION 'meanwhile'")
+        producer.rollback()
+        stage.settle()
+    stage.database.execute("COMMIT PREPARED 'meanwhile'")
+    return stage.arrived(1, within_s=within_s)
+
+
+def an_insert_comes_while_another_is_outwaited(stage: Stage, within_s: float) -> bool:
+    with stage.database.connect(autocommit=False) as producer:
+        producer.execute(INSERT)
+        stage.start()
+        stage.database.execute(INSERT)
+        return stage.arrived(1, within_s=within_s)
+
+
+def an_operator_resumes_the_webhook_in_a_long_transaction(stage: Stage, within_s: float) -> bool:
+    stage.database.execute("UPDATE pggit.webhooks SET enabled = false")
+    stage.database.execute(INSERT)
+    stage.start()
+    stage.lose_room()
+    with stage.database.connect(autocommit=False) as operator:
+        operator.execute("UPDATE pggit.webhooks SET enabled = true")  # the flag is down: tells nobody
+        stage.find_room()
+        stage.settle()
+    return stage.arrived(1, within_s=within_s)
+
+
+def an_insert_has_a_snapshot_from_before_the_flag(stage: Stage, within_s: float) -> bool:
+    with stage.database.connect(autocommit=False) as producer:
+        producer.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        producer.execute("SELECT FROM pggit.webhooks")
+        stage.start()
+        producer.execute(INSERT)
+    return stage.arrived(1, within_s=within_s)
+
+
+def the_watch_is_handed_over_with_the_flag_down(stage: Stage, within_s: float) -> bool:
+    looker = Member(stage.database)
+    try:
+        looker.take()
+        looker.watch.lower(looker.connection)
+        looker_gives_way = threading.Event()
+        stage.cues.at("once the flag is up", looker_gives_way.set)  # the dispatcher has found that another keeps it
+        with stage.database.connect(autocommit=False) as producer:
+            producer.execute(INSERT)
+            stage.begin()
+            assert looker_gives_way.wait(20)
+            looker.hand_over()
+            stage.settle()
+            assert flag(stage.database) == stage.watch.wake_number
+        return stage.arrived(1, within_s=within_s)
+    finally:
+        looker.close()
+
+
+def an_old_notification_comes_after_the_watch_was_dropped(stage: Stage, within_s: float) -> bool:
+    stage.start()
+    with stage.database.connect(autocommit=False) as producer:
+        producer.execute(INSERT)  # will tell this worker, by number
+        stage.lose_room()
+        stage.database.execute(INSERT)
+        stage.cues.at("before a look", producer.commit)
+        stage.find_room()
+        assert stage.arrived(2, within_s=20)
+    stage.settle()
+    stage.database.execute(INSERT)
+    return stage.arrived(3, within_s=within_s)
+
+
+def the_keeper_does_not_answer(stage: Stage, within_s: float) -> bool:
+    deaf = Member(stage.database)
+    try:
+        deaf.take()
+        taken = threading.Event()
+        stage.cues.at("once the flag is up", taken.set)
+        stage.begin()
+        assert taken.wait(20)
+        stage.settle()
+        assert flag(stage.database) == deaf.watch.wake_number
+        stage.database.execute(INSERT)
+        return stage.arrived(1, within_s=within_s)
+    finally:
+        deaf.close()
+
+
+def the_listening_connection_is_cut(stage: Stage, within_s: float) -> bool:
+    stage.start()
+    stage.database.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'test/listen'")
+    stage.database.execute(INSERT)
+    return stage.arrived(1, within_s=within_s)
+
+
+SCENARIOS: list[Scenario] = [
+    an_insert_from_before_the_flag_commits_late,
+    an_insert_comes_and_goes_between_the_last_look_and_the_flag,
+    an_insert_begins_between_the_last_look_and_the_flag,
+    an_insert_commits_once_the_flag_is_up,
+    an_insert_comes_after_the_last_look,
+    a_prepared_insert_is_committed_late,
+    an_insert_is_prepared_while_it_is_outwaited,
+    an_insert_comes_while_another_is_outwaited,
+    an_operator_resumes_the_webhook_in_a_long_transaction,
+    an_insert_has_a_snapshot_from_before_the_flag,
+    the_watch_is_handed_over_with_the_flag_down,
+    an_old_notification_comes_after_the_watch_was_dropped,
+    the_keeper_does_not_answer,
+    the_listening_connection_is_cut,
+]
+
+
+@contextmanager
+def staged(
+    database: Database, dispatcher: type[Dispatcher] = Dispatcher, watch: type[CuedWatch] = CuedWatch
+) -> Iterator[Stage]:
+    with Receiver(answering()) as receiver:
+        database.execute("INSERT INTO pggit.webhooks (webhook_id, url) VALUES (1, %s)", [receiver.url()])
+        stage = Stage(database, receiver, dispatcher, watch)
+        try:
+            yield stage
+        finally:
+            stage.stop()
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__.replace("_", " "))
+def test_no_wakeup_is_lost_when(scenario: Scenario, database: Database) -> None:
+    with staged(database) as stage:
+        assert scenario(stage, 20.0)
