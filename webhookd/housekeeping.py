@@ -65,10 +65,11 @@ class Housekeeping:
         released = self._release(incarnation)
         with self._pool.connection() as connection:
             connection.execute(queries.load("leave"), {"incarnation": incarnation})
-        log.info(
-            "leases of a dead worker released",
-            extra={"fields": {"incarnation": str(incarnation), "deliveries": released}},
-        )
+        if released:
+            log.info(
+                "leases of a dead worker released",
+                extra={"fields": {"incarnation": str(incarnation), "deliveries": released}},
+            )
 
     def _run(self) -> None:
         pause_s = FIRST_S
@@ -103,7 +104,7 @@ class Housekeeping:
 
     def _release(self, incarnation: UUID | None) -> int:
         """Record as lost what *incarnation* held (None: whatever has run out); return how many rows were released."""
-        released = 0
+        released, patience = 0, 40
         while True:
             with self._pool.connection() as connection:
                 lost = self._recorder.lost_leases(connection, incarnation=incarnation, limit=LOST_AT_ONCE)
@@ -113,11 +114,11 @@ class Housekeeping:
             released += ended
             if len(lost) < LOST_AT_ONCE and ended == len(lost):
                 break
-            # Some lanes were locked just now; a lane that an operator holds must not keep this thread for ever.
-            if ended == 0 and self._stop.wait(0.05):
-                break
-            if ended == 0 and incarnation is None:
-                break
+            if ended == 0:
+                # Their lanes are locked: by a claim or a record for a moment, or by an operator for longer. Leases run out anyway.
+                patience -= 1
+                if incarnation is None or patience == 0 or self._stop.wait(0.05):
+                    break
         if released:
             self._metrics.leases_lost(released)
             self._bell.ring(News.LOST)

@@ -36,6 +36,7 @@ from webhookd.watch import Watch
 
 log = logging.getLogger("webhookd.worker")
 
+RELEASE_AGAIN_S = 1.0
 POOL_SIZE = 2  # with the LISTEN connection that makes three a worker
 
 
@@ -213,7 +214,12 @@ class _Worker:
         self._seat.metrics_socket.close()
         self.dispatcher.stop()
 
-    def _release(self, incarnation: UUID) -> None:
+    def _release(self, incarnation: UUID, *, again: bool = True) -> None:
+        if again:
+            # A claim whose COMMIT the dead worker had sent may take effect a moment after its leases were released.
+            timer = threading.Timer(RELEASE_AGAIN_S, self._release, args=[incarnation], kwargs={"again": False})
+            timer.daemon = True
+            timer.start()
         try:
             self._housekeeping.release(incarnation)
         except psycopg.Error as error:
