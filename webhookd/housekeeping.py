@@ -115,7 +115,7 @@ class Housekeeping:
             if len(lost) < LOST_AT_ONCE and ended == len(lost):
                 break
             if ended == 0:
-                # Their lanes are locked: by a claim or a record for a moment, or by an operator for longer. Leases run out anyway.
+                # Their lanes are locked: by a claim for a moment, or by an operator for longer. Leases run out anyway.
                 patience -= 1
                 if incarnation is None or patience == 0 or self._stop.wait(0.05):
                     break

@@ -23,7 +23,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("senders", "dispatcher"),
     ("worker",),
     ("children", "lost", "fleet", "supervisor"),
-    ("webhookd.cli.*",),
+    ("listen", "demo"),
+    ("webhookd.cli.*", "__main__"),
 )
 
 PURE = frozenset({"base64", "binascii", "bisect", "collections", "collections.abc", "dataclasses", "datetime"}) | {

@@ -144,7 +144,8 @@ def test_configure_logs_ours_from_the_level_on_and_libraries_only_when_something
     logs.configure("json", "debug", worker="worker-2")
     logging.getLogger("webhookd.worker").debug("seen", extra={"fields": {"n": 1}})
     logging.getLogger("urllib3.connectionpool").info("not seen")
-    logging.getLogger("psycopg.pool").warning("seen as well")
+    logging.getLogger("psycopg.pool").warning("not seen either: said in our own words")
+    logging.getLogger("urllib3.connectionpool").warning("seen as well")
     lines = [json.loads(line) for line in stderr().splitlines()]
     assert [(line["event"], line["worker"]) for line in lines] == [("seen", "worker-2"), ("seen as well", "worker-2")]
 

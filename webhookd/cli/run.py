@@ -12,7 +12,7 @@ from webhookd import embedded, logs
 from webhookd.cli.output import print_table
 from webhookd.config import Config, Settings
 from webhookd.errors import UnusableError
-from webhookd.seat import WorkerSeat
+from webhookd.seat import ExitCode, WorkerSeat
 from webhookd.supervisor import Supervisor
 
 log = logging.getLogger("webhookd")
@@ -58,6 +58,9 @@ def _shown(value: object) -> str:
 
 
 def _supervise(settings: Settings, *, dsn: str) -> int:
+    if _refused(dsn):
+        return ExitCode.UNUSABLE
+
     def reload() -> Config:
         return replace(settings.reload().config, dsn=dsn)
 
@@ -70,6 +73,29 @@ def run_worker(config: Config, seat: WorkerSeat) -> int:
 
     logs.configure(config.log_format, config.log_level, worker=seat.name)
     return worker.run(config, seat)
+
+
+def _refused(dsn: str) -> bool:
+    """Say in one line why no worker could work on this database, before any is started; one that is away is waited for.
+
+    In a forked child, so that this process never loads libpq.
+    """
+    child = os.fork()
+    if child == 0:
+        code = ExitCode.DRAINED
+        try:
+            from webhookd import migrate, store
+
+            with store.connect(dsn, application_name="webhookd/check") as connection:
+                migrate.check(connection)
+        except UnusableError as error:
+            code = ExitCode.UNUSABLE
+            print(f"webhookd: {error}", file=sys.stderr, flush=True)
+        except Exception as error:  # the workers will meet it, and wait for the database or report it
+            log.debug("database not checked", extra={"fields": {"error": str(error)}})
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == ExitCode.UNUSABLE
 
 
 def _migrate(dsn: str) -> None:
