@@ -36,7 +36,7 @@ ROOMY = STANDARD._replace(rate=0.0, max_in_flight=100_000)
 TEN_MINUTES_S = 600.0  # longer than any lease here
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Engine:
     """A worker incarnation: what it claims with and records with, and one connection that has a worker's settings."""
 

@@ -89,9 +89,9 @@ class Recorder:
     ) -> Recorded:
         now_at = datetime.fromtimestamp(now, tz=UTC)
         settled = [(result, settle(result.delivery, result.outcome, now_at=now_at, u=random.random())) for result in results]
-        accepted_ids = self._settle_rows(cursor, settled)
-        accepted = [pair for pair in settled if pair[0].delivery.delivery_id in accepted_ids]
-        refused = [result for result, _ in settled if result.delivery.delivery_id not in accepted_ids]
+        ours = self._settle_rows(cursor, settled)
+        accepted = [pair for pair in settled if _claim_of(pair[0]) in ours]
+        refused = [result for result, _ in settled if _claim_of(result) not in ours]
         after, tripped = _settle_lanes(lanes, accepted, now=now)
         if after:
             cursor.execute(self._update, _lane_parameters(after, accepted))
@@ -105,7 +105,8 @@ class Recorder:
 
     def _settle_rows(
         self, cursor: psycopg.Cursor[TupleRow], settled: Sequence[tuple[Result, Settlement]]
-    ) -> set[int]:
+    ) -> set[tuple[int, int]]:
+        """Return the claims (see `_claim_of`) that the fence let pass."""
         ended = time.monotonic()
         answers = [result.outcome.answer if isinstance(result.outcome, Attempted) else None for result, _ in settled]
         rows = cursor.execute(
@@ -126,7 +127,11 @@ class Recorder:
                 "worker_id": self._worker_id,
             },
         ).fetchall()
-        return {row[0] for row in rows}
+        return {(row[0], row[1]) for row in rows}
+
+
+def _claim_of(result: Result) -> tuple[int, int]:
+    return result.delivery.delivery_id, result.delivery.token
 
 
 def _settle_lanes(
@@ -185,14 +190,19 @@ def _age_s(result: Result, *, now: float) -> float | None:
 def _details(result: Result, settlement: Settlement) -> str | None:
     if settlement.event is None:
         return None
-    details: dict[str, Any] = {"reason": settlement.reason}
+    details: dict[str, Any] = {"reason": _storable(settlement.reason)}
     if isinstance(result.outcome, Attempted):
         details["attempt"] = result.delivery.attempts + 1
         if result.outcome.answer.excerpt:
-            details["excerpt"] = result.outcome.answer.excerpt
+            details["excerpt"] = _storable(result.outcome.answer.excerpt)
     if settlement.delay_s is not None:
         details["retry_in_s"] = round(settlement.delay_s, 3)
     return json.dumps(details)
+
+
+def _storable(text: str) -> str:
+    """Return *text* without what jsonb refuses (NUL, lone surrogates): no answer may keep its result from being recorded."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _lost_delivery(row: Sequence[Any], defaults: Defaults) -> Delivery:

@@ -1,5 +1,6 @@
 -- End claims: the fence (id and token), the row's new state, and the attempt log, in one statement.
--- Returns the ids that were still this worker's; what is missing was re-claimed, reaped, deleted or re-queued meanwhile.
+-- Returns the claims (id and token: one batch may hold a late result beside that of a later claim) that were still this
+-- worker's; what is missing was re-claimed, reaped, deleted or re-queued meanwhile.
 WITH result AS (
     SELECT *
       FROM unnest(%(delivery_ids)s::bigint[], %(tokens)s::bigint[], %(statuses)s::text[], %(delays)s::float8[],
@@ -21,13 +22,13 @@ WITH result AS (
      -- IS NOT DISTINCT FROM, so that no planner takes the partial index of leased rows for this: with statistics from an
      -- idle queue that index looks empty, and is then read whole for every result.
      WHERE q.delivery_id = r.delivery_id AND q.lease_token = r.token AND q.delivery_status IS NOT DISTINCT FROM 'sending'
-    RETURNING q.delivery_id
+    RETURNING q.delivery_id, r.token
 ), logged AS (
     INSERT INTO pggit.alert_delivery_log
            (delivery_id, webhook_id, event_type, event_details, http_status, response_time_ms, worker_id)
     SELECT r.delivery_id, r.webhook_id, r.event, r.details::jsonb, r.http_status, r.time_ms, %(worker_id)s
       FROM result r
-      JOIN settled s USING (delivery_id)
+      JOIN settled s USING (delivery_id, token)
      WHERE r.event IS NOT NULL
 )
-SELECT delivery_id FROM settled
+SELECT delivery_id, token FROM settled

@@ -301,7 +301,10 @@ def block(database: Database, worker: Engine, cause: str) -> list[Delivery]:
     """Have the lane of webhook 1 blocked by *cause*, without a waiting row; return what is in flight."""
     if cause == "unregistered":
         return []
-    limits: dict[str, dict[str, float]] = {"rate": {"rate_limit_per_second": 0.01, "rate_limit_burst": 1}, "in_flight": {"max_in_flight": 1}}
+    limits: dict[str, dict[str, float]] = {
+        "rate": {"rate_limit_per_second": 0.01, "rate_limit_burst": 1},
+        "in_flight": {"max_in_flight": 1},
+    }
     register(database, 1, **limits.get(cause, {}))
     insert(database, 1, 5 if cause == "circuit" else 1)
     claimed = worker.take_all()

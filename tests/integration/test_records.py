@@ -284,19 +284,18 @@ def test_no_excerpt_keeps_a_result_from_being_recorded(database: Database, worke
 
 
 def outcome_of(random_number: random.Random) -> Outcome:
-    return random_number.choice(
-        [
-            answered(200, seconds=random_number.random()),
-            answered(500),
-            answered(404),
-            answered(429),
-            answered(503, retry_after="2"),
-            timed_out(),
-            not_allowed(),
-            given_back(),
-            Lost(),
-        ]
-    )
+    outcomes: list[Outcome] = [
+        answered(200, seconds=random_number.random()),
+        answered(500),
+        answered(404),
+        answered(429),
+        answered(503, retry_after="2"),
+        timed_out(),
+        not_allowed(),
+        given_back(),
+        Lost(),
+    ]
+    return random_number.choice(outcomes)
 
 
 def test_after_batches_of_mixed_outcomes_for_many_webhooks_the_books_balance(database: Database, worker: Engine) -> None:
@@ -412,7 +411,7 @@ def test_recording_again_after_a_lost_commit_answer_is_refused_and_counts_nothin
     assert_books_balance(database)
 
 
-def test_one_result_twice_in_a_batch_is_recorded_once(database: Database, worker: Engine) -> None:
+def test_a_late_result_beside_that_of_a_later_claim_in_one_batch_is_refused(database: Database, worker: Engine) -> None:
     claimed = one(database, worker)
     worker.finish([claimed], answered(500))
     let_pass(database, TEN_MINUTES_S)

@@ -5,19 +5,22 @@ model of the protocol that tries all interleavings; here the worst of them are d
 """
 
 import queue
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 
+from tests.acceptance.daemon import Daemon, arrivals
 from tests.postgres import Database
 from tests.receivers import Receiver, answering
 from tests.waiting import eventually
-from webhookd import store
+from webhookd import queries, store
 from webhookd.bell import Bell, News
 from webhookd.claims import Claim, Claimer, Defaults, NextLook
 from webhookd.core.model import Result
@@ -651,3 +654,226 @@ def staged(
 def test_no_wakeup_is_lost_when(scenario: Scenario, database: Database) -> None:
     with staged(database) as stage:
         assert scenario(stage, 20.0)
+
+
+# The same with a step left out: the choreographies must notice -------------------------------------------------------
+
+
+class NeitherOutwaitsNorLooks(Dispatcher):
+    def _begin_outwait(self, connection: store.Connection, now: float) -> None:
+        pass
+
+
+class LooksAndDoesNotOutwait(Dispatcher):
+    def _begin_outwait(self, connection: store.Connection, now: float) -> None:
+        self._look_at = now
+
+
+class OutwaitsAndDoesNotLook(Dispatcher):
+    def _begin_outwait(self, connection: store.Connection, now: float) -> None:
+        timer = self._look_at
+        super()._begin_outwait(connection, now)
+        self._look_at = timer
+
+
+class DoesNotLookWhenOneIsGone(Dispatcher):
+    def _outwait(self, now: float) -> None:
+        timer = self._look_at
+        super()._outwait(now)
+        self._look_at = timer
+
+
+class SwallowsWhatComesWhileOutwaiting(Dispatcher):
+    def _notifications(self, payloads: list[str], now: float) -> None:
+        if not self._outwaited:
+            super()._notifications(payloads, now)
+
+
+class KeepsTheWatchOnceItHearsItsName(Dispatcher):
+    def _notifications(self, payloads: list[str], now: float) -> None:
+        super()._notifications(payloads, now)
+        self._watched = True
+
+
+class MindsItsOwnNameOnly(Dispatcher):
+    def _notifications(self, payloads: list[str], now: float) -> None:
+        super()._notifications([payload for payload in payloads if payload == str(self._watch.wake_number)], now)
+
+
+class NeverListensAgain(Dispatcher):
+    def _keep_listening(self, now: float) -> None:
+        if not self._claimed_once:
+            super()._keep_listening(now)
+
+
+class ReadsLockersEarly(CuedWatch):
+    early: frozenset[str] = frozenset()
+
+    def take(self, connection: store.Connection) -> bool:
+        self.early = frozenset(super().lockers(connection))
+        return super().take(connection)
+
+    def lockers(self, connection: store.Connection) -> set[str]:
+        return set(self.early) & super().lockers(connection)
+
+
+class OverlooksPreparedTransactions(CuedWatch):
+    def lockers(self, connection: store.Connection) -> set[str]:
+        rows = connection.execute(queries.load("lockers") + " AND l.pid IS NOT NULL").fetchall()
+        return {row[0] for row in rows}
+
+
+class OverlooksTheRegistry(CuedWatch):
+    def lockers(self, connection: store.Connection) -> set[str]:
+        only = " AND l.relation = 'pggit.alert_delivery_queue'::regclass"
+        return {row[0] for row in connection.execute(queries.load("lockers") + only).fetchall()}
+
+
+# A flag in a row: a transaction sees it as its snapshot has it. (A sequence is always read as it is now.)
+FLAG_IN_A_ROW = """
+CREATE OR REPLACE FUNCTION pggit.wake_after_insert() RETURNS trigger LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    keeper bigint;
+BEGIN
+    SELECT wake_number INTO keeper FROM pggit.workers WHERE has_room;
+    IF keeper > 1 THEN
+        PERFORM pg_catalog.pg_notify('webhookd_wake', keeper::text);
+    END IF;
+    RETURN NULL;
+END $$
+"""
+
+
+@pytest.mark.parametrize(
+    ("dispatcher", "scenario"),
+    [
+        (NeitherOutwaitsNorLooks, an_insert_from_before_the_flag_commits_late),
+        (LooksAndDoesNotOutwait, an_insert_from_before_the_flag_commits_late),
+        (LooksAndDoesNotOutwait, an_insert_begins_between_the_last_look_and_the_flag),
+        (LooksAndDoesNotOutwait, the_watch_is_handed_over_with_the_flag_down),
+        (OutwaitsAndDoesNotLook, an_insert_comes_and_goes_between_the_last_look_and_the_flag),
+        (OutwaitsAndDoesNotLook, an_insert_commits_once_the_flag_is_up),
+        (DoesNotLookWhenOneIsGone, an_insert_from_before_the_flag_commits_late),
+        (SwallowsWhatComesWhileOutwaiting, an_insert_comes_while_another_is_outwaited),
+        (KeepsTheWatchOnceItHearsItsName, the_watch_is_handed_over_with_the_flag_down),
+        (KeepsTheWatchOnceItHearsItsName, an_old_notification_comes_after_the_watch_was_dropped),
+        (MindsItsOwnNameOnly, the_keeper_does_not_answer),
+        (NeverListensAgain, the_listening_connection_is_cut),
+    ],
+)
+def test_a_dispatcher_that_leaves_out_a_step_loses_one(
+    dispatcher: type[Dispatcher], scenario: Scenario, database: Database
+) -> None:
+    with staged(database, dispatcher=dispatcher) as stage:
+        assert not scenario(stage, NEVER_S)
+
+
+@pytest.mark.parametrize(
+    ("watch", "scenario"),
+    [
+        (ReadsLockersEarly, an_insert_begins_between_the_last_look_and_the_flag),
+        (OverlooksPreparedTransactions, a_prepared_insert_is_committed_late),
+        (OverlooksPreparedTransactions, an_insert_is_prepared_while_it_is_outwaited),
+        (OverlooksTheRegistry, an_operator_resumes_the_webhook_in_a_long_transaction),
+    ],
+)
+def test_a_watch_that_overlooks_lockers_loses_one(watch: type[CuedWatch], scenario: Scenario, database: Database) -> None:
+    with staged(database, watch=watch) as stage:
+        assert not scenario(stage, NEVER_S)
+
+
+def test_a_flag_in_a_row_would_lose_one(database: Database) -> None:
+    database.execute(FLAG_IN_A_ROW)
+    with staged(database) as stage:
+        assert not an_insert_has_a_snapshot_from_before_the_flag(stage, NEVER_S)
+
+
+# Races ---------------------------------------------------------------------------------------------------------------
+
+PRODUCERS = 6
+BURST = 60  # enough for the keeper to lower the flag
+# A lost wakeup is made good by the sweep 30 s later, or by the next insert; a round has no next insert.
+GUARD_S = 8.0
+
+
+class Racer:
+    """One producer of a race, with a connection and dice of its own."""
+
+    def __init__(self, database: Database, seed: int) -> None:
+        self._connection = database.connect(autocommit=False)
+        self._dice = random.Random(seed)
+
+    def burst(self, inserts: int) -> list[int]:
+        return [self._insert(commit=True, held_s=0.0) for _ in range(inserts)]
+
+    def straggle(self) -> list[int]:
+        """Insert a few rows about when the flag goes up again, in transactions that stay open for a while."""
+        committed = []
+        for _ in range(3):
+            time.sleep(self._dice.uniform(0, 0.2))
+            commit = self._dice.random() < 0.8
+            held_s = self._dice.choice([0.0, 0.05, 0.3]) * self._dice.random()
+            delivery_id = self._insert(commit=commit, held_s=held_s)
+            if commit:
+                committed.append(delivery_id)
+        return committed
+
+    def _insert(self, *, commit: bool, held_s: float) -> int:
+        self._connection.execute(f"SET TRANSACTION ISOLATION LEVEL {self._dice.choice(LEVELS)}".encode())
+        if self._dice.random() < 0.5:
+            self._connection.execute("SELECT FROM pggit.webhooks")
+        row = self._connection.execute(INSERT + " RETURNING delivery_id").fetchone()
+        assert row is not None
+        time.sleep(held_s)
+        if commit:
+            self._connection.commit()
+        else:
+            self._connection.rollback()
+        return int(row[0])
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def race(database: Database, receiver: Receiver, *, rounds: int, guard_s: float, seed: int) -> tuple[int, int]:
+    """Run *rounds* of a burst and its stragglers, or fewer if one does not arrive in time.
+
+    Return how many rows were committed, and how many of them had not arrived *guard_s* after their round.
+    """
+    committed: set[int] = set()
+    racers = [Racer(database, seed * 100 + number) for number in range(PRODUCERS)]
+    with ThreadPoolExecutor(PRODUCERS) as threads:
+        for _ in range(rounds):
+            for work in (lambda racer: racer.burst(BURST // PRODUCERS), Racer.straggle):
+                for delivery_ids in threads.map(work, racers):
+                    committed.update(delivery_ids)
+            # Rows of the burst that were too many for one claim need no wakeup; stragglers do.
+            deadline = time.monotonic() + guard_s
+            while committed - arrivals(receiver).keys() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            if committed - arrivals(receiver).keys():
+                break
+    for racer in racers:
+        racer.close()
+    assert arrivals(receiver).keys() <= committed, "what was rolled back is never sent"
+    return len(committed), len(committed - arrivals(receiver).keys())
+
+
+def test_three_workers_miss_nothing_of_what_racing_producers_commit(database: Database) -> None:
+    with Receiver(answering()) as receiver, Daemon(database.dsn) as daemon:
+        database.execute(
+            "INSERT INTO pggit.webhooks (webhook_id, url, rate_limit_per_second, max_in_flight) VALUES (1, %s, 0, 1000)",
+            [receiver.url()],
+        )
+        eventually(lambda: flag(database) > FLAG_DOWN)
+        committed, lost = race(database, receiver, rounds=20, guard_s=GUARD_S, seed=1)
+        assert (lost, committed > 1200) == (0, True)
+        assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("dispatcher", [LooksAndDoesNotOutwait, NeitherOutwaitsNorLooks])
+def test_the_race_catches_a_dispatcher_that_does_not_outwait(dispatcher: type[Dispatcher], database: Database) -> None:
+    with staged(database, dispatcher=dispatcher) as stage:
+        stage.start()
+        _, lost = race(database, stage.receiver, rounds=25, guard_s=NEVER_S, seed=2)
+        assert lost > 0

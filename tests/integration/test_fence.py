@@ -1,0 +1,541 @@
+"""The claim, lease, fence and record protocol on the real database: right as it is, and wrong without any one of its steps.
+
+A stateful test drives several worker incarnations, their late results, reaping, releases and an operator, and compares every row
+with a model. The same test must fail for each planted fault.
+"""
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+from unittest.mock import patch
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+
+from tests.engine import ROOMY, Engine, answered, engine, given_back, insert, lane, register, replaced, statuses, sweep
+from tests.postgres import Database, Server
+from tests.waiting import eventually
+from webhookd.core.model import Delivery, Outcome, Result
+
+WORKERS = 3
+WEBHOOKS = (1, 2)
+STEADY = ROOMY._replace(circuit_threshold=100_000)
+INDEX = st.integers(0, 10_000)
+OUTCOMES: dict[str, Callable[[], Outcome]] = {
+    "delivered": lambda: answered(200),
+    "fail": lambda: answered(404),
+    "retry": lambda: answered(500),
+    "throttled": lambda: answered(429),
+    "given back": given_back,
+}
+
+
+@dataclass(slots=True)
+class Row:
+    """What a queue row should be. *holder*: whose result it takes, and nobody else's."""
+
+    webhook_id: int
+    status: str = "pending"
+    retries: int = 0
+    losses: int = 0
+    attempts: int = 0
+    expired: bool = False
+    torn: bool = False  # its status was changed behind every trigger's back, the token left in place
+    holder: tuple[Engine, Delivery] | None = None
+
+    @property
+    def waiting(self) -> bool:
+        return self.status in ("pending", "retrying")
+
+    def end(self, outcome: str) -> None:
+        self.holder, self.expired = None, False
+        if outcome == "given back":
+            self.status = "retrying" if self.attempts else "pending"
+            return
+        self.attempts += 1
+        if outcome == "retry" and self.retries < 3:
+            self.retries += 1
+            self.status = "retrying"
+        else:
+            self.status = {"delivered": "delivered", "throttled": "retrying"}.get(outcome, "failed")
+
+    def lose(self) -> None:
+        self.holder, self.expired = None, False
+        self.losses += 1
+        self.status = "failed" if self.losses >= 6 else "retrying" if self.attempts else "pending"
+
+
+@dataclass(slots=True)
+class Stage:
+    """The database and what acts on it, made once; each run begins with `clear`."""
+
+    database: Database
+    workers: list[Engine]
+    operator: psycopg.Connection[tuple[Any, ...]]
+    unseen: psycopg.Connection[tuple[Any, ...]]  # its changes fire no trigger
+    webhooks: tuple[int, ...] = field(default=WEBHOOKS)
+
+    def clear(self) -> None:
+        for worker in self.workers:
+            worker.claimer._cursor = 0  # the one thing that a claimer remembers; the same choices must lead to the same claims
+        self.unseen.execute("DELETE FROM pggit.alert_delivery_queue")
+        self.unseen.execute("DELETE FROM pggit.alert_delivery_log")
+        self.unseen.execute("DELETE FROM pggit.webhook_health_metrics")
+        self.unseen.execute("INSERT INTO pggit.webhook_health_metrics (webhook_id) SELECT webhook_id FROM pggit.webhooks")
+
+    def make_due(self) -> None:
+        """Have the time of every waiting row and every lane come."""
+        self.unseen.execute(
+            "UPDATE pggit.alert_delivery_queue SET next_retry_at = now() - interval '1 s'"
+            " WHERE delivery_status IN ('pending', 'retrying') AND next_retry_at > now()"
+        )
+        self.unseen.execute("UPDATE pggit.webhook_health_metrics SET runnable_at = now() WHERE runnable_at > now()")
+
+    def expire(self, delivery_id: int | None = None) -> None:
+        self.unseen.execute(
+            "UPDATE pggit.alert_delivery_queue SET lease_until = lease_until - interval '1 hour'"
+            " WHERE delivery_status = 'sending' AND (%(id)s::bigint IS NULL OR delivery_id = %(id)s::bigint)",
+            {"id": delivery_id},
+        )
+
+
+@contextmanager
+def staged(database: Database, mutate: Callable[[str, str], str] | None = None) -> Iterator[Stage]:
+    with ExitStack() as stack:
+        workers = [
+            stack.enter_context(engine(database, f"worker-{number}", defaults=STEADY, mutate=mutate))
+            for number in range(1, WORKERS + 1)
+        ]
+        operator, unseen = stack.enter_context(database.connect()), stack.enter_context(database.connect())
+        unseen.execute("SET session_replication_role = replica")
+        yield Stage(database, workers, operator, unseen)
+
+
+class Protocol(RuleBasedStateMachine):
+    """Anything that workers and an operator may do, in any order, checked against `Row`."""
+
+    stage: Stage
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: dict[int, Row] = {}
+        self.claims: list[tuple[Engine, Delivery]] = []  # all there ever were: a result may come at any time, even twice
+        self.read_lost: list[Result] = []
+        self.stranded: set[int] = set()  # lanes whose counter an operator has made wrong
+
+    @initialize()
+    def begin(self) -> None:
+        self.stage.clear()
+
+    # The application and the workers
+
+    @rule(webhook=st.sampled_from(WEBHOOKS), count=st.integers(1, 3))
+    def insert(self, webhook: int, count: int) -> None:
+        rows = self.stage.operator.execute(
+            "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body)"
+            " SELECT %s, '{}' FROM generate_series(1, %s) RETURNING delivery_id",
+            [webhook, count],
+        ).fetchall()
+        self.rows.update({row[0]: Row(webhook) for row in rows})
+
+    @rule(worker=INDEX, limit=st.integers(1, 8))
+    def claim(self, worker: int, limit: int) -> None:
+        claimant = self.stage.workers[worker % WORKERS]
+        self._claimed(claimant, list(claimant.claim(limit).deliveries), suspect=False)
+
+    @rule(worker=INDEX)
+    def claim_suspect(self, worker: int) -> None:
+        claimant = self.stage.workers[worker % WORKERS]
+        self._claimed(claimant, list(claimant.claimer.claim_suspect(claimant.connection).deliveries), suspect=True)
+
+    @precondition(lambda self: self.claims)
+    @rule(claims=st.lists(INDEX, min_size=1, max_size=4), outcome=st.sampled_from(sorted(OUTCOMES)))
+    def finish(self, claims: list[int], outcome: str) -> None:
+        """A result comes: in time, late, or for the second time. The owner's counts, all others are refused."""
+        chosen = {id(claim[1]): claim for claim in (self.claims[index % len(self.claims)] for index in claims)}
+        recorder = next(iter(chosen.values()))[0]
+        deliveries = [claim[1] for claim in chosen.values()]
+        recorded = recorder.finish(deliveries, OUTCOMES[outcome]())
+        assert not recorded.deferred
+        accepted = {id(result.delivery) for result in recorded.accepted}
+        for delivery in deliveries:
+            row = self.rows[delivery.delivery_id]
+            owns = row.holder is not None and row.holder[1] is delivery
+            assert (id(delivery) in accepted) == owns, f"{delivery.delivery_id}: accepted is not {owns}"
+            if owns:
+                row.end(outcome)
+
+    @precondition(lambda self: any(row.holder for row in self.rows.values()))
+    @rule(which=INDEX)
+    def lease_runs_out(self, which: int) -> None:
+        held = [delivery_id for delivery_id, row in self.rows.items() if row.holder]
+        self.stage.expire(held[which % len(held)])
+        self.rows[held[which % len(held)]].expired = True
+
+    @rule(worker=INDEX)
+    def read_expired(self, worker: int) -> None:
+        reaper = self.stage.workers[worker % WORKERS]
+        self.read_lost = reaper.recorder.lost_leases(reaper.connection)
+        assert {result.delivery.delivery_id for result in self.read_lost} == {
+            delivery_id for delivery_id, row in self.rows.items() if row.expired
+        }
+
+    @rule(worker=INDEX)
+    def record_expired(self, worker: int) -> None:
+        """The second half of a reap, however much later: who recorded or re-claimed meanwhile keeps the row."""
+        self._record_lost(self.stage.workers[worker % WORKERS], self.read_lost)
+
+    @rule(worker=INDEX, dead=INDEX)
+    def release(self, worker: int, dead: int) -> None:
+        """The supervisor saw an incarnation die (or only thought so: its late results are refused)."""
+        survivor, victim = self.stage.workers[worker % WORKERS], self.stage.workers[dead % WORKERS]
+        lost = survivor.recorder.lost_leases(survivor.connection, incarnation=victim.incarnation)
+        assert {result.delivery.delivery_id for result in lost} == {
+            delivery_id for delivery_id, row in self.rows.items() if row.holder and row.holder[0] is victim
+        }
+        self._record_lost(survivor, lost)
+
+    @rule()
+    def time_passes(self) -> None:
+        self.stage.make_due()
+
+    @rule(worker=INDEX)
+    def sweep(self, worker: int) -> None:
+        sweep(self.stage.workers[worker % WORKERS])
+        self.stranded.clear()
+
+    # The operator
+
+    @precondition(lambda self: any(row.status not in ("pending", "delivered") for row in self.rows.values()))
+    @rule(which=INDEX)
+    def requeue(self, which: int) -> None:
+        chosen = [delivery_id for delivery_id, row in self.rows.items() if row.status not in ("pending", "delivered")]
+        delivery_id = chosen[which % len(chosen)]
+        self.stage.operator.execute(
+            "UPDATE pggit.alert_delivery_queue SET delivery_status = 'pending' WHERE delivery_id = %s", [delivery_id]
+        )
+        row = self.rows[delivery_id]
+        self._strand(row)
+        self.rows[delivery_id] = replace(row, status="pending", losses=0, holder=None, expired=False, torn=False)
+
+    @precondition(lambda self: any(row.holder for row in self.rows.values()))
+    @rule(which=INDEX)
+    def cancel_unseen(self, which: int) -> None:
+        held = [delivery_id for delivery_id, row in self.rows.items() if row.holder]
+        delivery_id = held[which % len(held)]
+        self.stage.unseen.execute(
+            "UPDATE pggit.alert_delivery_queue SET delivery_status = 'failed' WHERE delivery_id = %s", [delivery_id]
+        )
+        row = self.rows[delivery_id]
+        self._strand(row)
+        self.rows[delivery_id] = replace(row, status="failed", holder=None, expired=False, torn=True)
+
+    # What holds at all times
+
+    @invariant()
+    def rows_are_as_they_should_be(self) -> None:
+        rows = self.stage.operator.execute(
+            "SELECT q.delivery_id, q.delivery_status, q.retry_count, q.leases_lost, q.attempts, q.lease_token, q.leased_by,"
+            " q.lease_until IS NOT NULL, q.max_retries, q.routed, q.delivered_at IS NOT NULL,"
+            " (SELECT count(*) FROM pggit.alert_delivery_log l WHERE l.delivery_id = q.delivery_id AND http_status IS NOT NULL)"
+            " FROM pggit.alert_delivery_queue q"
+        ).fetchall()
+        assert {row[0] for row in rows} == set(self.rows)
+        for delivery_id, status, retries, losses, attempts, token, leased_by, leased, most, routed, delivered, logged in rows:
+            row = self.rows[delivery_id]
+            assert (status, retries, losses, attempts) == (row.status, row.retries, row.losses, row.attempts), delivery_id
+            assert retries <= most
+            assert logged == attempts
+            assert delivered == (status == "delivered")
+            if row.holder:
+                owner, claimed = row.holder
+                assert (token, leased_by, leased, routed) == (claimed.token, owner.incarnation, True, True)
+            elif not row.torn:
+                assert (leased_by, leased) == (None, False)
+                assert token is None or token < 0
+
+    @invariant()
+    def counters_say_what_is_in_flight(self) -> None:
+        lanes = self.stage.operator.execute(
+            "SELECT h.webhook_id, h.in_flight, (SELECT count(*) FROM pggit.alert_delivery_queue q"
+            " WHERE q.webhook_id = h.webhook_id AND q.delivery_status = 'sending') FROM pggit.webhook_health_metrics h"
+        ).fetchall()
+        for webhook_id, counted, leased in lanes:
+            assert counted == leased or (webhook_id in self.stranded and counted > leased)
+
+    def teardown(self) -> None:
+        """Whatever happened: with leases run out and the sweep done, every row that is not final comes to an end."""
+        worker = self.stage.workers[0]
+        for _ in range(12):
+            if not any(row.waiting or row.holder for row in self.rows.values()):
+                return
+            self.stage.expire()
+            worker.release()
+            sweep(worker)
+            self.stage.make_due()
+            deliveries = [*worker.take_all(), *worker.claimer.claim_suspect(worker.connection).deliveries]
+            worker.finish(deliveries, answered(200))
+            open_rows = self.stage.operator.execute(
+                "SELECT count(*) FROM pggit.alert_delivery_queue WHERE delivery_status NOT IN ('delivered', 'failed')"
+            ).fetchone()
+            if open_rows == (0,):
+                return
+        raise AssertionError("a row is nobody's for ever")
+
+    def _claimed(self, claimant: Engine, deliveries: list[Delivery], *, suspect: bool) -> None:
+        for delivery in deliveries:
+            row = self.rows[delivery.delivery_id]
+            assert row.waiting and row.holder is None, f"{delivery.delivery_id} has an owner, or is at its end"
+            assert (row.losses >= 3) == suspect
+            assert delivery.body == b"{}"
+            row.status, row.holder = "sending", (claimant, delivery)
+            self.claims.append((claimant, delivery))
+
+    def _record_lost(self, recorder: Engine, lost: list[Result]) -> None:
+        if not lost:
+            return
+        accepted = {result.delivery.delivery_id for result in recorder.record(lost).accepted}
+        for result in lost:
+            row = self.rows[result.delivery.delivery_id]
+            current = row.holder is not None and row.holder[1].token == result.delivery.token
+            assert (result.delivery.delivery_id in accepted) == current
+            if current:
+                row.lose()
+
+    def _strand(self, row: Row) -> None:
+        if row.status == "sending":
+            self.stranded.add(row.webhook_id)
+
+
+@pytest.fixture(scope="module")
+def fenced(embedded_server: Server) -> Iterator[Database]:
+    """One database for all runs of the protocol: each begins by emptying it."""
+    database = embedded_server.create_migrated()
+    register(database, *WEBHOOKS)
+    yield database
+    embedded_server.drop(database)
+
+
+def run_protocol(stage: Stage, *, examples: int, phases: tuple[Phase, ...]) -> None:
+    """Drive the machine through *examples* random histories; raise `AssertionError` (or what a statement raises) on a fault."""
+    machine = type("StagedProtocol", (Protocol,), {"stage": stage})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=30,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            report_multiple_bugs=False,
+            phases=phases,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_whatever_workers_and_operator_do_each_row_has_one_owner_and_one_end(fenced: Database) -> None:
+    with staged(fenced) as stage:
+        run_protocol(stage, examples=60, phases=(Phase.generate, Phase.shrink))
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One step of the protocol left out: *old* in the statement *name* becomes *new*."""
+
+    name: str
+    old: str
+    new: str
+
+    def __call__(self, name: str, text: str) -> str:
+        return replaced(text, self.old, self.new) if name == self.name else text
+
+
+FAULTS = {
+    "record does not look at the token": Fault("settle", "q.lease_token = r.token", "q.lease_token IS NOT NULL"),
+    "record does not look at the status": Fault("settle", "q.delivery_status IS NOT DISTINCT FROM 'sending'", "true"),
+    "record spends no retry": Fault("settle", "retry_count = q.retry_count + r.retries,", ""),
+    "record counts no lost lease": Fault("settle", "leases_lost = q.leases_lost + r.losses,", ""),
+    "record keeps the token": Fault("settle", "lease_token = NULL, lease_until = NULL", "lease_until = NULL"),
+    "record keeps the lease": Fault("settle", "lease_until = NULL, leased_by = NULL", "leased_by = NULL"),
+    "record keeps the owner": Fault("settle", "lease_until = NULL, leased_by = NULL", "lease_until = NULL"),
+    "record writes no log": Fault("settle", "WHERE r.event IS NOT NULL", "WHERE false"),
+    "record forgets what is in flight": Fault("update_lanes", "in_flight = r.in_flight,", ""),
+    "claim forgets what is in flight": Fault("claim", "in_flight = l.in_flight + coalesce(t.n, 0),", ""),
+    "claim sets no token": Fault("claim", "lease_token = %(token)s,", ""),
+    "claim sets no lease": Fault("claim", ", lease_until = now() + %(lease_s)s * interval '1 second'\n     WHERE", " WHERE"),
+    "claim names no owner": Fault("claim", "leased_by = %(incarnation)s,", ""),
+    "claim takes what others hold": Fault(
+        "claim", "w.routed AND w.delivery_status IN ('pending', 'retrying')\n AND w.leases_lost < 3", "w.routed"
+    ),
+    "claim takes suspects with the rest": Fault("claim", "AND w.leases_lost < 3 AND w.next_retry_at <= now()", ""),
+    "suspect is claimed without a token": Fault("claim_suspect", "lease_token = %(token)s,", ""),
+    "suspect is not counted as in flight": Fault("claim_suspect", ", in_flight = h.in_flight + 1", ""),
+    "reap takes leases that have not run out": Fault("expired_leases", "AND q.lease_until <= now()", ""),
+    "reap finds nothing": Fault("expired_leases", "q.lease_until <= now()", "false"),
+    "release takes everybody's leases": Fault("leases_of", "AND q.leased_by = %(incarnation)s", ""),
+    "sweep does not count": Fault("sweep_lanes", "in_flight = coalesce(c.leases, 0),", ""),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+def test_the_protocol_is_wrong_without_any_one_of_its_steps(fenced: Database, fault: Fault) -> None:
+    with staged(fenced, fault) as stage, pytest.raises((AssertionError, psycopg.Error)):
+        run_protocol(stage, examples=300, phases=(Phase.generate,))
+
+
+def test_the_protocol_is_wrong_if_a_token_ever_repeats(fenced: Database) -> None:
+    with (
+        staged(fenced) as stage,
+        patch("webhookd.claims.secrets.randbits", lambda bits: 4),
+        pytest.raises((AssertionError, psycopg.Error)),
+    ):
+        run_protocol(stage, examples=300, phases=(Phase.generate,))
+
+
+def test_the_protocol_is_wrong_if_an_operators_requeue_leaves_the_token(database: Database) -> None:
+    register(database, *WEBHOOKS)
+    [(definition,)] = database.execute("SELECT pg_get_functiondef('pggit.requeue'::regproc)")
+    database.execute(replaced(str(definition), "NEW.lease_token := NULL;", ""))
+    with staged(database) as stage, pytest.raises((AssertionError, psycopg.Error)):
+        run_protocol(stage, examples=300, phases=(Phase.generate,))
+
+
+# Two at the same moment ---------------------------------------------------------------------------------------------
+
+GATE = 770_077
+WAIT = f"(SELECT pg_advisory_xact_lock({GATE})) IS NOT NULL"
+
+
+@contextmanager
+def stopped_at_the_gate(database: Database, worker: Engine) -> Iterator[list[Delivery]]:
+    """Have *worker* claim, and stop inside the statement that holds the gate; it goes on when the body ends.
+
+    The list that the body gets holds the claim's deliveries afterwards.
+    """
+    taken: list[Delivery] = []
+    claiming = threading.Thread(target=lambda: taken.extend(worker.claim(10).deliveries))
+    with database.connect() as gate:
+        gate.execute("SELECT pg_advisory_lock(%s)", [GATE])
+        claiming.start()
+        eventually(
+            lambda: database.execute(
+                "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = %s AND NOT granted"
+                " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+                [GATE],
+            ),
+            what="the claim stops at the gate",
+        )
+        yield taken
+    claiming.join(30)
+    assert not claiming.is_alive()
+
+
+def pausing_before_the_locks(name: str, text: str) -> str:
+    return replaced(text, "h.runnable_at <= now()", f"h.runnable_at <= now() AND {WAIT}") if name == "lock_lanes" else text
+
+
+def with_the_rows_of_the_locks_snapshot(name: str, text: str) -> str:
+    """Take the rows that the lanes' own statement saw, as a claim of one statement would."""
+    seen = (
+        "(SELECT set_config('test.seen', coalesce(string_agg(q.delivery_id::text, ','), '0'), true)"
+        " FROM pggit.alert_delivery_queue q WHERE q.delivery_status IN ('pending', 'retrying')) IS NOT NULL"
+    )
+    if name == "lock_lanes":
+        return replaced(text, "h.runnable_at <= now()", f"h.runnable_at <= now() AND {seen} AND {WAIT}")
+    if name == "claim":
+        listed = "w.delivery_id = ANY (string_to_array(current_setting('test.seen'), ',')::bigint[])"
+        return replaced(text, "ORDER BY w.next_retry_at, w.delivery_id", f"AND {listed} ORDER BY w.next_retry_at, w.delivery_id")
+    return text
+
+
+@pytest.mark.parametrize(
+    ("mutate", "taken_count"),
+    [(pausing_before_the_locks, 1), (with_the_rows_of_the_locks_snapshot, 0)],
+    ids=["as it is", "in one statement with the locks"],
+)
+def test_a_claim_sees_what_was_recorded_until_it_had_the_lane(
+    database: Database, mutate: Callable[[str, str], str], taken_count: int
+) -> None:
+    register(database, 1)
+    insert(database, 1)
+    with engine(database, "worker-1") as owner, engine(database, "worker-2", mutate=mutate) as claimant:
+        held = owner.take()
+        database.execute("UPDATE pggit.webhook_health_metrics SET runnable_at = now()")
+        with stopped_at_the_gate(database, claimant) as taken:
+            owner.finish(held, given_back())
+        assert len(taken) == taken_count
+
+
+def pausing_with_the_locks(name: str, text: str) -> str:
+    return replaced(text, "WHERE l.quota > 0\n), claimed", f"WHERE l.quota > 0 AND {WAIT}\n), claimed") if name == "claim" else text
+
+
+def without_locks(name: str, text: str) -> str:
+    return replaced(text, "FOR NO KEY UPDATE SKIP LOCKED", "") if name == "lock_lanes" else text
+
+
+@pytest.mark.parametrize("locks", [True, False], ids=["as it is", "without the lanes' locks"])
+def test_two_claims_at_the_same_moment_keep_to_the_cap(database: Database, locks: bool) -> None:
+    def second(name: str, text: str) -> str:
+        return text if locks else without_locks(name, text)
+
+    register(database, 1, max_in_flight=5)
+    insert(database, 1, 20)
+    with (
+        engine(database, "worker-1", mutate=lambda name, text: pausing_with_the_locks(name, second(name, text))) as one,
+        engine(database, "worker-2", mutate=second) as two,
+    ):
+        with stopped_at_the_gate(database, one) as taken:
+            two.connection.execute("SET lock_timeout = '5s'")
+            others = two.claim(10).deliveries
+        kept = len(taken) + len(others) == 5 == statuses(database)["sending"] == lane(database, 1)["in_flight"]
+        assert kept == locks
+
+
+def test_a_cancel_that_commits_while_its_result_is_being_recorded_is_not_overwritten(database: Database) -> None:
+    register(database, 1)
+    insert(database, 1, 2)
+    with engine(database) as worker:
+        cancelled, other = worker.take()
+        with database.connect(autocommit=False) as operator:
+            operator.execute(
+                "UPDATE pggit.alert_delivery_queue SET delivery_status = 'failed' WHERE delivery_id = %s", [cancelled.delivery_id]
+            )
+            recorded = worker.finish([cancelled, other], answered(200))
+            assert [result.delivery for result in recorded.accepted] == [other]
+            assert [result.delivery for result in recorded.deferred] == [cancelled]
+            operator.commit()
+        assert [result.delivery for result in worker.record(recorded.deferred).refused] == [cancelled]
+    assert statuses(database) == {"failed": 1, "delivered": 1}
+
+
+def test_recorders_meet_rows_in_any_order(database: Database) -> None:
+    """Two batches with the same lanes, shuffled differently, recorded at once: neither waits for the other for ever."""
+    register(database, *range(1, 6))
+    for webhook_id in range(1, 6):
+        insert(database, webhook_id, 40)
+    with engine(database, "worker-1") as one, engine(database, "worker-2") as two:
+        work = [(one, one.take(100)), (two, two.take(100))]
+        left: list[int] = []
+
+        def record(recorder: Engine, deliveries: list[Delivery]) -> None:
+            random.Random(recorder.worker_id).shuffle(deliveries)
+            results = [Result(delivery, answered(200)) for delivery in deliveries]
+            while results:
+                results = list(recorder.record(results).deferred)
+            left.append(len(results))
+
+        threads = [threading.Thread(target=record, args=item) for item in work]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    assert left == [0, 0]
+    assert statuses(database) == {"delivered": 200}
