@@ -242,13 +242,12 @@ class Claimer:
 
 
 def make_lanes(connection: store.Connection, webhook_ids: Sequence[int]) -> bool:
-    """Make lanes for webhooks that have none, in a transaction of its own; the next look finds them. Blocks for 20 ms at most.
+    """Make lanes for webhooks that have none, in a transaction of its own; the next look finds them. Blocks for 50 ms at most.
 
     False: an open transaction is just making one of them (a registration, say). It must keep nobody else waiting.
     """
     try:
-        with store.transaction(connection, durable=False) as cursor:
-            cursor.execute("SET LOCAL lock_timeout = '20ms'")
+        with store.transaction(connection, durable=False, impatient=True) as cursor:
             cursor.execute(queries.load("create_lanes"), {"webhook_ids": store.number_array(webhook_ids)})
     except psycopg.errors.LockNotAvailable:
         return False

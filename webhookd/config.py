@@ -145,15 +145,21 @@ def load(
     _settle_database(values, sources)
     config = Config(**values)
     _check_together(config, sources)
-    if with_psycopg:
-        for name in ("dsn", "listen_dsn"):
-            if name in values and values[name] is not None:
-                check_dsn(values[name], _named(name, sources[name]))
-
     def reload() -> Settings:
         return load(command_line, environ=environ, file=file, with_psycopg=with_psycopg)
 
-    return Settings(config, MappingProxyType(sources), reload)
+    settings = Settings(config, MappingProxyType(sources), reload)
+    if with_psycopg:
+        check_dsns(settings)
+    return settings
+
+
+def check_dsns(settings: Settings) -> None:
+    """Raise `UnusableError` for a DSN that libpq cannot parse. Imports psycopg."""
+    for name in ("dsn", "listen_dsn"):
+        dsn = getattr(settings.config, name)
+        if dsn is not None:
+            check_dsn(dsn, _named(name, settings.sources[name]))
 
 
 def flag_of(name: str) -> str:

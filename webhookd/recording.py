@@ -52,6 +52,7 @@ class Recording:
         self._lock = threading.Lock()
         self._in_hand = 0
         self._deferred: list[Result] = []
+        self._careful = False
         self._defer_s = DEFER_S
         self._give_up = threading.Event()
         self._thread = threading.Thread(target=self._run, name="webhookd-recorder", daemon=True)
@@ -127,6 +128,7 @@ class Recording:
         except tenacity.RetryError:
             return  # told to leave while the database is away: the leases run out, and the rows are sent again
         self._deferred.extend(recorded.deferred)
+        self._careful = bool(recorded.deferred)
         # The longer a lane stays locked the less often it is asked for; any progress starts afresh.
         progress = recorded.accepted or recorded.refused
         self._defer_s = DEFER_S if progress else min(DEFER_MOST_S, self._defer_s * 2)
@@ -142,7 +144,7 @@ class Recording:
             before_sleep=self._database_away,
         ):
             with attempt, self._pool.connection() as connection:
-                recorded = self._recorder.record(connection, batch)
+                recorded = self._recorder.record(connection, batch, careful=self._careful)
         self._metrics.set_database_up(True)
         return recorded
 

@@ -28,7 +28,7 @@ GONE_REASON = "410 Gone"
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What one record did. *deferred*: their lanes were locked by somebody, try again soon. *refused*: no longer ours.
+    """What one record did. *deferred*: their lanes or rows were locked by somebody, try again soon. *refused*: no longer ours.
 
     *tripped*: webhooks whose circuit opened, once for each opening. *next_look_s*: when the earliest of these lanes is runnable.
     """
@@ -48,28 +48,30 @@ class Recorder:
         self._defaults = defaults
         self._lock = queries.load("lock_recorded_lanes")
         self._settle = queries.load("settle")
+        self._held_claims = queries.load("held_claims")
+        self._missing_lanes = queries.load("missing_lanes")
         self._update = queries.load("update_lanes")
         self._disable = queries.load("disable_webhooks")
         self._expired = queries.load("expired_leases")
         self._leased_by = queries.load("leases_of")
 
-    def record(self, connection: store.Connection, results: Sequence[Result]) -> Recorded:
+    def record(self, connection: store.Connection, results: Sequence[Result], *, careful: bool = False) -> Recorded:
         """Store *results*. Blocks for one durable transaction; raises `psycopg.Error`, and then nothing was stored.
 
         (A COMMIT whose answer is lost may have been stored all the same; recording again is then refused by the fence.)
+        *careful* looks first which rows somebody has locked. That costs a statement more, so it is done where one proved to be.
         """
         webhook_ids = sorted({result.delivery.webhook_id for result in results})
-        with store.transaction(connection) as cursor:
-            rows = cursor.execute(self._lock, {"webhook_ids": store.number_array(webhook_ids)}).fetchall()
-            lanes = {row[0]: lane_of(row) for row in rows}
-            ours = [result for result in results if result.delivery.webhook_id in lanes]
-            deferred = [result for result in results if result.delivery.webhook_id not in lanes]
-            recorded = self._record_in(cursor, ours, lanes, now=float(rows[0][12])) if ours else Recorded()
-        if deferred:
-            # Held by somebody, or gone (an operator's DELETE or TRUNCATE): what is gone is there again for the next try.
+        try:
+            recorded, locked = self._record(connection, results, webhook_ids, careful=careful)
+        except psycopg.errors.LockNotAvailable:
+            if careful:
+                raise
+            recorded, locked = self._record(connection, results, webhook_ids, careful=True)
+        if len(locked) < len(webhook_ids):
             with suppress(psycopg.OperationalError):  # the rest is stored, and says so
-                make_lanes(connection, [webhook_id for webhook_id in webhook_ids if webhook_id not in lanes])
-        return replace(recorded, deferred=deferred)
+                self._restore_lanes(connection, [webhook_id for webhook_id in webhook_ids if webhook_id not in locked])
+        return recorded
 
     def lost_leases(
         self, connection: store.Connection, *, incarnation: UUID | None = None, limit: int = 500
@@ -83,6 +85,29 @@ class Recorder:
         else:
             rows = connection.execute(self._leased_by, {"incarnation": incarnation, "limit": limit}).fetchall()
         return [Result(_lost_delivery(row, self._defaults), Lost()) for row in rows]
+
+    def _record(
+        self, connection: store.Connection, results: Sequence[Result], webhook_ids: Sequence[int], *, careful: bool
+    ) -> tuple[Recorded, Mapping[int, Lane]]:
+        """Store those of *results* whose lanes and rows are free; return also the lanes that were."""
+        with store.transaction(connection, impatient=not careful) as cursor:
+            rows = cursor.execute(self._lock, {"webhook_ids": store.number_array(webhook_ids)}).fetchall()
+            lanes = {row[0]: lane_of(row) for row in rows}
+            free = [result for result in results if result.delivery.webhook_id in lanes]
+            if free and careful:
+                held = self._held(cursor, free)
+                free = [result for result in free if _claim_of(result) not in held]
+            recorded = self._record_in(cursor, free, lanes, now=float(rows[0][12])) if free else Recorded()
+        if len(free) < len(results):
+            begun = set(map(_claim_of, free))
+            recorded = replace(recorded, deferred=[result for result in results if _claim_of(result) not in begun])
+        return recorded, lanes
+
+    def _restore_lanes(self, connection: store.Connection, webhook_ids: Sequence[int]) -> None:
+        """Make those lanes anew that are not locked by somebody but gone (an operator's DELETE or TRUNCATE)."""
+        rows = connection.execute(self._missing_lanes, {"webhook_ids": store.number_array(webhook_ids)}).fetchall()
+        if rows:
+            make_lanes(connection, [row[0] for row in rows])
 
     def _record_in(
         self, cursor: psycopg.Cursor[TupleRow], results: Sequence[Result], lanes: Mapping[int, Lane], *, now: float
@@ -100,8 +125,22 @@ class Recorder:
             cursor.execute(self._disable, {"webhook_ids": store.number_array(gone), "reason": GONE_REASON})
         runnable = [lane.runnable_at - now for lane in after if lane.runnable_at is not None]
         return Recorded(
-            [result for result, _ in accepted], refused, tripped=tripped, next_look_s=min(runnable, default=math.inf)
+            accepted=[result for result, _ in accepted],
+            refused=refused,
+            tripped=tripped,
+            next_look_s=min(runnable, default=math.inf),
         )
+
+    def _held(self, cursor: psycopg.Cursor[TupleRow], results: Sequence[Result]) -> set[tuple[int, int]]:
+        """Return the claims whose rows somebody has locked; lock the others."""
+        rows = cursor.execute(
+            self._held_claims,
+            {
+                "delivery_ids": store.number_array([result.delivery.delivery_id for result in results]),
+                "tokens": store.number_array([result.delivery.token for result in results]),
+            },
+        ).fetchall()
+        return {(row[0], row[1]) for row in rows}
 
     def _settle_rows(
         self, cursor: psycopg.Cursor[TupleRow], settled: Sequence[tuple[Result, Settlement]]

@@ -23,7 +23,8 @@ SET synchronous_commit = 'on'
 
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 # A claim lost in a crash only sends again what nobody recorded; a record must never be lost.
-_BEGIN_CLAIM = _BEGIN + "; SET LOCAL synchronous_commit = off"
+_NOT_DURABLE = "; SET LOCAL synchronous_commit = off"
+_IMPATIENT = "; SET LOCAL lock_timeout = '50ms'"
 
 
 def connect(dsn: str, *, application_name: str) -> Connection:
@@ -66,12 +67,15 @@ def open_pool(dsn: str, *, application_name: str, size: int) -> ConnectionPool[C
 
 
 @contextmanager
-def transaction(connection: Connection, *, durable: bool = True) -> Iterator[psycopg.Cursor[TupleRow]]:
+def transaction(
+    connection: Connection, *, durable: bool = True, impatient: bool = False
+) -> Iterator[psycopg.Cursor[TupleRow]]:
     """Run a READ COMMITTED transaction on an autocommit *connection*; roll back if the body raises.
 
-    *durable* False commits without waiting for the disk.
+    *durable* False commits without waiting for the disk. *impatient*: a lock that somebody holds for longer than a moment raises
+    `psycopg.errors.LockNotAvailable`.
     """
-    connection.execute(_BEGIN if durable else _BEGIN_CLAIM)
+    connection.execute(_BEGIN + ("" if durable else _NOT_DURABLE) + (_IMPATIENT if impatient else ""))
     try:
         with connection.cursor() as cursor:
             yield cursor

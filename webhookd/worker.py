@@ -97,6 +97,8 @@ def _boot(config: Config, seat: WorkerSeat, stop: threading.Event) -> str | None
                 row = connection.execute("SELECT installation_id FROM pggit.installation").fetchone()
                 assert row is not None
                 return f"wh_{row[0].hex[:16]}"
+        except psycopg.ProgrammingError as error:
+            raise UnusableError(f"the database cannot be used: {str(error).strip().partition(chr(10))[0]}") from error
         except psycopg.OperationalError as error:
             failures += 1
             if failures == 1:

@@ -285,8 +285,8 @@ CREATE TRIGGER reset_circuit BEFORE UPDATE ON pggit.webhook_health_metrics FOR E
           AND (OLD.circuit_state <> 'closed' OR OLD.consecutive_failures > 0 OR OLD.health_status <> 'healthy'))
     EXECUTE FUNCTION pggit.reset_circuit();
 
--- Registered, enabled, a limit raised: look at the lane again.
-CREATE FUNCTION pggit.unpark_lane() RETURNS trigger LANGUAGE plpgsql AS $$
+-- Registered, enabled, a limit raised: look at the lane again. Whoever may write the registry needs no right on the lanes.
+CREATE FUNCTION pggit.unpark_lane() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     INSERT INTO pggit.webhook_health_metrics AS lane (webhook_id, runnable_at) VALUES (NEW.webhook_id, now())
         ON CONFLICT (webhook_id) DO UPDATE SET runnable_at = now(), blocked_by = NULL;

@@ -1,6 +1,6 @@
 -- End claims: the fence (id and token), the row's new state, and the attempt log, in one statement.
--- Returns the claims (id and token: one batch may hold a late result beside that of a later claim) that were still this
--- worker's; what is missing was re-claimed, reaped, deleted or re-queued meanwhile.
+-- Returns the claims that were still this worker's (id and token: one batch may hold a late result beside that of a later
+-- claim); what is missing was re-claimed, reaped, deleted or re-queued meanwhile.
 WITH result AS (
     SELECT *
       FROM unnest(%(delivery_ids)s::bigint[], %(tokens)s::bigint[], %(statuses)s::text[], %(delays)s::float8[],

@@ -39,6 +39,7 @@ def cli(ctx: click.Context, /, print_config: bool, **_: object) -> None:
         print_settings(load_settings(ctx))
         ctx.exit(0)
     if ctx.invoked_subcommand is None:
+        _refuse_command_as_folder(ctx)
         from webhookd.cli.run import run
 
         ctx.exit(run(load_settings(ctx, with_psycopg=False)))
@@ -69,6 +70,13 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(0)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse_command_as_folder(ctx: click.Context) -> None:
+    """`webhookd --embedded status` would start a database in ./status, since DIR may be left out."""
+    folder = ctx.params["embedded"]
+    if folder in cli.commands:
+        raise UnusableError(f"--embedded took {folder!r} for its folder: put {folder} before --embedded, or write ./{folder}")
 
 
 def _usage_line(error: click.UsageError) -> str:

@@ -4,6 +4,8 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from webhookd import embedded, logs
 from webhookd.cli.output import print_table
 from webhookd.config import Config, Settings
 from webhookd.errors import UnusableError
-from webhookd.seat import ExitCode, WorkerSeat
+from webhookd.seat import WorkerSeat
 from webhookd.supervisor import Supervisor
 
 log = logging.getLogger("webhookd")
@@ -25,15 +27,16 @@ def run(settings: Settings) -> int:
     """Run webhookd in the foreground until it is told to stop; return the exit code. Raise `UnusableError` before it starts."""
     config = settings.config
     logs.configure(config.log_format, config.log_level)
+    _refuse_bad_dsns(settings)
     if config.dsn is not None:
-        return _supervise(settings, dsn=config.dsn)
+        return _supervise(settings, embedded_dsn=None)
     if config.embedded is None:
         _refuse_under_a_service_manager()
     server = embedded.start(Path(config.embedded) if config.embedded else None)
     try:
         log.warning("embedded PostgreSQL", extra={"fields": {"directory": str(server.directory), "dsn": server.dsn}})
         _migrate(server.dsn)
-        return _supervise(settings, dsn=server.dsn)
+        return _supervise(settings, embedded_dsn=server.dsn)
     finally:
         server.stop()
 
@@ -57,14 +60,23 @@ def _shown(value: object) -> str:
             return logs.redact(str(value))
 
 
-def _supervise(settings: Settings, *, dsn: str) -> int:
-    if _refused(dsn):
-        return ExitCode.UNUSABLE
-
+def _supervise(settings: Settings, *, embedded_dsn: str | None) -> int:
     def reload() -> Config:
-        return replace(settings.reload().config, dsn=dsn)
+        fresh = settings.reload()
+        if embedded_dsn is None and fresh.config.dsn is None:
+            raise UnusableError("no database is named any more: give the DSN back, or stop and start with --embedded")
+        _refuse_bad_dsns(fresh)
+        logs.configure(fresh.config.log_format, fresh.config.log_level)
+        return in_force(fresh.config)
 
-    return Supervisor(replace(settings.config, dsn=dsn), run_worker, reload).run()
+    def in_force(config: Config) -> Config:
+        # What began on the embedded PostgreSQL stays there: a reload does not move the data.
+        return config if embedded_dsn is None else replace(config, dsn=embedded_dsn)
+
+    config = in_force(settings.config)
+    assert config.dsn is not None
+    _refuse_bad_schema(config.dsn)
+    return Supervisor(config, run_worker, reload).run()
 
 
 def run_worker(config: Config, seat: WorkerSeat) -> int:
@@ -75,27 +87,44 @@ def run_worker(config: Config, seat: WorkerSeat) -> int:
     return worker.run(config, seat)
 
 
-def _refused(dsn: str) -> bool:
-    """Say in one line why no worker could work on this database, before any is started; one that is away is waited for.
+def _refuse_bad_dsns(settings: Settings) -> None:
+    """Raise `UnusableError` for a DSN that libpq cannot parse."""
+    if settings.config.dsn is not None or settings.config.listen_dsn is not None:
+        _check_in_child(lambda: configuration.check_dsns(settings))
 
-    In a forked child, so that this process never loads libpq.
-    """
+
+def _refuse_bad_schema(dsn: str) -> None:
+    """Raise `UnusableError` if no worker could work on this database; one that is away is waited for by the workers."""
+
+    def check() -> None:
+        import psycopg
+
+        from webhookd import migrate, store
+
+        with suppress(psycopg.OperationalError), store.connect(dsn, application_name="webhookd/check") as connection:
+            migrate.check(connection)
+
+    _check_in_child(check)
+
+
+def _check_in_child(check: Callable[[], None]) -> None:
+    """Run *check* in a forked child, and raise here the `UnusableError` that it raises: this process never loads libpq."""
+    read_fd, write_fd = os.pipe()
     child = os.fork()
     if child == 0:
-        code = ExitCode.DRAINED
+        # Whatever happens, the child must not return into the parent's code.
         try:
-            from webhookd import migrate, store
-
-            with store.connect(dsn, application_name="webhookd/check") as connection:
-                migrate.check(connection)
+            check()
         except UnusableError as error:
-            code = ExitCode.UNUSABLE
-            print(f"webhookd: {error}", file=sys.stderr, flush=True)
-        except Exception as error:  # the workers will meet it, and wait for the database or report it
-            log.debug("database not checked", extra={"fields": {"error": str(error)}})
+            os.write(write_fd, str(error).encode()[:4000])
         finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == ExitCode.UNUSABLE
+            os._exit(0)
+    os.close(write_fd)
+    with os.fdopen(read_fd, "rb") as answer:
+        refusal = answer.read().decode("utf-8", "replace")
+    os.waitpid(child, 0)
+    if refusal:
+        raise UnusableError(refusal)
 
 
 def _migrate(dsn: str) -> None:

@@ -13,7 +13,8 @@ from webhookd.config import Config
 from webhookd.errors import UnusableError, WebhookdError
 
 # Column, option, type and meaning of what a webhook may have of its own; and the configuration's field behind it.
-_LIMITS: tuple[tuple[str, str, click.ParamType[Any], str, str], ...] = (
+# (Any, since click's ParamType is generic in the newest releases only.)
+_LIMITS: tuple[tuple[str, str, Any, str, str], ...] = (
     ("timeout_seconds", "--timeout", click.FloatRange(0, 600, min_open=True), "Seconds for one exchange.", "timeout"),
     ("max_in_flight", "--max-in-flight", click.IntRange(1), "Exchanges at a time.", "max_in_flight"),
     ("rate_limit_per_second", "--rate", click.FloatRange(0, 1e9), "Attempts a second; 0 is unlimited.", "rate_limit"),
@@ -24,6 +25,8 @@ _LIMITS: tuple[tuple[str, str, click.ParamType[Any], str, str], ...] = (
     ("circuit_open_seconds", "--circuit-open", click.FloatRange(0, 1e9, min_open=True), "Wait for its probe.", "circuit_open"),
 )
 _SECRET_BYTES = 32
+_LOOKUP_S = 3.0
+_OUR_HEADERS = frozenset({"content-type", "user-agent", "webhook-id", "webhook-timestamp", "webhook-signature"})
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -34,7 +37,7 @@ def _limit_options(command: F) -> F:
     return command
 
 
-@click.group()
+@click.group(no_args_is_help=False)
 def webhook() -> None:
     """Register webhooks and look after them."""
 
@@ -63,13 +66,14 @@ def add(
     from webhookd.cli import database
 
     config = load_settings(ctx).config
-    _refuse_undeliverable(url, config)
-    if secret and no_secret:
+    host, egress = _deliverable(url, config)
+    if secret is not None and no_secret:
         raise click.UsageError("give --secret or --no-secret, not both", ctx)
-    made = None if secret or no_secret else _new_secret()
+    _refuse_crossed_delays(options, config)
+    made = None if secret is not None or no_secret else _new_secret()
     row = {
         "url": url,
-        "secret": _checked_secret(secret) if secret else made,
+        "secret": made if secret is None else _checked_secret(secret),
         "headers": json.dumps(_headers(headers)) if headers else None,
         **{column: options[column] for column, *_ in _LIMITS},
     }
@@ -83,6 +87,7 @@ def add(
     click.echo(f"webhook {webhook_id} registered")
     if made is not None:
         click.echo(f"secret {made}")
+    _warn_of_name(host, egress)
 
 
 @webhook.command("list")
@@ -213,7 +218,13 @@ def test(ctx: click.Context, /, webhook_id: int, **_: object) -> None:
         row = database.fetch_one(connection, "webhook_show", webhook_id=webhook_id)
     if row is None or not row["registered"]:
         raise WebhookdError(f"no webhook has the id {webhook_id}")
-    answer = _send_test(row, config)
+    try:
+        answer = _send_test(row, config)
+    except ValueError as error:
+        # An application may have written it with plain SQL. Workers send nothing then, so neither does this.
+        raise UnusableError(
+            f"the secret of webhook {webhook_id} cannot be used ({error}): run `webhookd webhook rotate-secret {webhook_id}`"
+        ) from error
     status = answer.error or f"HTTP {answer.http_status}"
     click.echo(f"{status} after {answer.elapsed_s * 1000:.0f} ms")
     if answer.excerpt:
@@ -262,7 +273,8 @@ def _set_enabled(ctx: click.Context, webhook_ids: tuple[int, ...], *, enabled: b
         raise WebhookdError(f"no webhook has the id {', '.join(missing)}")
 
 
-def _refuse_undeliverable(url: str, config: Config) -> None:
+def _deliverable(url: str, config: Config) -> tuple[str, Any]:
+    """Return the host in *url* and the rule that let it pass; raise `UnusableError` for a URL that cannot be delivered to."""
     from webhookd.egress import Egress, NotAllowed, is_address
 
     egress = Egress(config.allow_http, config.allow_network)
@@ -272,6 +284,32 @@ def _refuse_undeliverable(url: str, config: Config) -> None:
             egress.check_address(target.host)
     except NotAllowed as error:
         raise UnusableError(f"URL cannot be delivered to: {error}") from error
+    return target.host, egress
+
+
+def _warn_of_name(host: str, egress: Any) -> None:
+    """Say what a name resolves to from here where that would not be delivered. The workers' own look decides."""
+    import socket
+
+    from webhookd.egress import NotAllowed, is_address
+    from webhookd.resolver import LookupFailed, Resolver
+
+    if is_address(host):
+        return
+    try:
+        for address in Resolver(socket.getaddrinfo).addresses(host, deadline=time.monotonic() + _LOOKUP_S):
+            egress.check_address(address)
+    except (TimeoutError, LookupFailed):
+        click.echo(f"webhookd: warning: {host} does not resolve from here", err=True)
+    except NotAllowed as error:
+        click.echo(f"webhookd: warning: {host}: {error}", err=True)
+
+
+def _refuse_crossed_delays(options: dict[str, Any], config: Config) -> None:
+    base = config.retry_base if options["retry_base_seconds"] is None else options["retry_base_seconds"]
+    most = config.retry_max if options["retry_max_seconds"] is None else options["retry_max_seconds"]
+    if base > most:
+        raise UnusableError(f"--retry-base and --retry-max: the first delay, {base:g} s, must not exceed the longest, {most:g} s")
 
 
 def _insert_with_next_id(connection: Any, row: dict[str, Any]) -> int:
@@ -302,10 +340,22 @@ def _checked_secret(secret: str) -> str:
 
 
 def _headers(given: tuple[str, ...]) -> dict[str, str]:
-    headers = {}
+    from webhookd.egress import NotAllowed
+    from webhookd.exchange import header_block
+
+    headers: dict[str, str] = {}
     for one in given:
-        name, colon, value = one.partition(":")
-        if not colon or not name.strip():
-            raise UnusableError(f"--header {one!r} is not 'NAME: VALUE'")
-        headers[name.strip().lower()] = value.strip()
+        name, colon, value = (part.strip() for part in one.partition(":"))
+        if not colon or not name:
+            raise UnusableError(f"--header {one.partition(':')[0]!r} is not 'NAME: VALUE'")
+        # A second one of these would leave the receiver to choose which it believes.
+        if name.lower() in _OUR_HEADERS:
+            raise UnusableError(f"--header {name}: webhookd sets it itself")
+        if name.lower() in headers:
+            raise UnusableError(f"--header {name} is given twice: keep one")
+        headers[name.lower()] = value
+    try:
+        header_block(list(headers.items()))
+    except NotAllowed as error:
+        raise UnusableError(f"--header: {error}") from error
     return headers

@@ -134,8 +134,9 @@ def _rescheduled(lane: Lane, *, before: Lane, wake_at: float, now: float) -> Lan
         return replace(lane, runnable_at=lane.hold_until, blocked_by=BlockedBy.HOLD)
     if lane.breaker.state is not CircuitState.CLOSED and lane.breaker != before.breaker:
         return replace(lane, runnable_at=lane.breaker.until, blocked_by=BlockedBy.CIRCUIT)
-    if lane.breaker.epoch != before.breaker.epoch or lane.blocked_by is BlockedBy.IN_FLIGHT:
-        return replace(lane, runnable_at=now, blocked_by=None)  # closed again, or there is room again
+    token_back = lane.blocked_by is BlockedBy.RATE and lane.bucket != before.bucket
+    if lane.breaker.epoch != before.breaker.epoch or lane.blocked_by is BlockedBy.IN_FLIGHT or token_back:
+        return replace(lane, runnable_at=now, blocked_by=None)  # closed again, or there is room or a token again
     if lane.blocked_by is not None:
         return lane  # what blocks it also says when it ends, or somebody will
     if wake_at < (math.inf if lane.runnable_at is None else lane.runnable_at):
