@@ -45,6 +45,7 @@ class Engine:
     connection: store.Connection
     claimer: Claimer
     recorder: Recorder
+    sweep_lanes: str
 
     def claim(self, limit: int = 100) -> Claim:
         return self.claimer.claim(self.connection, limit=limit)
@@ -76,6 +77,15 @@ class Engine:
         """Reap what ran out, or whatever *incarnation* holds."""
         return self.record(self.recorder.lost_leases(self.connection, incarnation=incarnation))
 
+    def sweep(self) -> None:
+        """Do the chore of that name, for all lanes."""
+        webhook_ids = sorted(row[0] for row in self.connection.execute(queries.load("sweep_candidates")))
+        make_lanes(self.connection, webhook_ids)
+        with store.transaction(self.connection) as cursor:
+            parameters = {"webhook_ids": store.number_array(webhook_ids)}
+            locked = [row[0] for row in cursor.execute(queries.load("lock_recorded_lanes"), parameters).fetchall()]
+            cursor.execute(self.sweep_lanes, {"webhook_ids": store.number_array(locked)})
+
 
 @contextmanager
 def engine(
@@ -91,8 +101,9 @@ def engine(
     with patch.object(queries, "load", lambda name: mutate(name, load(name)) if mutate else load(name)):
         claimer = Claimer(worker_id=worker_id, incarnation=incarnation, defaults=defaults)
         recorder = Recorder(worker_id=worker_id, defaults=defaults)
+        sweep_lanes = queries.load("sweep_lanes")
     with store.connect(database.dsn, application_name=f"webhookd/{worker_id}/test") as connection:
-        yield Engine(worker_id, incarnation, connection, claimer, recorder)
+        yield Engine(worker_id, incarnation, connection, claimer, recorder, sweep_lanes)
 
 
 def replaced(text: str, old: str, new: str) -> str:
@@ -176,17 +187,6 @@ def unseen(database: Database) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
     with database.connect(autocommit=False) as connection:
         connection.execute("SET LOCAL session_replication_role = replica")
         yield connection
-
-
-def sweep(worker: Engine) -> None:
-    """Do the chore of that name, for all lanes."""
-    connection = worker.connection
-    webhook_ids = sorted(row[0] for row in connection.execute(queries.load("sweep_candidates")))
-    make_lanes(connection, webhook_ids)
-    with store.transaction(connection) as cursor:
-        parameters = {"webhook_ids": store.number_array(webhook_ids)}
-        locked = [row[0] for row in cursor.execute(queries.load("lock_recorded_lanes"), parameters).fetchall()]
-        cursor.execute(queries.load("sweep_lanes"), {"webhook_ids": store.number_array(locked)})
 
 
 # What is there now --------------------------------------------------------------------------------------------------

@@ -114,15 +114,15 @@ def test_a_webhook_is_added_shown_paused_resumed_rotated_and_removed(database: D
         assert done.returncode == code, done.stderr
         return done.stdout
 
-    added = run("add", "https://example.com/hook?token=1", "--rate", "3", "--header", "X-Tenant: blue")
+    added = run("add", "https://1.1.1.1/hook?token=1", "--rate", "3", "--header", "X-Tenant: blue")
     assert "webhook 1 registered" in added
     secret = added.split("secret ")[1].strip()
     assert database.execute("SELECT secret, rate_limit_per_second, headers FROM pggit.webhooks") == [
         (secret, 3.0, {"x-tenant": "blue"})
     ]
-    assert "webhook 7 registered" in run("add", "https://example.com/", "--id", "7", "--no-secret")
-    assert_refused(webhookd("webhook", "add", "https://example.com/", "--id", "7", dsn=database.dsn), "7", "taken")
-    assert "webhook 8 registered" in run("add", "https://example.com/")
+    assert "webhook 7 registered" in run("add", "https://1.1.1.1/", "--id", "7", "--no-secret")
+    assert_refused(webhookd("webhook", "add", "https://1.1.1.1/", "--id", "7", dsn=database.dsn), "7", "taken")
+    assert "webhook 8 registered" in run("add", "https://1.1.1.1/")
     shown = run("show", "1")
     assert secret not in shown
     assert secret in run("show", "1", "--reveal-secret")

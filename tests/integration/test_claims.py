@@ -25,7 +25,6 @@ from tests.engine import (
     not_allowed,
     register,
     statuses,
-    sweep,
     unseen,
 )
 from tests.postgres import Database
@@ -130,9 +129,7 @@ def test_the_lease_outlives_every_exchange_that_may_begin_under_it(database: Dat
     insert(database, 2)
     claimed = worker.take()
     assert len(claimed) == 2
-    [(lease_s,)] = database.execute(
-        "SELECT min(extract(epoch FROM lease_until - now())::float8) FROM pggit.alert_delivery_queue"
-    )
+    [(lease_s,)] = database.execute("SELECT min(extract(epoch FROM lease_until - now())::float8) FROM pggit.alert_delivery_queue")
     for item in claimed:
         assert item.start_before - item.claimed + item.settings.timeout_s < lease_s + 10
 
@@ -240,7 +237,7 @@ def test_a_tried_row_that_was_held_for_a_moment_comes_up_with_the_sweep_although
         operator.execute("SELECT 1 FROM pggit.alert_delivery_queue WHERE delivery_id = %s FOR UPDATE", [held])
         assert worker.take_all() == []
         operator.rollback()
-    sweep(worker)
+    worker.sweep()
     assert ids(worker.take_all()) == [held]
     assert delivery(database, later)["delivery_status"] == "retrying"
 
@@ -407,7 +404,7 @@ def test_routed_rows_whose_lane_row_was_deleted_come_up_with_the_sweep(database:
     worker.finish(worker.take(), given_back())
     database.execute("DELETE FROM pggit.webhook_health_metrics")
     assert worker.take_all() == []
-    sweep(worker)
+    worker.sweep()
     assert ids(worker.take_all()) == waiting
 
 
@@ -475,7 +472,7 @@ def test_the_sweep_mends_a_counter_that_blocks_nothing_yet(database: Database, w
     worker.take_all()
     database.execute("DELETE FROM pggit.alert_delivery_queue WHERE delivery_id % 2 = 0")
     assert lane(database, 1)["in_flight"] == 4
-    sweep(worker)
+    worker.sweep()
     assert lane(database, 1)["in_flight"] == 2
 
 

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from tests.engine import ROOMY, Engine, answered, engine, given_back, insert, lane, register, replaced, statuses, sweep
+from tests.engine import ROOMY, Engine, answered, engine, given_back, insert, lane, register, replaced, statuses
 from tests.postgres import Database, Server
 from tests.waiting import eventually
 from webhookd.core.model import Delivery, Outcome, Result
@@ -132,6 +132,8 @@ class Protocol(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.stage.clear()
+        for webhook in WEBHOOKS:
+            self.insert(webhook, 3)
 
     # The application and the workers
 
@@ -207,8 +209,22 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(worker=INDEX)
     def sweep(self, worker: int) -> None:
-        sweep(self.stage.workers[worker % WORKERS])
+        self.stage.workers[worker % WORKERS].sweep()
         self.stranded.clear()
+
+    @precondition(lambda self: any(row.waiting for row in self.rows.values()))
+    @rule(which=INDEX)
+    def workers_keep_dying_of_it(self, which: int) -> None:
+        """Two or three claims of a row end with their worker, one after the other."""
+        waiting = [delivery_id for delivery_id, row in self.rows.items() if row.waiting]
+        delivery_id = waiting[which % len(waiting)]
+        self.rows[delivery_id].losses = 2 + which % 2
+        self.stage.unseen.execute(
+            "UPDATE pggit.alert_delivery_queue SET leases_lost = %s, routed = true, next_retry_at = now() - interval '1 s'"
+            " WHERE delivery_id = %s",
+            [2 + which % 2, delivery_id],
+        )
+        self.stage.make_due()
 
     # The operator
 
@@ -277,7 +293,7 @@ class Protocol(RuleBasedStateMachine):
                 return
             self.stage.expire()
             worker.release()
-            sweep(worker)
+            worker.sweep()
             self.stage.make_due()
             deliveries = [*worker.take_all(), *worker.claimer.claim_suspect(worker.connection).deliveries]
             worker.finish(deliveries, answered(200))
@@ -474,7 +490,9 @@ def test_a_claim_sees_what_was_recorded_until_it_had_the_lane(
 
 
 def pausing_with_the_locks(name: str, text: str) -> str:
-    return replaced(text, "WHERE l.quota > 0\n), claimed", f"WHERE l.quota > 0 AND {WAIT}\n), claimed") if name == "claim" else text
+    if name != "claim":
+        return text
+    return replaced(text, "WHERE l.quota > 0 ), claimed", f"WHERE l.quota > 0 AND {WAIT} ), claimed")
 
 
 def without_locks(name: str, text: str) -> str:

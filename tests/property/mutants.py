@@ -1,4 +1,4 @@
-"""Mistakes planted in webhookd.core, and for each the property that must catch it.
+"""Mistakes planted in webhookd.core, and for each the property that must catch it; and steps left out of the stored breaker.
 
 A property that passes says little until it is seen to fail. Here is what it has to fail for.
 """
@@ -75,7 +75,7 @@ MUTANTS = (
     Mutant("breaker", "self.state is CircuitState.HALF_OPEN or failures >=", "failures >=", "a_probe_that_fails_opens_again"),
     Mutant("breaker", "by hand.\"\"\"\n        return Breaker(CircuitState.CLOSED, self.epoch + 1)",
            "by hand.\"\"\"\n        return Breaker(CircuitState.CLOSED, self.epoch)", "a_reset_closes"),
-    Mutant("breaker", "by hand.\"\"\"\n        return Breaker(", "by hand.\"\"\"\n        return replace(self, epoch=self.epoch + 1) or Breaker(",
+    Mutant("breaker", "by hand.\"\"\"\n        return Breaker(", "by hand.\"\"\"\n        return self or Breaker(",
            "a_reset_closes"),
     Mutant("breaker", "epoch=self.epoch + 1, until=lease", "until=lease", "each_transition_starts_an_epoch"),
     Mutant("breaker", "CircuitState.OPEN, self.epoch + 1", "CircuitState.OPEN, self.epoch", "each_transition_starts_an_epoch"),
@@ -130,9 +130,11 @@ MUTANTS = (
     Mutant("answer", "status in (429, 503) and", "status == 429 and", "retry_after_is_obeyed_where_the_table_says_so"),
     Mutant("answer", "status in (429, 503) and", "", "retry_after_is_obeyed_where_the_table_says_so"),
     Mutant("answer", "retry_after_s=wait_s,", "", "retry_after_is_obeyed_where_the_table_says_so"),
-    Mutant("answer", "Verdict(Decision.FAIL, CircuitVote.NEUTRAL, answer.error", "Verdict(Decision.RETRY, CircuitVote.NEUTRAL, answer.error",
+    Mutant("answer", "Verdict(Decision.FAIL, CircuitVote.NEUTRAL, answer.error",
+           "Verdict(Decision.RETRY, CircuitVote.NEUTRAL, answer.error",
            "an_exchange_without_an_answer_is_in_the_table"),
-    Mutant("answer", "Verdict(Decision.FAIL, CircuitVote.NEUTRAL, answer.error", "Verdict(Decision.FAIL, CircuitVote.FAILURE, answer.error",
+    Mutant("answer", "Verdict(Decision.FAIL, CircuitVote.NEUTRAL, answer.error",
+           "Verdict(Decision.FAIL, CircuitVote.FAILURE, answer.error",
            "an_exchange_without_an_answer_is_in_the_table"),
     Mutant("answer", ", timed_out=True", "", "an_exchange_without_an_answer_is_in_the_table"),
     Mutant("answer", " or answer.http_status is None:", ":", "an_exchange_without_an_answer_is_in_the_table"),
@@ -167,26 +169,151 @@ MUTANTS = (
            "without_an_attempt_nothing_is_said_or_spent"),
     Mutant("lifecycle", "\"lease lost\", None,", "\"lease lost\", CircuitVote.FAILURE,",
            "without_an_attempt_nothing_is_said_or_spent"),
-    Mutant("lifecycle", "if delivery.attempts else", "if delivery.leases_lost else", "without_an_attempt_nothing_is_said_or_spent"),
+    Mutant("lifecycle", "if delivery.attempts else", "if delivery.leases_lost else",
+           "without_an_attempt_nothing_is_said_or_spent"),
     Mutant("lifecycle", "GIVE_UP_AFTER = 6", "GIVE_UP_AFTER = 7", "a_row_that_loses_leases_is_tried_alone_and_given_up"),
     Mutant("lifecycle", "SUSPECT_AFTER = 3 ", "SUSPECT_AFTER = 2 ", "a_row_that_loses_leases_is_tried_alone_and_given_up"),
-    Mutant("lifecycle", "backoff_s(lost - SUSPECT_AFTER,", "backoff_s(lost,", "a_row_that_loses_leases_is_tried_alone_and_given_up"),
-    Mutant("lifecycle", "delay_s=delay_s, loses_lease=True", "delay_s=delay_s", "a_row_that_loses_leases_is_tried_alone_and_given_up"),
+    Mutant("lifecycle", "backoff_s(lost - SUSPECT_AFTER,", "backoff_s(lost,",
+           "a_row_that_loses_leases_is_tried_alone_and_given_up"),
+    Mutant("lifecycle", "delay_s=delay_s, loses_lease=True", "delay_s=delay_s",
+           "a_row_that_loses_leases_is_tried_alone_and_given_up"),
     Mutant("lifecycle", "min(verdict.retry_after_s, settings.retry_max_s)", "verdict.retry_after_s",
            "the_delay_is_the_receivers_wish_or_the_backoff"),
     Mutant("lifecycle", "own_s if wished_s is None else wished_s", "own_s", "the_delay_is_the_receivers_wish_or_the_backoff"),
-    Mutant("lifecycle", "own_s if wished_s is None else wished_s", "wished_s or own_s", "the_delay_is_the_receivers_wish_or_the_backoff"),
+    Mutant("lifecycle", "own_s if wished_s is None else wished_s", "wished_s or own_s",
+           "the_delay_is_the_receivers_wish_or_the_backoff"),
     Mutant("lifecycle", "delivery.attempts if throttled else delivery.retry_count", "delivery.retry_count",
            "the_delay_is_the_receivers_wish_or_the_backoff"),
     Mutant("lifecycle", "delivery.attempts if throttled else delivery.retry_count", "delivery.attempts",
            "the_delay_is_the_receivers_wish_or_the_backoff"),
     Mutant("lifecycle", "wished_s if verdict.holds_webhook else None", "wished_s", "a_wish_holds_the_whole_webhook"),
     Mutant("lifecycle", "wished_s if verdict.holds_webhook else None", "None", "a_wish_holds_the_whole_webhook"),
-    Mutant("lifecycle", "no retries left\"\n                return Settlement(Status.FAILED, \"failed\", reason, verdict.vote, hold_s=hold_s)",
+    Mutant("lifecycle",
+           "no retries left\"\n                return Settlement(Status.FAILED, \"failed\", reason, verdict.vote, hold_s=hold_s)",
            "no retries left\"\n                return Settlement(Status.FAILED, \"failed\", reason, verdict.vote)",
            "a_wish_holds_the_whole_webhook"),
     Mutant("lifecycle", "\"delivered\", verdict.reason, verdict.vote", "\"delivered\", verdict.reason, None",
            "every_attempt_is_logged_and_votes"),
     Mutant("lifecycle", "Status.RETRYING,\n                \"retrying\"", "Status.RETRYING,\n                None",
            "every_attempt_is_logged_and_votes"),
+    # The lane.
+    Mutant("lane", "if not settings.enabled:", "if False:", "the_first_block_is_named_with_its_end"),
+    Mutant("lane", "lane.hold_until > now:\n        return", "lane.hold_until >= now:\n        return",
+           "the_first_block_is_named_with_its_end"),
+    Mutant("lane", "BlockedBy.HOLD, lane.hold_until)\n    if", "BlockedBy.HOLD, now)\n    if",
+           "the_first_block_is_named_with_its_end"),
+    Mutant("lane", "lane.breaker.blocked_until > now:", "False:", "the_first_block_is_named_with_its_end"),
+    Mutant("lane", "if lane.in_flight >= settings.max_in_flight:", "if False:",
+           "the_first_block_is_named_with_its_end"),
+    Mutant("lane", "burst=settings.burst) < 1:", "burst=settings.burst) <= 0:", "a_probe_needs_room_and_a_token_too"),
+    Mutant("lane", "return Admission(0, BlockedBy.UNREGISTERED)", "return Admission(0, BlockedBy.UNREGISTERED, now)",
+           "the_first_block_is_named_with_its_end"),
+    Mutant("lane", "min(wish, room, tokens)", "min(wish, room)", "gives_all_that_wish_room_and_tokens_allow"),
+    Mutant("lane", "min(wish, room, tokens)", "min(wish, tokens)", "gives_all_that_wish_room_and_tokens_allow"),
+    Mutant("lane", "min(wish, room, tokens)", "min(room, tokens, 20)", "gives_all_that_wish_room_and_tokens_allow"),
+    Mutant("lane", "min(wish, room, tokens)", "1", "gives_all_that_wish_room_and_tokens_allow"),
+    Mutant("lane", "if lane.breaker.blocked_until is not None:\n", "if False:\n", "a_probe_is_one_row"),
+    Mutant("lane", "Admission(1, BlockedBy.CIRCUIT, probe=True)", "Admission(wish, BlockedBy.CIRCUIT, probe=True)",
+           "a_probe_is_one_row"),
+    Mutant("lane", "if lane.in_flight >= settings.max_in_flight:", "if False:", "a_probe_needs_room_and_a_token_too"),
+    Mutant("lane", "if quota == tokens:", "if False:", "says_what_the_lane_waits_for_next"),
+    Mutant("lane", "if quota == room:", "if False:", "says_what_the_lane_waits_for_next"),
+    Mutant("lane", "lane.bucket.take(quota, now,", "lane.bucket.take(0, now,", "says_what_the_lane_waits_for_next"),
+    Mutant("lane", "return Admission(quota, None, now)", "return Admission(quota)", "says_what_the_lane_waits_for_next"),
+    Mutant("lane", "lane.in_flight - len(settled)", "lane.in_flight - 1", "every_claim_that_ends_makes_room"),
+    Mutant("lane", "lane.in_flight - len(settled)", "lane.in_flight", "every_claim_that_ends_makes_room"),
+    Mutant("lane", "replace(lane, runnable_at=wake_at)", "lane", "waiting_rows_are_looked_at_in_time"),
+    Mutant("lane", "if wake_at < (math.inf if lane.runnable_at is None else lane.runnable_at):", "if lane.runnable_at is None:",
+           "waiting_rows_are_looked_at_in_time"),
+    Mutant("lane", "min(wake_at, now +", "max(wake_at if wake_at < math.inf else 0.0, now +",
+           "waiting_rows_are_looked_at_in_time"),
+    Mutant("lane", "in (Status.PENDING, Status.RETRYING)", "in (Status.PENDING,)", "waiting_rows_are_looked_at_in_time"),
+    Mutant("lane", "if lane.breaker.epoch != before.breaker.epoch or", "if", "waiting_rows_are_looked_at_in_time"),
+    Mutant("lane", "if lane.breaker.state is not CircuitState.CLOSED and lane.breaker != before.breaker:", "if False:",
+           "a_trip_parks_the_lane"),
+    Mutant("lane", "runnable_at=lane.breaker.until, blocked_by=BlockedBy.CIRCUIT",
+           "runnable_at=now, blocked_by=BlockedBy.CIRCUIT",
+           "a_trip_parks_the_lane"),
+    Mutant("lane", "lane.hold_until > now and lane.hold_until != before.hold_until", "False", "a_hold_parks_the_lane"),
+    Mutant("lane", "runnable_at=lane.hold_until, blocked_by", "runnable_at=now, blocked_by", "a_hold_parks_the_lane"),
+    Mutant("lane", "max(hold_until or 0.0, now + settlement.hold_s)", "now + settlement.hold_s",
+           "a_hold_is_the_longest_that_was_asked_for"),
+    Mutant("lane", "if settlement.hold_s is not None:", "if False:", "a_hold_is_the_longest_that_was_asked_for"),
+    Mutant("lane", "if lane.blocked_by is not None:\n", "if False:\n", "a_block_that_still_holds_is_kept"),
+    Mutant("lane", "or lane.blocked_by is BlockedBy.IN_FLIGHT", "or lane.blocked_by is not None",
+           "a_block_that_still_holds_is_kept"),
+    Mutant("lane", "or lane.blocked_by is BlockedBy.IN_FLIGHT", "", "room_is_used_at_once"),
+    Mutant("lane", "epoch=delivery.breaker.epoch,\n", "epoch=breaker.epoch,\n", "a_reset_is_not_undone"),
+    Mutant("lane", "abandon_probe(epoch=delivery.breaker.epoch, now=now)", "abandon_probe(epoch=breaker.epoch, now=now)",
+           "the_breaker_hears_every_vote_in_order"),
+    Mutant("lane", "if settlement.vote is None:", "if settlement.vote is not CircuitVote.FAILURE:",
+           "the_breaker_hears_every_vote_in_order"),
+    Mutant("lane", "threshold=settings.circuit_threshold", "threshold=5", "the_breaker_hears_every_vote_in_order"),
+    Mutant("lane", "open_s=settings.circuit_open_s", "open_s=60.0", "the_breaker_hears_every_vote_in_order"),
+    Mutant("lane", "in settled:\n", "in reversed(settled):\n", "the_breaker_hears_every_vote_in_order"),
+    Mutant("lane", "bucket.take(-1,", "bucket.take(1,", "what_is_given_back_returns_its_token"),
+    Mutant("lane", "if isinstance(result.outcome, GivenBack):", "if True:", "what_is_given_back_returns_its_token"),
+    Mutant("lane", "neutral = bool(votes) and votes[-1] is CircuitVote.NEUTRAL", "neutral = False",
+           "only_a_success_makes_healthy"),
+    Mutant("lane", "return before.health", "return breaker.health()", "only_a_success_makes_healthy"),
+    Mutant("lane", "if not votes and breaker == before.breaker:", "if breaker == before.breaker or True:",
+           "health_follows_the_circuit"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMutant:
+    """A step that the stored breaker needs, left out.
+
+    *place* is a statement of sql/queries, or `lane` (the core's), `reset_circuit` (the trigger's function), `token` (the dice).
+    """
+
+    place: str
+    was: str
+    becomes: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {' '.join(self.was.split())} -> {' '.join(self.becomes.split()) or 'nothing'}"
+
+
+STORED = (
+    # The fence.
+    StoredMutant("settle", "AND q.lease_token = r.token", ""),
+    StoredMutant("settle", "SELECT delivery_id, token FROM settled", "SELECT delivery_id, token FROM result"),
+    StoredMutant("token", "random", "always the same"),
+    # The epoch.
+    StoredMutant("lane", "epoch=delivery.breaker.epoch,\n", "epoch=breaker.epoch,\n"),
+    StoredMutant("update_lanes", "circuit_epoch = r.circuit_epoch,", ""),
+    StoredMutant("claim", "circuit_epoch = h.circuit_epoch + (l.probe AND t.n > 0 IS TRUE)::int,", ""),
+    StoredMutant("claim_suspect", "circuit_epoch = h.circuit_epoch + %(probe)s::int,", ""),
+    StoredMutant("reset_circuit", "NEW.circuit_epoch := OLD.circuit_epoch + 1;", ""),
+    # What a record stores.
+    StoredMutant("update_lanes", "circuit_state = r.circuit_state,", ""),
+    StoredMutant("update_lanes", "circuit_until = to_timestamp(r.circuit_until),", ""),
+    StoredMutant("update_lanes", "consecutive_failures = r.failures,", ""),
+    StoredMutant("update_lanes", "health_status = r.health_status,", ""),
+    StoredMutant("update_lanes", "in_flight = r.in_flight,", ""),
+    StoredMutant("update_lanes", "runnable_at = to_timestamp(r.runnable_at),", ""),
+    # What the claim of a probe stores.
+    StoredMutant("claim", "circuit_state = CASE WHEN l.probe AND t.n > 0 THEN 'half_open' ELSE h.circuit_state END,", ""),
+    StoredMutant("claim", "circuit_until = CASE WHEN l.probe AND t.n > 0", "circuit_until = CASE WHEN false"),
+    StoredMutant("claim", "health_status = CASE WHEN l.probe AND t.n > 0 THEN 'degraded' ELSE h.health_status END,", ""),
+    StoredMutant("claim", "in_flight = l.in_flight + coalesce(t.n, 0),", ""),
+    StoredMutant("claim", "CASE WHEN l.probe AND t.n > 0 THEN 'half_open'", "CASE WHEN l.probe THEN 'half_open'"),
+    StoredMutant("claim_suspect", "circuit_state = CASE WHEN %(probe)s THEN 'half_open' ELSE h.circuit_state END,", ""),
+    StoredMutant("claim_suspect", "circuit_until = CASE WHEN %(probe)s", "circuit_until = CASE WHEN false"),
+    StoredMutant("claim_suspect", "AND %(admitted)s", ""),
+    # The operator's reset.
+    StoredMutant("reset_circuit", "NEW.circuit_state := 'closed';", ""),
+    StoredMutant("reset_circuit", "NEW.circuit_until := NULL;", ""),
+    StoredMutant("reset_circuit", "NEW.runnable_at := now();", ""),
+    StoredMutant("reset_circuit", "BEGIN", "BEGIN RETURN NEW;"),
+    # Leases that nobody recorded.
+    StoredMutant("leases_of", "THEN h.circuit_epoch ELSE -1 END", "THEN -1 ELSE -1 END"),
+    StoredMutant("leases_of", "h.circuit_state = 'half_open' AND h.circuit_until = q.lease_until", "true"),
+    StoredMutant("expired_leases", "AND q.lease_until <= now()", ""),
+    # The locks.
+    StoredMutant("lock_recorded_lanes", "FOR NO KEY UPDATE SKIP LOCKED", ""),
+    StoredMutant("lock_lanes", "FOR NO KEY UPDATE SKIP LOCKED", ""),
+    StoredMutant("lock_suspect_lane", "FOR NO KEY UPDATE OF h, q SKIP LOCKED", ""),
 )

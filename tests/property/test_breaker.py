@@ -122,7 +122,7 @@ class Circuit(RuleBasedStateMachine):
             holds(self)
 
     def trips_here(self) -> bool:
-        return self.after.state == "open" and self.before.state != "open"
+        return bool(self.after.state == "open" and self.before.state != "open")
 
 
 def opens_exactly_at_the_threshold(circuit: Circuit) -> None:

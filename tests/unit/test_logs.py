@@ -20,12 +20,14 @@ SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 def stderr(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
     """Reads what was logged through `configure`; the process's logging is put back in the end."""
     root, ours = logging.getLogger(), logging.getLogger("webhookd")
-    before = root.handlers[:], root.level, ours.level
+    pool = logging.getLogger("psycopg.pool")
+    before = root.handlers[:], root.level, ours.level, pool.level
     yield lambda: capsys.readouterr().err
     logging.captureWarnings(False)
     root.handlers[:] = before[0]
     root.setLevel(before[1])
     ours.setLevel(before[2])
+    pool.setLevel(before[3])
 
 
 def record(event: str = "worker started", **fields: object) -> logging.LogRecord:
@@ -144,8 +146,8 @@ def test_configure_logs_ours_from_the_level_on_and_libraries_only_when_something
     logs.configure("json", "debug", worker="worker-2")
     logging.getLogger("webhookd.worker").debug("seen", extra={"fields": {"n": 1}})
     logging.getLogger("urllib3.connectionpool").info("not seen")
-    logging.getLogger("psycopg.pool").warning("not seen either: said in our own words")
     logging.getLogger("urllib3.connectionpool").warning("seen as well")
+    logging.getLogger("psycopg.pool").warning("said by the dispatcher already")
     lines = [json.loads(line) for line in stderr().splitlines()]
     assert [(line["event"], line["worker"]) for line in lines] == [("seen", "worker-2"), ("seen as well", "worker-2")]
 

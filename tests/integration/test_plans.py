@@ -1,0 +1,231 @@
+"""What the hot statements cost in pages, in the states that mislead a planner: the trap that stalls such queues.
+
+A queue's statistics are taken when next to nothing is due, and its table is mostly history. A plan made with them may read
+a whole index, or the table, for each of two hundred results. Counting pages shows that on any machine, however noisy.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.engine import ROOMY, Engine, answered, engine, replaced, unseen
+from tests.postgres import Database
+from webhookd import queries
+
+WEBHOOKS = 50
+pytestmark = pytest.mark.every_postgres
+
+HISTORY, BACKLOG = 30_000, 20_000
+BATCH = 200
+
+Pages = dict[str, list[int]]  # by statement, one entry an execution
+
+
+@contextmanager
+def counted(worker: Engine, *names: str) -> Iterator[Pages]:
+    """Have the server explain each statement that *worker* runs, with the very plan it used, and add up its pages."""
+    pages: Pages = defaultdict(list)
+    by_text = {_essence(queries.load(name)): name for name in names}
+
+    def explained(notice: psycopg.errors.Diagnostic) -> None:
+        _, found, document = (notice.message_primary or "").partition("plan:\n")
+        if found:
+            report = json.loads(document)
+            name = by_text.get(_essence(report["Query Text"]))
+            if name is not None:
+                pages[name].append(_pages(report["Plan"]))
+
+    connection = worker.connection
+    connection.add_notice_handler(explained)
+    connection.execute("LOAD 'auto_explain'")
+    for setting, value in {
+        "client_min_messages": "notice",
+        "auto_explain.log_min_duration": "0",
+        "auto_explain.log_analyze": "on",
+        "auto_explain.log_buffers": "on",
+        "auto_explain.log_timing": "off",
+        "auto_explain.log_format": "json",
+        "auto_explain.log_level": "notice",
+    }.items():
+        connection.execute("SELECT set_config(%s, %s, false)", [setting, value])
+    yield pages
+    connection.remove_notice_handler(explained)
+
+
+def _essence(text: str) -> str:
+    """Return what tells one statement from another, whatever its parameters are written like: its first line."""
+    return text.strip().partition("\n")[0]
+
+
+def _pages(plan: dict[str, Any]) -> int:
+    """Return the pages that a statement touched.
+
+    Changes in WITH that nothing else reads run after the main query, and are not in its own sum.
+    """
+    read = {node.get("CTE Name") for node in _nodes(plan)}
+    apart = [
+        part
+        for part in plan.get("Plans", [])
+        if part["Node Type"] == "ModifyTable" and part.get("Subplan Name", "").removeprefix("CTE ") not in {"", *read}
+    ]
+    return sum(part["Shared Hit Blocks"] + part["Shared Read Blocks"] for part in [plan, *apart])
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for part in plan.get("Plans", []):
+        yield from _nodes(part)
+
+
+HOT = ("lock_lanes", "read_settings", "claim", "lock_recorded_lanes", "settle", "update_lanes", "next_look", "expired_leases")
+
+
+def deliver(worker: Engine, *, rounds: int, in_flight: int = 0) -> Pages:
+    """Claim and record some batches of 200 as a busy worker would while so many more are *in_flight*; return what that cost."""
+    for _ in range(in_flight // BATCH):
+        worker.claim(BATCH)
+    with counted(worker, *HOT) as pages:
+        for number in range(rounds):
+            deliveries = list(worker.claim(BATCH).deliveries)
+            worker.finish(deliveries, answered(500 if number % 3 == 2 else 200))
+            worker.claimer.next_look(worker.connection)
+            worker.recorder.lost_leases(worker.connection)
+    return pages
+
+
+def fill(database: Database, *, analysed: bool) -> None:
+    """Make the registry, the lanes and a history of delivered rows; statistics are taken now (while nothing is due) or never."""
+    database.execute(
+        "ALTER TABLE pggit.alert_delivery_queue SET (autovacuum_enabled = off);"
+        "ALTER TABLE pggit.webhook_health_metrics SET (autovacuum_enabled = off)"
+    )
+    database.execute(
+        "INSERT INTO pggit.webhooks (webhook_id, url, circuit_failure_threshold)"
+        " SELECT n, 'https://receiver.example/', 100000 FROM generate_series(1, %s) n",
+        [WEBHOOKS],
+    )
+    database.execute(
+        "INSERT INTO pggit.alert_delivery_queue"
+        " (webhook_id, message_body, delivery_status, attempts, created_at, next_retry_at, delivered_at)"
+        " SELECT 1 + n %% %s, '{\"some\": \"message\"}', 'delivered', 1, at, at, at"
+        " FROM generate_series(1, %s) n, LATERAL (SELECT now() - n * interval '1 s' AS at) t",
+        [WEBHOOKS, HISTORY],
+    )
+    if analysed:
+        database.execute("VACUUM ANALYZE")
+
+
+def enqueue(database: Database, count: int, *, webhook: str = f"1 + n % {WEBHOOKS}", due: str = "now()") -> None:
+    database.execute(
+        "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, next_retry_at)"
+        f' SELECT {webhook}, \'{{"some": "message"}}\', {due} FROM generate_series(1, {count}) n'
+    )
+
+
+def evenly(database: Database) -> None:
+    enqueue(database, BACKLOG)
+
+
+def half_in_one_lane(database: Database) -> None:
+    enqueue(database, BACKLOG, webhook=f"CASE WHEN n % 2 = 0 THEN 1 ELSE 1 + n % {WEBHOOKS} END")
+
+
+def mostly_scheduled(database: Database) -> None:
+    """A hundred rows that workers have looked at wait for their retry, for each that is due."""
+    with unseen(database) as connection:
+        connection.execute(
+            "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, delivery_status, routed, next_retry_at)"
+            " SELECT 1 + n %% %s, '{}', 'retrying', true, now() + interval '1 hour' + n * interval '1 ms'"
+            " FROM generate_series(1, %s) n",
+            [WEBHOOKS, BACKLOG],
+        )
+    enqueue(database, BACKLOG // 100)
+
+
+LOADS = {"evenly": evenly, "half in one lane": half_in_one_lane, "mostly scheduled": mostly_scheduled}
+# Pages a row (claim, settle) or a call, at most; about three times what PostgreSQL 18 needs. A plan that reads an index or the
+# table for each row needs hundreds of times as many.
+A_ROW = {"claim": 30, "settle": 45}
+A_CALL = {
+    "lock_lanes": 750,
+    "read_settings": 25,
+    "claim": 300,
+    "lock_recorded_lanes": 75,
+    "settle": 300,
+    "update_lanes": 300,
+    "next_look": 150,
+    "expired_leases": 20,
+}
+
+
+def assert_within_bounds(pages: Pages, *, rows: int) -> None:
+    assert set(pages) == set(HOT)
+    most = {name: (max(pages[name]), A_CALL[name] + A_ROW.get(name, 0) * rows) for name in HOT}
+    assert {name: cost for name, cost in most.items() if cost[0] > cost[1]} == {}
+
+
+@pytest.mark.parametrize("load", LOADS.values(), ids=LOADS.keys())
+@pytest.mark.parametrize("analysed", [True, False], ids=["statistics of an idle queue", "no statistics at all"])
+def test_no_hot_statement_reads_more_than_its_own_rows(
+    database: Database, analysed: bool, load: Callable[[Database], None]
+) -> None:
+    fill(database, analysed=analysed)
+    load(database)
+    with engine(database, defaults=ROOMY) as worker:
+        pages = deliver(worker, rounds=9, in_flight=0 if load is mostly_scheduled else 2000)
+    assert_within_bounds(pages, rows=BATCH)
+
+
+def test_the_bounds_catch_the_trap(database: Database) -> None:
+    """With the condition that a planner takes for a reason to read the index of leased rows, a batch costs far too much."""
+
+    def trapped(name: str, text: str) -> str:
+        return replaced(text, "IS NOT DISTINCT FROM 'sending'", "= 'sending'") if name == "settle" else text
+
+    fill(database, analysed=True)
+    evenly(database)
+    with engine(database, mutate=trapped) as worker:
+        pages = deliver(worker, rounds=5, in_flight=8000)
+    assert max(pages["settle"]) > 45 * BATCH + 300
+
+
+BLOCKED, ROWS_EACH = 2000, 10
+
+
+@pytest.mark.parametrize("analysed", [True, False], ids=["analysed", "never analysed"])
+def test_a_new_row_is_found_without_a_visit_to_the_lanes_that_are_blocked(database: Database, analysed: bool) -> None:
+    fill(database, analysed=False)
+    with unseen(database) as connection:
+        connection.execute(
+            "INSERT INTO pggit.webhooks (webhook_id, url, enabled)"
+            " SELECT n, 'https://receiver.example/', n %% 2 = 0 FROM generate_series(1001, 1000 + %s) n",
+            [BLOCKED],
+        )
+        connection.execute(  # half of them paused, half with an open circuit
+            "INSERT INTO pggit.webhook_health_metrics (webhook_id, circuit_state, circuit_until, runnable_at, blocked_by)"
+            " SELECT n, CASE WHEN n %% 2 = 0 THEN 'open' ELSE 'closed' END, now() + interval '1 h',"
+            " CASE WHEN n %% 2 = 0 THEN now() + interval '1 h' END, CASE WHEN n %% 2 = 0 THEN 'circuit' ELSE 'paused' END"
+            " FROM generate_series(1001, 1000 + %s) n",
+            [BLOCKED],
+        )
+        connection.execute(
+            "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, routed)"
+            " SELECT 1001 + n %% %s, '{}', true FROM generate_series(1, %s) n",
+            [BLOCKED, BLOCKED * ROWS_EACH],
+        )
+    if analysed:
+        database.execute("ANALYZE")
+    with engine(database) as worker:
+        worker.take_all()  # lanes of the registry are looked at once
+        enqueue(database, 1, webhook="7")
+        with counted(worker, *HOT) as pages:
+            assert [item.webhook_id for item in worker.claim(BATCH).deliveries] == [7]
+            worker.claimer.next_look(worker.connection)
+    cost = {name: sum(counts) for name, counts in pages.items()}
+    assert cost.keys() == {"lock_lanes", "read_settings", "claim", "next_look"}
+    assert sum(cost.values()) < 250, cost

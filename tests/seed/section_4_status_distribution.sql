@@ -1,0 +1,3 @@
+SELECT health_status, COUNT(*) as count
+FROM pggit.webhook_health_metrics
+GROUP BY health_status

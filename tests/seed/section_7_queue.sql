@@ -1,0 +1,2 @@
+-- 1. Overall queue metrics
+SELECT * FROM pggit.count_pending_by_status();
