@@ -29,7 +29,8 @@ log = logging.getLogger("webhookd.dispatcher")
 
 BEAT_S = 1.0
 TICK_S = 0.003
-CONTENDED_S = 0.002  # others hold the lanes with work for the length of a claim or a record
+# Others hold the lanes with work for the length of a claim or a record; an operator may hold one for an hour.
+CONTENDED_FIRST_S, CONTENDED_MOST_S = 0.002, 0.05
 NOT_NAMED_S = 0.25  # a worker that hears another named looks a little later: if that one is dead or busy, work is not lost
 SATURATED_S = 0.01  # shorter than this, having no room is an ordinary moment under load
 CALL_EVERY_S = 0.1  # under load every claim is full; then everybody is awake anyway
@@ -72,6 +73,7 @@ class Dispatcher:
         self._beat_at = -math.inf
         self._look_at = -math.inf
         self._listen_at = -math.inf
+        self._contended_pause = CONTENDED_FIRST_S
         self._outwait_at = math.inf
         self._outwait_pause = OUTWAIT_FIRST_S
         self._outwaited: set[str] = set()
@@ -130,6 +132,8 @@ class Dispatcher:
 
     def _turn(self, now: float) -> None:
         self._keep_listening(now)
+        if now >= self._suspect_at:
+            self._alone, self._suspect_at = True, math.inf
         if self._alone and self._recording.in_hand() == 0:
             self._look_at_suspect(now)
         room = 0 if self._alone else self._senders.room()
@@ -148,15 +152,17 @@ class Dispatcher:
             self._submit(claim, now)
             if claim.deliveries or claim.lanes:
                 self._found_at = now
+            if claim.deliveries:
+                self._contended_pause = CONTENDED_FIRST_S
             if claim.full and now >= self._call_at:
                 self._watch.call_all(connection)
                 self._call_at = now + CALL_EVERY_S
             if claim.full or not claim.exhausted:
                 self._look_at = now  # the next turn asks for room first
             elif claim.contended:
-                self._look_at = now + CONTENDED_S
+                self._look_soon(now)
             else:
-                self._rest(connection, now, found=claim.lanes > 0)
+                self._rest(connection, now, claimed=bool(claim.deliveries))
 
     def _submit(self, claim: Claim, now: float) -> None:
         self._recording.enter(len(claim.deliveries))
@@ -166,17 +172,24 @@ class Dispatcher:
             self._metrics.rate_limited(webhook_id, now=now)
         self._came_back()
 
-    def _rest(self, connection: Connection, now: float, *, found: bool) -> None:
+    def _look_soon(self, now: float) -> None:
+        """Look again in a moment: somebody holds what could be claimed. The longer it lasts the longer the pauses."""
+        self._look_at = now + self._contended_pause
+        self._contended_pause = min(CONTENDED_MOST_S, self._contended_pause * 2)
+
+    def _rest(self, connection: Connection, now: float, *, claimed: bool) -> None:
         """Nothing more is due: set the timer, and see to it that inserts are noticed."""
         next_look = self._claimer.next_look(connection)
         if next_look.new_rows or next_look.lane_s <= 0:
-            # Due already. If this look found nothing either, others have those lanes locked just now.
-            self._look_at = now if found else now + CONTENDED_S
+            # Due already. If this look claimed nothing either, others have those lanes or rows locked just now.
+            if claimed:
+                self._look_at = now
+            else:
+                self._look_soon(now)
             return
+        self._contended_pause = CONTENDED_FIRST_S
         self._look_at = now + next_look.lane_s + (0.0 if self._watch.keeping else random.uniform(0, NOT_NAMED_S))
         self._suspect_at = now + next_look.suspect_s
-        if next_look.suspect_s <= 0:
-            self._alone = True
         if self._watch.looking and now - self._found_at < QUIET_S:
             self._look_at = min(self._look_at, now + LOOK_EVERY_S)
         elif (not self._watched or self._watch.looking) and self._listener.connected:
@@ -286,11 +299,12 @@ class Dispatcher:
 
     def _wait(self) -> None:
         now = time.monotonic()
-        until = min(self._beat_at, self._look_at if self._room_wanted() else math.inf, self._suspect_at)
-        until = min(until, self._outwait_at, math.inf if self._listener.connected else self._listen_at)
+        # Without room there is nothing to look for, and nothing to outwait.
+        look_at = min(self._look_at, self._outwait_at) if self._room_wanted() else math.inf
+        until = min(self._beat_at, look_at, self._suspect_at, math.inf if self._listener.connected else self._listen_at)
         if self._watch.keeping and self._saturated_since < math.inf:
             until = min(until, self._saturated_since + SATURATED_S)
-        if self._senders.tick(now):
+        if self._senders.tick(now) or self._alone:  # alone: until nothing is in hand
             until = min(until, now + TICK_S)
         sources: list[Bell | Listener] = [self._bell, self._listener] if self._listener.connected else [self._bell]
         try:
@@ -317,7 +331,7 @@ class Dispatcher:
                 self._saturated_since = math.inf
             elif news is not News.STOP:
                 self._metrics.woken(Wakeup.LOST if news is News.LOST else Wakeup.SWEEP)
-                self._watched = self._watch.keeping and news is not News.UNREGISTERED
+                self._watched = False  # memory may be wrong, and taking a watch that one keeps is harmless
                 if news is News.UNREGISTERED:
                     self._listener.close()  # opening it again registers again
                     self._listen_at = now

@@ -65,6 +65,8 @@ class Housekeeping:
         released = self._release(incarnation)
         with self._pool.connection() as connection:
             connection.execute(queries.load("leave"), {"incarnation": incarnation})
+        # It may have kept the watch, or been the only one to know of a lane's timer.
+        self._bell.ring(News.LOST)
         if released:
             log.info(
                 "leases of a dead worker released",

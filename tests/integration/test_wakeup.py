@@ -106,6 +106,7 @@ def age(database: Database, incarnation: UUID) -> None:
     database.execute("UPDATE pggit.workers SET seen_at = now() - interval '21 seconds' WHERE incarnation = %s", [incarnation])
 
 
+@pytest.mark.every_postgres
 def test_only_one_of_three_keeps_the_watch(database: Database, join: Join) -> None:
     first, second, third = join(), join(), join()
     assert len({member.watch.wake_number for member in (first, second, third)}) == 3
@@ -203,6 +204,7 @@ def test_a_row_that_has_vanished_registers_again_under_a_number_of_its_own(datab
 # Whom to outwait -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every_postgres
 def test_open_and_prepared_inserts_are_outwaited_and_readers_are_not(database: Database, join: Join) -> None:
     member = join()
     if database.execute("SHOW max_prepared_transactions") == [("0",)]:
@@ -291,6 +293,7 @@ def test_one_transaction_tells_once_whatever_its_savepoints_do(database: Databas
     assert member.heard() == []
 
 
+@pytest.mark.every_postgres
 def test_two_phase_users_can_switch_the_notification_off(database: Database, join: Join) -> None:
     member = join()
     member.take()
