@@ -14,7 +14,7 @@ CHECK = settings(max_examples=80, stateful_step_count=30, deadline=None, databas
 # A mutant has to be caught, not to be explained.
 HUNT = settings(
     CHECK,
-    max_examples=400,
+    max_examples=1000,
     phases=(Phase.explicit, Phase.generate),
     report_multiple_bugs=False,
     print_blob=False,
@@ -236,12 +236,16 @@ MUTANTS = (
            "a_trip_parks_the_lane"),
     Mutant("lane", "lane.hold_until > now and lane.hold_until != before.hold_until", "False", "a_hold_parks_the_lane"),
     Mutant("lane", "runnable_at=lane.hold_until, blocked_by", "runnable_at=now, blocked_by", "a_hold_parks_the_lane"),
+    Mutant("lane", "max(hold_until or 0.0, now + settlement.hold_s)", "now + settlement.hold_s",
+           "a_hold_is_the_longest_that_was_asked_for"),
     Mutant("lane", "if settlement.hold_s is not None:", "if False:", "a_hold_is_the_longest_that_was_asked_for"),
     Mutant("lane", "if lane.blocked_by is not None:\n", "if False:\n", "a_block_that_still_holds_is_kept"),
     Mutant("lane", "or lane.blocked_by is BlockedBy.IN_FLIGHT", "or lane.blocked_by is not None",
            "a_block_that_still_holds_is_kept"),
     Mutant("lane", "or lane.blocked_by is BlockedBy.IN_FLIGHT", "", "room_is_used_at_once"),
     Mutant("lane", "epoch=delivery.breaker.epoch,\n", "epoch=breaker.epoch,\n", "a_reset_is_not_undone"),
+    Mutant("lane", "abandon_probe(epoch=delivery.breaker.epoch, now=now)", "abandon_probe(epoch=breaker.epoch, now=now)",
+           "the_breaker_hears_every_vote_in_order"),
     Mutant("lane", "if settlement.vote is None:", "if settlement.vote is not CircuitVote.FAILURE:",
            "the_breaker_hears_every_vote_in_order"),
     Mutant("lane", "threshold=settings.circuit_threshold", "threshold=5", "the_breaker_hears_every_vote_in_order"),
@@ -249,9 +253,10 @@ MUTANTS = (
     Mutant("lane", "in settled:\n", "in reversed(settled):\n", "the_breaker_hears_every_vote_in_order"),
     Mutant("lane", "bucket.take(-1,", "bucket.take(1,", "what_is_given_back_returns_its_token"),
     Mutant("lane", "if isinstance(result.outcome, GivenBack):", "if True:", "what_is_given_back_returns_its_token"),
-    Mutant("lane", "return before.health", "return breaker.health()", "only_a_success_makes_healthy"),
-    Mutant("lane", "if not votes and breaker == before.breaker:", "if breaker == before.breaker or True:",
-           "health_follows_the_circuit"),
+    Mutant("lane", "[vote for vote in votes if vote is not CircuitVote.FAILURE]", "votes", "only_a_success_makes_healthy"),
+    Mutant("lane", "telling[-1] is CircuitVote.NEUTRAL", "False", "only_a_success_makes_healthy"),
+    Mutant("lane", "return before.health", "return \"healthy\"", "only_a_success_makes_healthy"),
+    Mutant("lane", "if breaker.health() != \"healthy\":", "if False:", "health_follows_the_circuit"),
 )
 
 

@@ -35,9 +35,9 @@ class Circuit(RuleBasedStateMachine):
     core: ModuleType = breaker
     properties: Sequence[Callable[["Circuit"], None]] = ()
 
-    @initialize(threshold=st.integers(1, 3), under_way=st.integers(0, 2), failed=st.integers(0, 3), waited_s=spans)
+    @initialize(threshold=st.integers(1, 3), under_way=st.integers(0, 2), failed=st.sampled_from([3, 2, 1, 0]), waited_s=spans)
     def start(self, threshold: int, under_way: int, failed: int, waited_s: float) -> None:
-        """Begin anywhere between a new breaker and one that is due for a probe, with attempts of the first epoch under way."""
+        """Begin anywhere between a new breaker and one that is being probed, with attempts of the first epoch under way."""
         self.threshold = threshold
         self.now = 1000.0
         self.before = self.after = self.core.Breaker()
@@ -54,6 +54,7 @@ class Circuit(RuleBasedStateMachine):
             self.claim()
             self.attempt_ends(0, CircuitVote.FAILURE)
         self.time_passes(waited_s)
+        self.claim()
 
     @precondition(lambda self: self.after.state != "closed")
     @rule(span_s=spans)

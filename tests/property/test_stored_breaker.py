@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import psycopg
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
@@ -128,6 +128,7 @@ class Fleet(RuleBasedStateMachine):
         self.rows_lose_leases(suspects)
         if probing:
             self.time_passes(OPEN_S + 1.0)
+            self.claim_a_suspect(1)
             self.claim(1, 1)
 
     def teardown(self) -> None:
@@ -163,7 +164,6 @@ class Fleet(RuleBasedStateMachine):
         results = [Result(held.delivery, OUTCOMES[outcome][0]) for held, outcome in ended]
         recorded = self.workers[worker].record(results)
         assert list(recorded.accepted) == results
-        before = self.breaker
         votes = []
         for held, outcome in ended:
             vote = OUTCOMES[outcome][1]
@@ -173,10 +173,12 @@ class Fleet(RuleBasedStateMachine):
                 continue
             votes.append(vote)
             self.breaker = self.breaker.vote(vote, epoch=epoch, now=self.now, threshold=self.threshold, open_s=OPEN_S)
-        if votes or self.breaker != before:
+        # A failure that counts shows in the breaker; the others were claimed before a reset.
+        telling = [vote for vote in votes if vote is not CircuitVote.FAILURE]
+        if self.breaker.health() != "healthy":
             self.health = self.breaker.health()
-            if votes and votes[-1] is CircuitVote.NEUTRAL and self.health == "healthy":
-                self.health = "degraded"
+        elif telling:
+            self.health = "degraded" if telling[-1] is CircuitVote.NEUTRAL else "healthy"
         self.ended([held for held, _ in ended])
 
     @precondition(lambda self: self.late)
@@ -242,8 +244,9 @@ class Fleet(RuleBasedStateMachine):
         self.suspects += count
         with unseen(self.database) as connection:
             connection.execute(
-                "UPDATE pggit.alert_delivery_queue SET leases_lost = 3, routed = true WHERE delivery_id IN (SELECT delivery_id"
-                " FROM pggit.alert_delivery_queue WHERE delivery_status IN ('pending', 'retrying') LIMIT %s)",
+                "UPDATE pggit.alert_delivery_queue SET leases_lost = 3, routed = true WHERE delivery_id IN ("
+                " SELECT delivery_id FROM pggit.alert_delivery_queue WHERE delivery_status IN ('pending', 'retrying')"
+                " ORDER BY delivery_id LIMIT %s)",
                 [count],
             )
 
@@ -322,10 +325,10 @@ def shared_database(embedded_server: Server) -> Iterator[Database]:
 
 
 def test_the_stored_breaker_is_the_pure_one(shared_database: Database) -> None:
-    drive(shared_database, settings(CHECK, max_examples=60, stateful_step_count=20))
+    drive(shared_database, settings(CHECK, max_examples=60, stateful_step_count=20, suppress_health_check=[HealthCheck.too_slow]))
 
 
 @pytest.mark.parametrize("mutant", STORED, ids=str)
 def test_a_step_left_out_is_caught(shared_database: Database, mutant: StoredMutant) -> None:
     with pytest.raises((AssertionError, psycopg.Error)):
-        drive(shared_database, settings(HUNT, max_examples=200, stateful_step_count=20), mutant)
+        drive(shared_database, settings(HUNT, max_examples=2000, stateful_step_count=20), mutant)

@@ -122,10 +122,13 @@ def settle_lane(lane: Lane, settled: Sequence[tuple[Result, Settlement]], *, now
 
 def _health(before: Lane, breaker: Breaker, votes: Sequence[CircuitVote]) -> str:
     """Return the health_status: what the circuit means, but never healthy on the strength of attempts that said nothing."""
-    if not votes and breaker == before.breaker:
+    if breaker.health() != "healthy":
+        return breaker.health()
+    # A failure that left a healthy breaker was claimed before a reset.
+    telling = [vote for vote in votes if vote is not CircuitVote.FAILURE]
+    if not telling:
         return before.health
-    neutral = bool(votes) and votes[-1] is CircuitVote.NEUTRAL
-    return "degraded" if neutral and breaker.health() == "healthy" else breaker.health()
+    return "degraded" if telling[-1] is CircuitVote.NEUTRAL else "healthy"
 
 
 def _rescheduled(lane: Lane, *, before: Lane, wake_at: float, now: float) -> Lane:
