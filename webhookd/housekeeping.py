@@ -2,7 +2,10 @@
 
 reap     claims whose lease ran out are released (the fence lets their owner win if it records first)
 measure  the queue's depth by cause is counted, once for the whole fleet
+fold     finished_counts is summed up
 sweep    every 30 s what no notification covers is mended: lanes parked by mistake, counters stranded by a DELETE, dead rows
+
+Besides, this worker adds what it did to pggit.worker_minutes, and learns where the fleet serves its metrics.
 """
 
 import logging
@@ -17,8 +20,9 @@ from webhookd import queries, store
 from webhookd.bell import Bell, News
 from webhookd.claims import make_lanes
 from webhookd.core.model import Result
-from webhookd.metrics import Metrics, QueueCause, QueueCounts
+from webhookd.metrics import AttemptStatus, Metrics, QueueCause, QueueCounts
 from webhookd.records import Recorder
+from webhookd.targets import TargetGroups, target_groups
 
 log = logging.getLogger("webhookd.housekeeping")
 
@@ -38,6 +42,7 @@ class Housekeeping:
         pool: ConnectionPool[store.Connection],
         recorder: Recorder,
         *,
+        worker_id: str,
         incarnation: UUID,
         metrics: Metrics,
         recorded: Callable[[], bool],
@@ -45,10 +50,12 @@ class Housekeeping:
     ) -> None:
         self._pool = pool
         self._recorder = recorder
+        self._worker_id = worker_id
         self._incarnation = incarnation
         self._metrics = metrics
         self._recorded = recorded
         self._bell = bell
+        self.targets: TargetGroups | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="webhookd-housekeeping", daemon=True)
 
@@ -96,13 +103,39 @@ class Housekeeping:
         if "measure" in chores:
             with self._pool.connection() as connection:
                 connection.execute(queries.load("measure_depth"))
+        if "fold" in chores:
+            with self._pool.connection() as connection:
+                connection.execute(queries.load("fold_finished"))
         if "sweep" in chores:
             self._sweep()
         if not registered:
             self._bell.ring(News.UNREGISTERED)
         elif not watched or "sweep" in chores:
             self._bell.ring(News.SWEEP)
-        self._publish_depth()
+        self.publish_activity()
+        self._read_fleet()
+
+    def publish_activity(self) -> None:
+        """Store what this worker did since it last said so. Blocks for one statement; raises `psycopg.Error`, and tries again
+        with the next turn."""
+        activity = self._metrics.take_activity()
+        if not activity:
+            return
+        try:
+            with self._pool.connection() as connection:
+                parameters = {
+                    "worker_id": self._worker_id,
+                    "delivered": activity.attempts[AttemptStatus.DELIVERED],
+                    "failed": activity.attempts[AttemptStatus.FAILED],
+                    "timeouts": activity.attempts[AttemptStatus.TIMEOUT],
+                    "circuit_opens": activity.circuit_opens,
+                    "rate_limit_hits": activity.rate_limit_hits,
+                    "durations": store.number_array(activity.durations.counts),
+                }
+                connection.execute(queries.load("add_minute"), parameters)
+        except psycopg.Error:
+            self._metrics.put_back(activity)
+            raise
 
     def _release(self, incarnation: UUID | None) -> int:
         """Record as lost what *incarnation* held (None: whatever has run out); return how many rows were released."""
@@ -133,6 +166,7 @@ class Housekeeping:
     def _sweep(self) -> None:
         with self._pool.connection() as connection:
             connection.execute(queries.load("sweep_workers"))
+            connection.execute(queries.load("sweep_minutes"))
             rows = connection.execute(queries.load("sweep_candidates")).fetchall()
             for start in range(0, len(rows), 1000):
                 webhook_ids = sorted(row[0] for row in rows[start : start + 1000])
@@ -147,9 +181,10 @@ class Housekeeping:
             # Leases are counted by a statement that began after the locks: no claim or record is half seen.
             cursor.execute(queries.load("sweep_lanes"), {"webhook_ids": store.number_array(locked)})
 
-    def _publish_depth(self) -> None:
+    def _read_fleet(self) -> None:
         with self._pool.connection() as connection:
             rows = connection.execute(queries.load("read_depth")).fetchall()
+            self.targets = target_groups(connection.execute(queries.load("worker_targets")))
         by_cause = {QueueCause(cause): deliveries for cause, deliveries, _ in rows}
         oldest = max((age for _, _, age in rows if age is not None), default=0.0)
         self._metrics.set_queue(QueueCounts(sum(by_cause.values()), by_cause, oldest))

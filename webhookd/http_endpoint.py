@@ -1,4 +1,4 @@
-"""A worker's own small HTTP server: `/metrics`, `/healthz` and `/readyz`.
+"""A worker's own small HTTP server: `/metrics`, `/healthz`, `/readyz` and, for Prometheus to find all workers, `/targets`.
 
 One thread serves all connections without blocking, since whoever connects and says nothing must not keep a scrape
 waiting: a silent client costs one descriptor until its time is up, and where there are too many the oldest goes. One
@@ -6,6 +6,7 @@ answer a connection, as RFC 9112 (9.6) allows.
 """
 
 import gzip
+import json
 import logging
 import re
 import selectors
@@ -22,6 +23,7 @@ from prometheus_client.exposition import gzip_accepted
 from webhookd import __version__
 from webhookd.exposition import Exposition
 from webhookd.metrics import Metrics
+from webhookd.targets import TargetGroups
 
 log = logging.getLogger("webhookd.http_endpoint")
 
@@ -37,9 +39,11 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 class Endpoint:
     """Serves *metrics* on *sock*, a bound socket that the parent process shares with this worker's successors.
 
-    *alive* and *ready* return whether all is well, and a reason for people; the serving thread calls them, so they must
-    not block. The socket starts to listen and becomes non-blocking, but is never shut down nor closed here: the next
-    worker accepts from the same one.
+    *alive* and *ready* return whether all is well, and a reason for people; *targets* returns the fleet's metrics endpoints,
+    None while nobody knows them. The serving thread calls all three, so they must not block.
+
+    The socket starts to listen and becomes non-blocking, but is never shut down nor closed here: the next worker accepts
+    from the same one.
     """
 
     def __init__(
@@ -49,10 +53,13 @@ class Endpoint:
         *,
         alive: Callable[[], tuple[bool, str]],
         ready: Callable[[], tuple[bool, str]],
+        targets: Callable[[], TargetGroups | None],
     ) -> None:
         self._sock = sock
         self._exposition = Exposition(metrics)
         self._checks = {"/healthz": alive, "/readyz": ready}
+        self._pages = {"/metrics": self._metrics, "/targets": self._discovery}
+        self._targets = targets
         self._clients: dict[socket.socket, _Client] = {}
         self._selector = selectors.DefaultSelector()
         self._wake_receiver, self._wake_sender = socket.socketpair()
@@ -165,16 +172,33 @@ class Endpoint:
         return _render(self._respond(request), head_only=request.method == "HEAD")
 
     def _respond(self, request: "_Request") -> "_Response":
-        check = self._checks.get(request.path)
-        if check is None and request.path != "/metrics":
-            return _Response(HTTPStatus.NOT_FOUND, body=b"not found; try /metrics, /healthz or /readyz\n")
+        check, page = self._checks.get(request.path), self._pages.get(request.path)
+        if check is None and page is None:
+            return _Response(HTTPStatus.NOT_FOUND, body=b"not found; try /metrics, /healthz, /readyz or /targets\n")
         if request.method not in ("GET", "HEAD"):
             return _Response(HTTPStatus.METHOD_NOT_ALLOWED, headers=("Allow: GET, HEAD",))
-        if check is None:
-            return _respond_metrics(self._exposition, request)
+        if page is not None:
+            return page(request)
+        assert check is not None
         passed, reason = check()
         line = " ".join(reason.split()) + "\n"
         return _Response(HTTPStatus.OK if passed else HTTPStatus.SERVICE_UNAVAILABLE, body=line.encode())
+
+    def _metrics(self, request: "_Request") -> "_Response":
+        content_type, body = self._exposition.render(request.accept)
+        headers: tuple[str, ...] = ("Vary: Accept, Accept-Encoding",)
+        if gzip_accepted(request.accept_encoding):
+            # Text this repetitive shrinks by nine tenths at any level; higher ones only take longer.
+            body = gzip.compress(body, compresslevel=3)
+            headers = (*headers, "Content-Encoding: gzip")
+        return _Response(HTTPStatus.OK, content_type, body, headers)
+
+    def _discovery(self, request: "_Request") -> "_Response":
+        targets = self._targets()
+        if targets is None:
+            # An error, not an empty list: Prometheus keeps the targets that it has.
+            return _Response(HTTPStatus.SERVICE_UNAVAILABLE, body=b"the database has not been asked yet\n")
+        return _Response(HTTPStatus.OK, "application/json", json.dumps(targets).encode())
 
     def _drop(self, client: "_Client") -> None:
         del self._clients[client.sock]
@@ -228,16 +252,6 @@ def _parse(head: str) -> _Request | None:
         fields[name.lower()] = value.strip() if known is None else f"{known}, {value.strip()}"
     path, _, _ = parts[1].partition("?")
     return _Request(parts[0], path, fields.get("accept", ""), fields.get("accept-encoding", ""))
-
-
-def _respond_metrics(exposition: Exposition, request: _Request) -> _Response:
-    content_type, body = exposition.render(request.accept)
-    headers: tuple[str, ...] = ("Vary: Accept, Accept-Encoding",)
-    if gzip_accepted(request.accept_encoding):
-        # Text this repetitive shrinks by nine tenths at any level; higher ones only take longer.
-        body = gzip.compress(body, compresslevel=3)
-        headers = (*headers, "Content-Encoding: gzip")
-    return _Response(HTTPStatus.OK, content_type, body, headers)
 
 
 def _render(response: _Response, *, head_only: bool = False) -> bytes:

@@ -4,12 +4,17 @@ The dispatcher counts into plain integers behind one lock, a batch at a time; ex
 when somebody scrapes. Counters start at zero with the process.
 
 Series stay bounded: the first *max_webhooks* webhooks that this process meets get a `webhook_id` of their own, all
-later ones share `webhook_id="other"`. A webhook keeps its label until the process ends: moving its totals would make
-`other` jump by a whole history, and `rate()` would report deliveries that were not made then. The price is that who
-came first is named, not who is busiest.
+later ones share `webhook_id="other"`. The price is that who came first is named, not who is busiest. A webhook without
+anything to count for an hour loses its series, and its place goes to the next one that comes. Its totals are not moved
+to `other`: that would jump by a whole history, and `rate()` would report deliveries that were not made then.
+
+`increase()` sees only what comes after the first sample of a series. So Prometheus is shown a new series at zero once,
+with what it has counted from the next scrape on: no first delivery, no first trip, and nothing between the start of a
+process and its first scrape is missed.
 """
 
 import threading
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +28,8 @@ PHASE_BUCKETS_S = (0.001, 0.005, *DURATION_BUCKETS_S)
 BATCH_BUCKETS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 OTHER_WEBHOOKS = "other"
 _RATE_LIMIT_HIT_EVERY_S = 1.0
+_IDLE_S = 3600.0  # no shorter than the longest range that an alert looks back over
+_LOOK_FOR_IDLE_EVERY_S = 60.0
 
 
 class AttemptStatus(StrEnum):
@@ -77,23 +84,30 @@ class QueueCounts:
 
 
 class Metrics:
-    """One worker's counters. Every method is quick, may be called from any thread and does no input or output."""
+    """One worker's counters. Every method is quick, may be called from any thread and does no input or output.
 
-    def __init__(self, worker_id: str, *, max_webhooks: int) -> None:
+    *clock* returns monotonic seconds; by it series are idle.
+    """
+
+    def __init__(self, worker_id: str, *, max_webhooks: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.worker_id = worker_id
+        self._clock = clock
         self._lock = threading.Lock()
         self._counts = Counts(max_webhooks=max_webhooks)
+        self._activity = Activity()
         self._rate_limit_hits = OncePerPeriod(_RATE_LIMIT_HIT_EVERY_S)
         self._is_healthy: Callable[[], bool] = lambda: False
 
     def observe_attempts(self, batch: Iterable[ObservedAttempt]) -> None:
         """Count attempts whose results were recorded."""
         with self._lock:
-            counts = self._counts
+            counts, now = self._counts, self._clock()
             for attempt in batch:
-                series = counts.series_of(attempt.webhook_id)
+                series = counts.series_of(attempt.webhook_id, now=now)
                 series.attempts[attempt.status] += 1
                 series.duration.observe(attempt.elapsed_s)
+                self._activity.attempts[attempt.status] += 1
+                self._activity.durations.observe(attempt.elapsed_s)
                 if attempt.answer is not None:
                     counts.exchanges.observe(attempt.answer)
 
@@ -101,12 +115,14 @@ class Metrics:
         """Count that a claim left due rows of *webhook_id* for want of tokens, at most once a second a webhook."""
         with self._lock:
             if self._rate_limit_hits.admits(webhook_id, now=now):
-                self._counts.series_of(webhook_id).rate_limit_hits += 1
+                self._counts.series_of(webhook_id, now=self._clock()).rate_limit_hits += 1
+                self._activity.rate_limit_hits += 1
 
     def circuit_opened(self, webhook_id: int) -> None:
         """Count an entry into open, from closed or from a failed probe."""
         with self._lock:
-            self._counts.series_of(webhook_id).circuit_opens += 1
+            self._counts.series_of(webhook_id, now=self._clock()).circuit_opens += 1
+            self._activity.circuit_opens += 1
 
     def claimed(self, deliveries: int) -> None:
         """Count one claim statement that brought *deliveries* rows (0 is a claim too)."""
@@ -170,11 +186,26 @@ class Metrics:
         with self._lock:
             self._is_healthy = is_healthy
 
-    def snapshot(self) -> tuple["Counts", bool]:
-        """Return a copy of all counts, consistent with one another, and whether the worker is healthy."""
+    def take_activity(self) -> "Activity":
+        """Return what was counted since this was last called."""
         with self._lock:
-            # Numbers only: text of thousands of series takes tens of milliseconds, and senders wait for this lock.
-            counts, is_healthy = self._counts.copy(), self._is_healthy
+            taken, self._activity = self._activity, Activity()
+        return taken
+
+    def put_back(self, activity: "Activity") -> None:
+        """Count *activity*, which was taken and could not be stored, with what is taken next."""
+        with self._lock:
+            self._activity.add(activity)
+
+    def snapshot(self, *, for_prometheus: bool = False) -> tuple["Counts", bool]:
+        """Return a copy of all counts, consistent with one another, and whether the worker is healthy.
+
+        In the first copy *for_prometheus* that a webhook's series are part of, they are at zero.
+        """
+        with self._lock:
+            self._counts.drop_idle(now=self._clock())
+            # Numbers only: text of thousands of series takes milliseconds, and senders wait for this lock.
+            counts, is_healthy = self._counts.copy(new_at_zero=for_prometheus), self._is_healthy
         return counts, is_healthy()
 
 
@@ -194,6 +225,11 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
+    def add(self, other: "Histogram") -> None:
+        """Count what *other*, of the same bounds, has counted."""
+        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        self.total += other.total
+
     def copy(self) -> "Histogram":
         """Return a copy that shares nothing."""
         twin = Histogram(self.bounds)
@@ -202,16 +238,45 @@ class Histogram:
 
 
 @dataclass(slots=True)
+class Activity:
+    """What the worker did over all webhooks since it was last asked: goes to pggit.worker_minutes."""
+
+    attempts: dict[AttemptStatus, int] = field(default_factory=lambda: dict.fromkeys(AttemptStatus, 0))
+    durations: Histogram = field(default_factory=lambda: Histogram(DURATION_BUCKETS_S))
+    rate_limit_hits: int = 0
+    circuit_opens: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.rate_limit_hits or self.circuit_opens or any(self.attempts.values()))
+
+    def add(self, other: "Activity") -> None:
+        """Count what *other* has counted."""
+        for status, count in other.attempts.items():
+            self.attempts[status] += count
+        self.durations.add(other.durations)
+        self.rate_limit_hits += other.rate_limit_hits
+        self.circuit_opens += other.circuit_opens
+
+
+@dataclass(slots=True)
 class WebhookSeries:
-    """One webhook's series, all born together at zero: thus its first trip is an increase that `increase()` sees."""
+    """One webhook's series, all born together at zero.
+
+    *last_used* is when something was last counted, in monotonic seconds; *shown*: Prometheus has seen them at zero.
+    """
 
     attempts: dict[AttemptStatus, int] = field(default_factory=lambda: dict.fromkeys(AttemptStatus, 0))
     duration: Histogram = field(default_factory=lambda: Histogram(DURATION_BUCKETS_S))
     rate_limit_hits: int = 0
     circuit_opens: int = 0
+    last_used: float = 0.0
+    shown: bool = False
 
-    def copy(self) -> "WebhookSeries":
-        """Return a copy that shares nothing."""
+    def copy(self, *, new_at_zero: bool) -> "WebhookSeries":
+        """Return a copy that shares nothing; with *new_at_zero* the first one is at zero."""
+        if new_at_zero and not self.shown:
+            self.shown = True
+            return WebhookSeries()
         return replace(self, attempts=self.attempts.copy(), duration=self.duration.copy())
 
 
@@ -271,6 +336,8 @@ class Counts:
     """Everything that a scrape shows, except health."""
 
     max_webhooks: int
+    was_full: bool = False
+    looked_for_idle: float = float("-inf")
     webhooks: dict[int, WebhookSeries] = field(default_factory=dict)
     other: WebhookSeries = field(default_factory=WebhookSeries)
     totals: Totals = field(default_factory=Totals)
@@ -279,13 +346,16 @@ class Counts:
     exchanges: Exchanges = field(default_factory=Exchanges)
     queue: QueueCounts | None = None
 
-    def series_of(self, webhook_id: int) -> WebhookSeries:
-        """Return the series that count for *webhook_id*."""
+    def series_of(self, webhook_id: int, *, now: float) -> WebhookSeries:
+        """Return the series that count for *webhook_id* at *now* (monotonic seconds)."""
         series = self.webhooks.get(webhook_id)
         if series is None:
             if self.is_full:
+                self.drop_idle(now=now)
+            if self.is_full:
                 return self.other
             series = self.webhooks[webhook_id] = WebhookSeries()
+        series.last_used = now
         return series
 
     @property
@@ -293,18 +363,30 @@ class Counts:
         """Whether the next new webhook falls into `other`."""
         return len(self.webhooks) >= self.max_webhooks
 
+    @property
+    def shows_other(self) -> bool:
+        """Whether `other` is shown: at zero before the first webhook falls into it, and from then on for good."""
+        return self.was_full or self.is_full
+
+    def drop_idle(self, *, now: float) -> None:
+        """Forget the webhooks that nothing was counted for in the hour before *now*; looks at most once a minute."""
+        if now - self.looked_for_idle < _LOOK_FOR_IDLE_EVERY_S:
+            return
+        self.looked_for_idle = now
+        self.was_full = self.shows_other
+        self.webhooks = {key: series for key, series in self.webhooks.items() if now - series.last_used < _IDLE_S}
+
     def labelled(self) -> list[tuple[str, WebhookSeries]]:
         """Return all series with their `webhook_id` labels."""
         named = [(str(webhook_id), series) for webhook_id, series in self.webhooks.items()]
-        # `other` shows, at zero, before the first webhook falls into it: a scrape can then see its first increase.
-        return [*named, (OTHER_WEBHOOKS, self.other)] if self.is_full else named
+        return [*named, (OTHER_WEBHOOKS, self.other)] if self.shows_other else named
 
-    def copy(self) -> "Counts":
-        """Return a copy that shares nothing; *queue* is immutable."""
+    def copy(self, *, new_at_zero: bool) -> "Counts":
+        """Return a copy that shares nothing, webhooks as in `WebhookSeries.copy`; *queue* is immutable."""
         return replace(
             self,
-            webhooks={webhook_id: series.copy() for webhook_id, series in self.webhooks.items()},
-            other=self.other.copy(),
+            webhooks={key: series.copy(new_at_zero=new_at_zero) for key, series in self.webhooks.items()},
+            other=self.other.copy(new_at_zero=new_at_zero and self.shows_other),
             totals=replace(self.totals),
             wakeups=self.wakeups.copy(),
             record_batch_size=self.record_batch_size.copy(),

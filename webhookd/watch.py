@@ -21,7 +21,7 @@ class Watch:
     Methods block for one short transaction and raise `psycopg.Error`.
     """
 
-    def __init__(self, listener: Listener, *, worker_id: str, incarnation: UUID) -> None:
+    def __init__(self, listener: Listener, *, worker_id: str, incarnation: UUID, metrics_address: str) -> None:
         self.listener = listener
         self._parameters = {
             "incarnation": incarnation,
@@ -29,6 +29,7 @@ class Watch:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "version": __version__,
+            "metrics_address": metrics_address,
         }
         self.wake_number = 0
         self.keeping = False  # this worker keeps the watch

@@ -31,6 +31,7 @@ from webhookd.recording import Recording
 from webhookd.records import Recorder
 from webhookd.seat import ExitCode, WorkerSeat, parse_lost_line
 from webhookd.senders import Senders
+from webhookd.targets import TargetGroups, address_of
 from webhookd.transport import Transport
 from webhookd.watch import Watch
 
@@ -47,7 +48,7 @@ def run(config: Config, seat: WorkerSeat) -> int:
     _on_signals(stop.set)
     metrics = Metrics(seat.name, max_webhooks=config.metrics_webhooks)
     state = _Booting(stop)
-    endpoint = Endpoint(seat.metrics_socket, metrics, alive=state.alive, ready=state.ready)
+    endpoint = Endpoint(seat.metrics_socket, metrics, alive=state.alive, ready=state.ready, targets=state.targets)
     endpoint.start()
     try:
         installation = _boot(config, seat, stop)
@@ -80,6 +81,9 @@ class _Booting:
         if self.worker is None:
             return (False, "waiting for the database")
         return (True, "ready") if self.worker.dispatcher.ready() else (False, "the database does not answer")
+
+    def targets(self) -> TargetGroups | None:
+        return self.worker.housekeeping.targets if self.worker else None
 
 
 def _boot(config: Config, seat: WorkerSeat, stop: threading.Event) -> str | None:
@@ -146,16 +150,22 @@ class _Worker:
         self.dispatcher = Dispatcher(
             self._pool,
             Claimer(worker_id=seat.name, incarnation=seat.incarnation, defaults=defaults),
-            Watch(listener, worker_id=seat.name, incarnation=seat.incarnation),
+            Watch(
+                listener,
+                worker_id=seat.name,
+                incarnation=seat.incarnation,
+                metrics_address=address_of(seat.metrics_socket),
+            ),
             self._senders,
             self.recording,
             metrics=metrics,
             bell=bell,
             beat=seat.beat,
         )
-        self._housekeeping = Housekeeping(
+        self.housekeeping = Housekeeping(
             self._pool,
             recorder,
+            worker_id=seat.name,
             incarnation=seat.incarnation,
             metrics=metrics,
             recorded=self.recording.settled,
@@ -165,7 +175,7 @@ class _Worker:
     def run(self, stop: threading.Event) -> int:
         """Deliver until *stop*, then drain. Returns the exit code."""
         self.recording.start()
-        self._housekeeping.start()
+        self.housekeeping.start()
         threading.Thread(target=self._lifeline, name="webhookd-lifeline", daemon=True).start()
         _on_signals(self.dispatcher.stop)
         if stop.is_set():
@@ -189,10 +199,11 @@ class _Worker:
         # The exchanges that are still under way: their rows are released like those of a worker that died.
         code = ExitCode.DRAINED
         self.recording.stop(timeout_s=max(1.0, deadline - time.monotonic()))
-        self._housekeeping.stop()
+        self.housekeeping.stop()
         try:
+            self.housekeeping.publish_activity()
             if unfinished:
-                self._housekeeping.release(self._seat.incarnation)
+                self.housekeeping.release(self._seat.incarnation)
             self.dispatcher.leave()
         except psycopg.Error as error:
             log.warning("left without the database", extra={"fields": {"error": str(error)}})
@@ -223,7 +234,7 @@ class _Worker:
             timer.daemon = True
             timer.start()
         try:
-            self._housekeeping.release(incarnation)
+            self.housekeeping.release(incarnation)
         except psycopg.Error as error:
             log.warning(
                 "leases of a dead worker not released; they run out",

@@ -1,7 +1,7 @@
 -- What waits in a copied database belongs to the original, which sends it itself.
 WITH discarded AS (
     UPDATE pggit.alert_delivery_queue
-       SET delivery_status = 'failed', lease_token = NULL, lease_until = NULL, leased_by = NULL
+       SET delivery_status = 'failed'  -- the schema's trigger ends the leases
      WHERE delivery_status IN ('pending', 'retrying', 'sending')
  RETURNING delivery_id, webhook_id
 )

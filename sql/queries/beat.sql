@@ -1,5 +1,5 @@
--- One worker's sign of life every few seconds; with it, the chores that fall to it now (each to one worker of the fleet),
--- whether its row is still there, and whether anybody keeps the watch.
+-- One worker's sign of life every few seconds; with it, whether its row is still there, whether anybody keeps the watch, and the
+-- chores that fall to it now (each to one worker of the fleet).
 WITH mine AS (
     UPDATE pggit.workers w SET seen_at = now() WHERE w.incarnation = %(incarnation)s RETURNING w.incarnation
 ), due AS (

@@ -1,8 +1,7 @@
 -- Count what waits, by what it waits for. Index-only reads of the three indexes of waiting rows; one worker does it for all.
 WITH waiting AS (
     SELECT q.webhook_id, q.next_retry_at <= now() AS due, count(*) AS deliveries, min(q.next_retry_at) AS oldest
-      FROM pggit.alert_delivery_queue q
-     WHERE q.delivery_status IN ('pending', 'retrying')
+      FROM pggit.v_waiting_deliveries q
      GROUP BY q.webhook_id, q.next_retry_at <= now()
 ), by_cause AS (
     SELECT CASE WHEN w.webhook_id IS NULL THEN 'unregistered'

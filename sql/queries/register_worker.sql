@@ -1,4 +1,4 @@
-INSERT INTO pggit.workers (incarnation, worker_id, host, pid, version)
-VALUES (%(incarnation)s, %(worker_id)s, %(host)s, %(pid)s, %(version)s)
+INSERT INTO pggit.workers (incarnation, worker_id, host, pid, version, metrics_address)
+VALUES (%(incarnation)s, %(worker_id)s, %(host)s, %(pid)s, %(version)s, %(metrics_address)s)
 ON CONFLICT (incarnation) DO UPDATE SET seen_at = now()
 RETURNING wake_number

@@ -1,4 +1,4 @@
--- End claims: the fence (id and token), the row's new state, and the attempt log, in one statement.
+-- End claims: the fence (id and token), the row's new state, the attempt log and the count of finished rows, in one statement.
 -- Returns the claims that were still this worker's (id and token: one batch may hold a late result beside that of a later
 -- claim); what is missing was re-claimed, reaped, deleted or re-queued meanwhile.
 WITH result AS (
@@ -22,7 +22,12 @@ WITH result AS (
      -- IS NOT DISTINCT FROM, so that no planner takes the partial index of leased rows for this: with statistics from an
      -- idle queue that index looks empty, and is then read whole for every result.
      WHERE q.delivery_id = r.delivery_id AND q.lease_token = r.token AND q.delivery_status IS NOT DISTINCT FROM 'sending'
-    RETURNING q.delivery_id, r.token
+    RETURNING q.delivery_id, r.token, r.status
+), counted AS (
+    INSERT INTO pggit.finished_counts (delivered, failed)
+    SELECT count(*) FILTER (WHERE status = 'delivered'), count(*) FILTER (WHERE status = 'failed')
+      FROM settled
+    HAVING count(*) FILTER (WHERE status IN ('delivered', 'failed')) > 0
 ), logged AS (
     INSERT INTO pggit.alert_delivery_log
            (delivery_id, webhook_id, event_type, event_details, http_status, response_time_ms, worker_id)

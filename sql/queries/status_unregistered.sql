@@ -1,8 +1,7 @@
 -- Webhooks that deliveries wait for although nobody has registered them.
 SELECT q.webhook_id, count(*) AS waiting
-  FROM pggit.alert_delivery_queue q
- WHERE q.delivery_status IN ('pending', 'retrying')
-   AND NOT EXISTS (SELECT FROM pggit.webhooks w WHERE w.webhook_id = q.webhook_id)
+  FROM pggit.v_waiting_deliveries q
+ WHERE NOT EXISTS (SELECT FROM pggit.webhooks w WHERE w.webhook_id = q.webhook_id)
  GROUP BY q.webhook_id
  ORDER BY count(*) DESC, q.webhook_id
  LIMIT %(limit)s

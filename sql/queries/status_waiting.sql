@@ -6,8 +6,7 @@ SELECT CASE WHEN w.webhook_id IS NULL THEN 'unregistered'
        sum(q.deliveries)::bigint AS deliveries,
        extract(epoch FROM now() - min(q.oldest) FILTER (WHERE q.due))::float8 AS oldest_due_s
   FROM (SELECT webhook_id, next_retry_at <= now() AS due, count(*) AS deliveries, min(next_retry_at) AS oldest
-          FROM pggit.alert_delivery_queue
-         WHERE delivery_status IN ('pending', 'retrying')
+          FROM pggit.v_waiting_deliveries
          GROUP BY webhook_id, next_retry_at <= now()) q
   LEFT JOIN pggit.webhooks w USING (webhook_id)
   LEFT JOIN pggit.webhook_health_metrics h USING (webhook_id)

@@ -1,2 +1,9 @@
--- Rows of workers that died without anybody seeing it. Their leases run out by themselves.
-DELETE FROM pggit.workers WHERE seen_at < now() - interval '60 seconds'
+-- Rows of workers that died without anybody seeing it; their leases run out by themselves. A row goes once a successor of the
+-- same name lives, else only after an hour: until then `status` and the alerts must see that a worker is missing.
+DELETE FROM pggit.workers w
+ WHERE w.seen_at < now() - interval '1 hour'
+    OR (w.seen_at < now() - interval '60 seconds'
+        AND EXISTS (SELECT FROM pggit.workers s
+                     WHERE s.worker_id = w.worker_id AND s.seen_at > now() - interval '20 seconds'
+                       -- Without --node every host has a worker-1.
+                       AND (s.host = w.host OR s.worker_id LIKE '%/%')))

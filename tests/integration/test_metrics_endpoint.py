@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from webhookd.http_endpoint import Endpoint
 from webhookd.metrics import AttemptStatus, Metrics, ObservedAttempt
+from webhookd.targets import TargetGroups
 
 HANG_GUARD_S = 20
 
@@ -27,7 +28,10 @@ class Served:
         self.metrics = Metrics("worker-1", max_webhooks=50)
         self.alive = (True, "ok")
         self.ready = (True, "ok")
-        self.endpoint = Endpoint(sock, self.metrics, alive=lambda: self.alive, ready=lambda: self.ready)
+        self.targets: TargetGroups | None = None
+        self.endpoint = Endpoint(
+            sock, self.metrics, alive=lambda: self.alive, ready=lambda: self.ready, targets=lambda: self.targets
+        )
 
     def ask(self, path: str, method: str = "GET", **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANG_GUARD_S)

@@ -53,7 +53,7 @@ class Member:
         self.incarnation = uuid4()
         self.listener = Listener(database.dsn, application_name="test/listen")
         self.connection = store.connect(database.dsn, application_name="test/work")
-        self.watch = Watch(self.listener, worker_id="test", incarnation=self.incarnation)
+        self.watch = Watch(self.listener, worker_id="test", incarnation=self.incarnation, metrics_address="127.0.0.1:1")
         self.watch.register(self.connection)
         self.listener.open()
 
@@ -427,7 +427,7 @@ class Stage:
         )
         incarnation = uuid4()
         listener = Listener(database.dsn, application_name="test/listen")
-        self.watch = watch(listener, worker_id="test", incarnation=incarnation)
+        self.watch = watch(listener, worker_id="test", incarnation=incarnation, metrics_address="127.0.0.1:1")
         claimer = CuedClaimer(worker_id="test", incarnation=incarnation, defaults=DEFAULTS)
         self.watch.cues = claimer.cues = self.cues
         self.dispatcher = dispatcher(

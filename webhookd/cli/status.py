@@ -1,7 +1,9 @@
-"""`webhookd status`: the queue, health, workers, and the baselines that say whether all is well."""
+"""`webhookd status`: the daily health check on one screen. Baselines with a verdict first, then what stands behind them."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import accumulate
 from typing import Any
 
 import click
@@ -10,28 +12,36 @@ from webhookd.cli.options import connection_options, load_settings
 from webhookd.config import Config
 
 _SHOWN = 10
-_SILENT_S = 20.0
+_BEAT_S = 20.0  # a living worker reports every few seconds
+_DOWN_S = 120.0  # and one that has been silent for so long is down, not busy
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """One measure against its target; *critical* is where it becomes a page. None: nothing to measure."""
+    """One measure against its target. *critical* is the last value that is no page; without a value *missing* is the verdict."""
 
     name: str
     value: float | None
+    unit: str
     target: float
     critical: float
-    unit: str
+    missing: str = "-"
 
     @property
     def verdict(self) -> str:
         if self.value is None:
-            return "-"
-        # A success rate is the better the higher, everything else the lower.
+            return self.missing
+        # A success rate is the better the higher, most else the lower.
         sign = -1 if self.critical < self.target else 1
         if sign * self.value > sign * self.critical:
             return "critical"
         return "ok" if sign * self.value <= sign * self.target else "warning"
+
+    @property
+    def allowed(self) -> tuple[str, str]:
+        """The target and the critical value in words."""
+        at_target, beyond = ("at least", "below") if self.critical < self.target else ("at most", "above")
+        return f"{at_target} {self.target:g}{self.unit}", f"{beyond} {self.critical:g}{self.unit}"
 
 
 @click.command()
@@ -40,7 +50,7 @@ class Baseline:
 @connection_options
 @click.pass_context
 def status(ctx: click.Context, /, as_json: bool, watch: bool, **_: object) -> None:
-    """Show the queue, health, workers and baselines. Exit 1 if a baseline is critical."""
+    """Show baselines, queue, health and workers. Exit 1 if a baseline is critical, so that cron can run it."""
     from webhookd.cli import output
 
     if as_json and watch:
@@ -71,43 +81,50 @@ def _read(config: Config) -> dict[str, Any]:
     from webhookd.cli import database
 
     with database.connect(config) as connection:
-        queue = database.fetch(connection, "status_queue")[0]
         report: dict[str, Any] = {
-            "queue": queue,
+            "queue": database.fetch(connection, "status_queue")[0],
             "waiting": database.fetch(connection, "status_waiting"),
             "health": database.fetch(connection, "status_health"),
+            "attention": database.fetch(connection, "status_attention", limit=_SHOWN),
+            **database.fetch(connection, "status_errors")[0],
             "circuits": database.fetch(connection, "status_circuits", limit=_SHOWN),
             "unregistered": database.fetch(connection, "status_unregistered", limit=_SHOWN),
             "workers": database.fetch(connection, "status_workers"),
         }
-        attempts = database.fetch(connection, "status_attempts")[0]
-    report["baselines"] = [
-        {
-            "name": line.name,
-            "value": line.value,
-            "target": line.target,
-            "critical": line.critical,
-            "unit": line.unit,
-            "verdict": line.verdict,
-        }
-        for line in _baselines(report, attempts)
-    ]
-    return report
+        last_hour = database.fetch(connection, "status_minutes")[0]
+    lines = _baselines(report, last_hour)
+    return {"baselines": [{**asdict(line), "verdict": line.verdict} for line in lines], **report}
 
 
-def _baselines(report: dict[str, Any], attempts: dict[str, Any]) -> list[Baseline]:
-    p99_ms, made = attempts["p99_ms"], attempts["attempts"]
-    # What is paused or unregistered waits on purpose, and pages nobody.
-    depth = sum(row["deliveries"] for row in report["waiting"] if row["cause"] not in ("paused", "unregistered"))
-    silent = sum(row["seen_s_ago"] > _SILENT_S for row in report["workers"])
-    alive = len(report["workers"]) - silent
+def _baselines(report: dict[str, Any], last_hour: dict[str, Any]) -> list[Baseline]:
+    attempts = last_hour["attempts"]
+    # What is paused, scheduled or unregistered waits on purpose, and pages nobody.
+    depth = sum(row["deliveries"] for row in report["waiting"] if row["cause"] not in ("paused", "scheduled", "unregistered"))
+    silence_s = max((row["seen_s_ago"] for row in report["workers"]), default=None)
     return [
-        Baseline("delivery latency p99, last hour", None if p99_ms is None else p99_ms / 1000, 2.0, 5.0, "s"),
-        Baseline("success rate, last hour", 100.0 * attempts["delivered"] / made if made else None, 99.0, 95.0, "%"),
-        Baseline("queue depth", float(depth), 100.0, 1000.0, ""),
-        Baseline("workers silent", float(silent) if alive else float(max(1, silent)), 0.0, 0.0, ""),
-        Baseline("circuits open", float(len(report["circuits"])), 0.0, 2.0, ""),
+        Baseline("delivery latency p99, last hour", _quantile(0.99, last_hour["durations"]), " s", 2.0, 5.0),
+        Baseline("success rate, last hour", 100.0 * last_hour["delivered"] / attempts if attempts else None, " %", 99.0, 95.0),
+        Baseline("queue depth", float(depth), "", 100.0, 1000.0),
+        Baseline("worker health, longest silence", silence_s, " s", _BEAT_S, _DOWN_S, missing="critical"),
+        Baseline("circuit openings, last hour", float(last_hour["circuit_opens"]), "", 0.0, 2.0),
+        Baseline("rate limit hits a minute", last_hour["rate_limit_hits_a_minute"], "", 10.0, 100.0),
     ]
+
+
+def _quantile(q: float, counts: Sequence[int]) -> float | None:
+    """Return the quantile in seconds as `histogram_quantile` of PromQL estimates it; None without an attempt."""
+    from webhookd.metrics import DURATION_BUCKETS_S
+
+    cumulative = list(accumulate(counts))
+    if not cumulative or not cumulative[-1]:
+        return None
+    rank = q * cumulative[-1]
+    bucket = next(index for index, count in enumerate(cumulative) if count >= rank)
+    if bucket == len(DURATION_BUCKETS_S):
+        return DURATION_BUCKETS_S[-1]
+    lower = DURATION_BUCKETS_S[bucket - 1] if bucket else 0.0
+    before = cumulative[bucket - 1] if bucket else 0
+    return lower + (DURATION_BUCKETS_S[bucket] - lower) * (rank - before) / counts[bucket]
 
 
 def _render(report: dict[str, Any]) -> Any:
@@ -116,34 +133,35 @@ def _render(report: dict[str, Any]) -> Any:
     from webhookd.cli import output
 
     queue = report["queue"]
+    baselines = [
+        (
+            line.name,
+            "-" if line.value is None else f"{line.value:.4g}{line.unit}",
+            *line.allowed,
+            line.verdict,
+        )
+        for line in (
+            Baseline(**{key: value for key, value in row.items() if key != "verdict"}) for row in report["baselines"]
+        )
+    ]
+    states = ("pending", "retrying", "delivered", "failed", "total")
     parts: list[Any] = [
+        output.table(("baseline", "value", "target", "critical", "verdict"), baselines),
         output.table(
-            ("pending", "retrying", "delivered", "failed", "total"),
-            [[queue[f"{name}_count"] for name in ("pending", "retrying", "delivered", "failed", "total")]],
-            title="queue",
-        ),
-        output.table(
-            ("baseline", "value", "target", "critical", "verdict"),
-            [
-                (
-                    row["name"],
-                    "-" if row["value"] is None else f"{row['value']:.4g} {row['unit']}".strip(),
-                    f"{row['target']:g}",
-                    f"{row['critical']:g}",
-                    row["verdict"],
-                )
-                for row in report["baselines"]
-            ],
-            title="\nbaselines",
+            (*states, "failed for good, last hour"),
+            [[*(queue[f"{name}_count"] for name in states), report["errors_1h"]]],
+            title="\nqueue",
         ),
     ]
     sections = (
         ("waiting", ("cause", "deliveries", "oldest_due_s")),
         ("health", ("health_status", "webhooks")),
+        ("attention", ("webhook_id", "health_status", "consecutive_failures", "success_rate_percent", "avg_response_time_ms",
+                       "hours_since_success")),
         ("circuits", ("webhook_id", "circuit_state", "consecutive_failures", "probe_in_s")),
         ("unregistered", ("webhook_id", "waiting")),
         ("workers", ("worker_id", "host", "pid", "version", "up_s", "seen_s_ago")),
-    )
+    )  # fmt: skip
     for name, columns in sections:
         if report[name]:
             rows = [[row[column] for column in columns] for row in report[name]]

@@ -1,0 +1,4 @@
+-- Deliveries that failed for good in the last hour.
+SELECT count(*) AS errors_1h
+  FROM pggit.alert_delivery_log
+ WHERE event_type IN ('retrying', 'failed') AND event_type = 'failed' AND created_at > now() - interval '1 hour'

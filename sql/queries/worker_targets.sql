@@ -1,0 +1,2 @@
+-- Where the fleet's workers serve their metrics, workers included that have been silent for a while: their silence must show.
+SELECT worker_id, metrics_address FROM pggit.workers WHERE metrics_address IS NOT NULL ORDER BY worker_id, seen_at
