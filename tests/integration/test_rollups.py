@@ -17,8 +17,6 @@ from tests.waiting import eventually
 from webhookd import queries
 from webhookd.adopt import adopt
 
-pytestmark = pytest.mark.every_postgres
-
 HISTORY = 60_000
 
 
@@ -53,6 +51,7 @@ CHANGES = (
 )
 
 
+@pytest.mark.every_postgres
 def test_the_counts_agree_with_the_rows_whoever_changes_them(database: Database, worker: Engine) -> None:
     register(database, 1)
     for round_ in range(2):

@@ -325,10 +325,12 @@ def shared_database(embedded_server: Server) -> Iterator[Database]:
 
 
 def test_the_stored_breaker_is_the_pure_one(shared_database: Database) -> None:
-    drive(shared_database, settings(CHECK, max_examples=60, stateful_step_count=20, suppress_health_check=[HealthCheck.too_slow]))
+    drive(shared_database, settings(CHECK, max_examples=40, stateful_step_count=20, suppress_health_check=[HealthCheck.too_slow]))
 
 
-@pytest.mark.parametrize("mutant", STORED, ids=str)
+@pytest.mark.parametrize(
+    "mutant", [pytest.param(mutant, id=str(mutant), marks=[pytest.mark.storm] if mutant.rare else []) for mutant in STORED]
+)
 def test_a_step_left_out_is_caught(shared_database: Database, mutant: StoredMutant) -> None:
     with pytest.raises((AssertionError, psycopg.Error)):
         drive(shared_database, settings(HUNT, max_examples=2000, stateful_step_count=20), mutant)
