@@ -301,7 +301,8 @@ STORED = (
     StoredMutant("claim", "health_status = CASE WHEN l.probe AND t.n > 0 THEN 'degraded' ELSE h.health_status END,", ""),
     StoredMutant("claim", "in_flight = l.in_flight + coalesce(t.n, 0),", ""),
     StoredMutant("claim", "CASE WHEN l.probe AND t.n > 0 THEN 'half_open'", "CASE WHEN l.probe THEN 'half_open'", rare=True),
-    StoredMutant("claim_suspect", "circuit_state = CASE WHEN %(probe)s THEN 'half_open' ELSE h.circuit_state END,", "", rare=True),
+    StoredMutant("claim_suspect", "circuit_state = CASE WHEN %(probe)s THEN 'half_open' ELSE h.circuit_state END,", "",
+                 rare=True),
     StoredMutant("claim_suspect", "circuit_until = CASE WHEN %(probe)s", "circuit_until = CASE WHEN false", rare=True),
     StoredMutant("claim_suspect", "AND %(admitted)s", "", rare=True),
     # The operator's reset.
