@@ -2,6 +2,9 @@
 
 Names, labels and buckets are those that the project promises; what is of our own making is called `webhookd_...`.
 There are no `_created` series: many more lines in every scrape, and nobody queries them.
+
+prometheus_client writes what does not grow. The lines of the webhooks are written here, straight from the counts: through
+the library, which makes an object of each line, they took ten times as long, more than a scrape may cost.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,33 +18,57 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.utils import floatToGoString
 
 from webhookd import __version__
-from webhookd.metrics import Counts, Exchanges, Histogram, Metrics, QueueCause, QueueCounts, Totals
+from webhookd.metrics import (
+    DURATION_BUCKETS_S,
+    Counts,
+    Exchanges,
+    Histogram,
+    Metrics,
+    QueueCause,
+    QueueCounts,
+    Totals,
+    WebhookSeries,
+)
+
+_DURATION_BOUNDS = (*map(floatToGoString, DURATION_BUCKETS_S), "+Inf")
 
 
 class Exposition:
-    """Renders *metrics* when asked, in a registry of its own: nothing that other code registers globally shows here."""
+    """Renders *metrics* when asked; nothing that other code registers globally with prometheus_client shows here."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
 
-    def render(self, accept: str) -> tuple[str, bytes]:
-        """Return the content type that suits the header *accept* best, and the text; a matter of milliseconds."""
+    def render(self, accept: str, *, for_prometheus: bool = False) -> tuple[str, bytes]:
+        """Return the content type that suits the header *accept* best, and the text, all from one snapshot.
+
+        A matter of milliseconds. *for_prometheus*: see `Metrics.snapshot`.
+        """
         try:
             encode, content_type = choose_encoder(accept)
         except TypeError:
             # The library compares versions piece by piece and stumbles over `version=latest`: such a client gets text.
             encode, content_type = choose_encoder("")
-        return content_type, encode(self._registry)
+        counts, is_healthy = self._metrics.snapshot(for_prometheus=for_prometheus)
+        registry = CollectorRegistry()
+        registry.register(_Fixed(counts, worker_id=self._metrics.worker_id, is_healthy=is_healthy))
+        webhooks = "".join(_webhook_lines(counts.labelled(), openmetrics="openmetrics" in content_type))
+        return content_type, webhooks.encode() + encode(registry)
+
+
+class _Fixed:
+    """The families whose size does not depend on the webhooks; a registry calls `collect`."""
+
+    def __init__(self, counts: Counts, *, worker_id: str, is_healthy: bool) -> None:
+        self._counts = counts
+        self._worker_id = worker_id
+        self._is_healthy = is_healthy
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every family, all from one snapshot; prometheus_client calls this."""
-        counts, is_healthy = self._metrics.snapshot()
+        counts = self._counts
         health = Gauge("worker_health_status", "1 while the worker can deliver, else 0.", labels=["worker_id"])
-        health.add_metric([self._metrics.worker_id], int(is_healthy))
+        health.add_metric([self._worker_id], int(self._is_healthy))
         yield health
-        yield from _webhook_families(counts)
         yield from _queue_families(counts.queue)
         yield from _counter_families(counts)
         yield from _gauge_families(counts.totals)
@@ -49,30 +76,33 @@ class Exposition:
         yield InfoMetricFamily("webhookd_build", "The version that runs.", value={"version": __version__})
 
 
-def _webhook_families(counts: Counts) -> Iterator[Metric]:
-    attempts = Counter(
-        "webhook_deliveries",
-        "Attempts whose result was recorded; a timeout is counted as timeout only.",
-        labels=["status", "webhook_id"],
-    )
-    duration = HistogramMetricFamily(
-        "webhook_delivery_duration_seconds",
-        "Time of one attempt, from before DNS to the last byte.",
-        labels=["webhook_id"],
-    )
-    hits = Counter(
-        "rate_limit_hits",
-        "Claims that left due rows for want of tokens, at most one a second a webhook.",
-        labels=["webhook_id"],
-    )
-    opens = Counter("circuit_breaker_opens", "Entries into open, failed probes included.", labels=["webhook_id"])
-    for webhook_id, series in counts.labelled():
+def _webhook_lines(labelled: Sequence[tuple[str, WebhookSeries]], *, openmetrics: bool) -> Iterator[str]:
+    """Yield the webhooks' families. Their labels are numbers and our own words, so nothing needs to be escaped."""
+
+    def head(name: str, kind: str, documentation: str) -> str:
+        # The formats differ in this alone: OpenMetrics names a counter's family without its suffix.
+        family = f"{name}_total" if kind == "counter" and not openmetrics else name
+        return f"# HELP {family} {documentation}\n# TYPE {family} {kind}\n"
+
+    yield head("webhook_deliveries", "counter", "Attempts whose result was recorded; a timeout is counted as timeout only.")
+    for webhook_id, series in labelled:
         for status, count in series.attempts.items():
-            attempts.add_metric([status.value, webhook_id], count)
-        _add_histogram(duration, [webhook_id], series.duration)
-        hits.add_metric([webhook_id], series.rate_limit_hits)
-        opens.add_metric([webhook_id], series.circuit_opens)
-    yield from (attempts, duration, hits, opens)
+            yield f'webhook_deliveries_total{{status="{status}",webhook_id="{webhook_id}"}} {count}\n'
+    name = "webhook_delivery_duration_seconds"
+    yield head(name, "histogram", "Time of one attempt, from before DNS to the last byte.")
+    for webhook_id, series in labelled:
+        count = 0
+        for bound, falling in zip(_DURATION_BOUNDS, series.duration.counts, strict=True):
+            count += falling
+            yield f'{name}_bucket{{le="{bound}",webhook_id="{webhook_id}"}} {count}\n'
+        yield f'{name}_count{{webhook_id="{webhook_id}"}} {count}\n'
+        yield f'{name}_sum{{webhook_id="{webhook_id}"}} {series.duration.total}\n'
+    yield head("rate_limit_hits", "counter", "Claims that left due rows for want of tokens, at most one a second a webhook.")
+    for webhook_id, series in labelled:
+        yield f'rate_limit_hits_total{{webhook_id="{webhook_id}"}} {series.rate_limit_hits}\n'
+    yield head("circuit_breaker_opens", "counter", "Entries into open, failed probes included.")
+    for webhook_id, series in labelled:
+        yield f'circuit_breaker_opens_total{{webhook_id="{webhook_id}"}} {series.circuit_opens}\n'
 
 
 def _queue_families(queue: QueueCounts | None) -> Iterator[Metric]:
@@ -107,7 +137,7 @@ def _counter_families(counts: Counts) -> Iterator[Metric]:
         ("webhookd_given_back", "Claimed deliveries returned to the queue without an attempt.", totals.given_back),
     ):
         yield Counter(name, documentation, value=value)
-    wakeups = Counter("webhookd_wakeups", "What ended the dispatcher's waits.", labels=["reason"])
+    wakeups = Counter("webhookd_wakeups", "What woke the dispatcher, other than its own timers and senders.", labels=["reason"])
     for reason, count in counts.wakeups.items():
         wakeups.add_metric([reason.value], count)
     yield wakeups

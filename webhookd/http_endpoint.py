@@ -185,7 +185,7 @@ class Endpoint:
         return _Response(HTTPStatus.OK if passed else HTTPStatus.SERVICE_UNAVAILABLE, body=line.encode())
 
     def _metrics(self, request: "_Request") -> "_Response":
-        content_type, body = self._exposition.render(request.accept)
+        content_type, body = self._exposition.render(request.accept, for_prometheus=request.by_prometheus)
         headers: tuple[str, ...] = ("Vary: Accept, Accept-Encoding",)
         if gzip_accepted(request.accept_encoding):
             # Text this repetitive shrinks by nine tenths at any level; higher ones only take longer.
@@ -226,6 +226,7 @@ class _Request:
     path: str
     accept: str
     accept_encoding: str
+    by_prometheus: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +252,9 @@ def _parse(head: str) -> _Request | None:
         known = fields.get(name.lower())
         fields[name.lower()] = value.strip() if known is None else f"{known}, {value.strip()}"
     path, _, _ = parts[1].partition("?")
-    return _Request(parts[0], path, fields.get("accept", ""), fields.get("accept-encoding", ""))
+    # Prometheus says with each scrape how long it will wait; so do those that scrape in its stead.
+    by_prometheus = "x-prometheus-scrape-timeout-seconds" in fields
+    return _Request(parts[0], path, fields.get("accept", ""), fields.get("accept-encoding", ""), by_prometheus)
 
 
 def _render(response: _Response, *, head_only: bool = False) -> bytes:

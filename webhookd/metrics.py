@@ -41,13 +41,11 @@ class AttemptStatus(StrEnum):
 
 
 class Wakeup(StrEnum):
-    """What ended one of the dispatcher's waits."""
+    """What woke the dispatcher, other than its own timers and its own senders."""
 
     NOTIFY = "notify"
-    TIMER = "timer"
     HANDOVER = "handover"
     SWEEP = "sweep"
-    LOCAL = "local"
     LOST = "lost"
 
 

@@ -93,6 +93,18 @@ def test_a_scraper_that_accepts_openmetrics_gets_openmetrics(served: Served) -> 
     assert "webhook_deliveries" in {family.name for family in families}
 
 
+def test_prometheus_sees_a_new_webhook_at_zero_first_and_others_do_not(served: Served) -> None:
+    observe(served.metrics, 1001)
+
+    def delivered(**headers: str) -> bytes:
+        body = served.ask("/metrics", **headers)[1]
+        return next(line for line in body.splitlines() if line.startswith(b'webhook_deliveries_total{status="delivered"'))
+
+    assert delivered().endswith(b" 1")
+    assert delivered(X_Prometheus_Scrape_Timeout_Seconds="5").endswith(b" 0")
+    assert delivered(X_Prometheus_Scrape_Timeout_Seconds="5").endswith(b" 1")
+
+
 def test_the_answer_is_compressed_for_those_who_ask(served: Served) -> None:
     observe(served.metrics, *range(50))
     response, body = served.ask("/metrics", Accept_Encoding="gzip")

@@ -1,0 +1,227 @@
+"""What docs/metrics.md says about each query of the first monitoring guide is true: of PromQL on a real Prometheus that scrapes a
+busy fleet, of SQL on that fleet's database.
+
+The files that PROMQL and SQL list hold the queries as the guide has them, comments included, one each.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.monitoring.doc_tables import METRICS, code, rows
+from tests.monitoring.stack import MONITORING, RULE_FILES, Stack
+from tests.waiting import eventually
+
+PROMQL = sorted((Path(__file__).parent / "seed").glob("section_*.promql"))
+SQL = sorted((Path(__file__).parents[1] / "seed").glob("section_*.sql"))
+WORKS, REFUSED, FALLS_SHORT = "works", "refused", "falls short"
+
+
+def promql_of(path: Path) -> str:
+    """Return a file's query on one line, as the document has it."""
+    return " ".join(word for line in path.read_text().splitlines() if not line.startswith("#") for word in line.split())
+
+
+def section_of(path: Path) -> str:
+    return path.name.split("_")[1]
+
+
+ROWS = rows("### PromQL")
+BY_QUERY = {code(row["Query"])[0]: row for row in ROWS}
+
+
+def alert_of(query: str) -> str | None:
+    """Return the alert that the document names instead of *query*."""
+    use = BY_QUERY[query]["Use"]
+    return code(use)[0] if use.startswith("alert ") else None
+
+
+def to_use(query: str) -> str | None:
+    """Return the query that the document gives instead of *query*."""
+    use = BY_QUERY[query]["Use"]
+    return None if use == "as it is" or alert_of(query) else code(use)[0]
+
+
+def without_threshold(query: str) -> str:
+    """Return what an alert compares: whether it is above its threshold depends on the hour."""
+    return re.sub(r" (>|==) [\d.]+$", "", query)
+
+
+# PromQL -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_document_accounts_for_every_query_of_the_guide_and_no_other() -> None:
+    documented = Counter((section, query) for query, row in BY_QUERY.items() for section in row["Section"].split(", "))
+    assert documented == Counter({(section_of(path), promql_of(path)) for path in PROMQL})
+    assert {row["Verdict"] for row in ROWS} == {WORKS, REFUSED, FALLS_SHORT}
+    assert all(row["Why"] for row in ROWS)
+
+
+@pytest.mark.parametrize("path", PROMQL, ids=lambda path: path.stem)
+def test_a_query_is_refused_or_returns_data_as_the_document_says(path: Path, busy_stack: Stack) -> None:
+    query, verbatim = promql_of(path), path.read_text()
+    if BY_QUERY[query]["Verdict"] == REFUSED:
+        with pytest.raises(AssertionError, match="parse error"):
+            busy_stack.query(verbatim)
+        return
+    busy_stack.query(verbatim)
+    returns_data(busy_stack, without_threshold(query))
+
+
+@pytest.mark.parametrize("query", [query for query in BY_QUERY if to_use(query)])
+def test_the_query_to_use_instead_returns_data(query: str, busy_stack: Stack) -> None:
+    use = to_use(query)
+    assert use is not None
+    returns_data(busy_stack, use)
+
+
+def test_every_recorded_name_of_the_document_has_data(busy_stack: Stack) -> None:
+    for name in {name for row in ROWS for name in code(row["Why"]) if name.startswith("webhookd:")}:
+        returns_data(busy_stack, name)
+
+
+def test_the_examples_of_adding_workers_up_return_data(busy_stack: Stack) -> None:
+    block = re.search(r"## Adding workers up\n\n```promql\n(.*?)```", METRICS.read_text(), re.DOTALL)
+    assert block is not None
+    for query in block[1].splitlines():
+        returns_data(busy_stack, query)
+
+
+def returns_data(busy_stack: Stack, query: str) -> None:
+    """Wait until *query* has a sample above zero: on a busy fleet there is something of everything."""
+
+    def sample() -> list[dict[str, Any]]:
+        return [sample for sample in busy_stack.query(query) if float(sample["value"][1]) > 0]
+
+    eventually(sample, 30, what=query)
+
+
+# What falls short, and the alert that does not ------------------------------------------------------------------------
+
+ATTEMPTS = "webhook_deliveries_total"
+TARGET = 'job="w", instance="a:1", service="webhook-delivery"'
+TIMEOUTS_ONLY = {
+    f'{ATTEMPTS}{{status="delivered", webhook_id="1", {TARGET}}}': "0+60x40",
+    f'{ATTEMPTS}{{status="failed", webhook_id="1", {TARGET}}}': "0x40",
+    f'{ATTEMPTS}{{status="timeout", webhook_id="1", {TARGET}}}': "0+60x40",
+}
+# What happens, and what the query shows of it after 30 minutes: a failure missed, or a healthy fleet accused.
+MISSED = {
+    'rate(webhook_deliveries_total{status="failed"}[5m])': TIMEOUTS_ONLY,
+    "worker_health_status == 0": {
+        f'up{{worker_id="worker-1", {TARGET}}}': "1x10 0x30",
+        f'worker_health_status{{worker_id="worker-1", {TARGET}}}': "1x10 stale",
+    },
+    **{
+        f'(sum(rate({ATTEMPTS}{{status="failed"}}[5m])) / sum(rate({ATTEMPTS}[5m]))) > {threshold}': TIMEOUTS_ONLY
+        for threshold in ("0.05", "0.20")
+    },
+    "increase(circuit_breaker_opens_total[1h]) > 0": {
+        f'worker_health_status{{worker_id="worker-1", {TARGET}}}': "1x40",
+        f'circuit_breaker_opens_total{{webhook_id="1", {TARGET}}}': "_x25 1x15",
+    },
+}
+FALSE_ALARMS = {
+    "webhook_queue_depth > 1000": {
+        **{f'webhook_queue_depth{{worker_id="worker-{n}", {TARGET}}}': "5000x40" for n in (1, 2, 3)},
+        f'webhookd_queue_depth_by_cause{{cause="paused", worker_id="worker-1", {TARGET}}}': "5000x40",
+    },
+}
+
+
+def test_there_is_a_case_for_each_query_that_falls_short() -> None:
+    assert {*MISSED, *FALSE_ALARMS} == {query for query, row in BY_QUERY.items() if row["Verdict"] == FALLS_SHORT}
+
+
+def test_what_falls_short_misses_what_the_document_s_choice_sees_or_accuses_a_fleet_that_it_does_not(tmp_path: Path) -> None:
+    cases = []
+    for query, series in MISSED.items():
+        alert = alert_of(query)
+        shown = f"({query}) > 0" if alert is None else query  # a panel that shows 0 misses it as well
+        sees = to_use(query) if alert is None else firing(alert)
+        cases.append(case(series, {shown: 0, f"({sees}) > 0": 1}))
+    for query, series in FALSE_ALARMS.items():
+        alert = alert_of(query)
+        assert alert is not None
+        cases.append(case(series, {query: 3, firing(alert): 0}))
+    promtool = shutil.which("promtool") or pytest.skip("NO PROMTOOL: install Debian's prometheus")
+    path = tmp_path / "test.yml"
+    rule_files = [str(MONITORING / name) for name in RULE_FILES]
+    path.write_text(json.dumps({"rule_files": rule_files, "evaluation_interval": "30s", "tests": cases}))
+    run = subprocess.run([promtool, "test", "rules", path], capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def firing(alert: str) -> str:
+    return f'ALERTS{{alertname="{alert}", alertstate="firing"}}'
+
+
+def case(series: dict[str, str], expected: dict[str, int]) -> dict[str, Any]:
+    """Return a test for promtool: over *series* (a value a minute) each query has so many samples after 30 minutes."""
+    return {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "promql_expr_test": [
+            {
+                "expr": f"count({query}) or vector(0)",
+                "eval_time": "30m",
+                "exp_samples": [{"labels": "{}", "value": samples}],
+            }
+            for query, samples in expected.items()
+        ],
+    }
+
+
+# SQL ----------------------------------------------------------------------------------------------------------------
+
+
+def subject_of(path: Path) -> str:
+    """Return the first table, view or function that a statement names."""
+    found = re.search(r"pggit\.\w+", path.read_text())
+    assert found is not None
+    return found[0]
+
+
+def test_the_document_accounts_for_every_statement_of_the_guide_and_no_other() -> None:
+    documented = [(row["Section"], code(row["Statement on"])[0]) for row in rows("### SQL")]
+    assert Counter(documented) == Counter((section_of(path), subject_of(path)) for path in SQL)
+    assert {row["Verdict"] for row in rows("### SQL")} == {WORKS}
+
+
+@pytest.mark.parametrize("path", SQL, ids=lambda path: path.stem)
+def test_a_statement_finds_rows_in_the_database_of_a_busy_fleet(path: Path, busy_stack: Stack) -> None:
+    statement = path.read_text()
+    if "INSERT INTO" not in statement and "UPDATE" not in statement:
+        eventually(lambda: rows_of(busy_stack, statement), 30, what=path.stem)
+
+
+def test_the_statements_that_write_do_what_they_say(busy_stack: Stack) -> None:
+    load, count, reset = (
+        next(path for path in SQL if path.stem == stem).read_text()
+        for stem in ("section_8_load", "section_8_count", "section_7_reset_circuit")
+    )
+    with busy_stack.database.connect(autocommit=False) as connection:
+        assert connection.execute(load.encode()).rowcount == 1000
+        counted = connection.execute(count.encode()).fetchone()
+        assert counted is not None
+        assert counted[0] >= 1000
+        connection.rollback()  # nobody else's fleet
+
+        def updated() -> bool:
+            cursor = connection.execute(reset.replace("?", "%s").encode(), [busy_stack.webhooks["failing"]])
+            connection.rollback()
+            return cursor.rowcount == 1
+
+        eventually(updated, 30, what="the failing webhook is not healthy")
+
+
+def rows_of(busy_stack: Stack, statement: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(busy_stack.dsn, autocommit=True) as connection:
+        return connection.execute(statement.encode()).fetchall()
