@@ -1,4 +1,4 @@
-"""What dashboards and `webhookd status` cost on a long history: time and pages of each statement, and whether it scans the history.
+"""What dashboards and `webhookd status` cost on a long history: time and pages of each statement; does it scan the history?
 
     python bench/history.py [--rows 10000000] [--waiting 1000]
 
@@ -21,7 +21,9 @@ from webhookd import embedded, queries
 from webhookd.migrate import migrate
 
 DASHBOARDS = Path(__file__).parents[1] / "monitoring" / "grafana" / "dashboards"
-REPEATED = ("status_waiting", "status_minutes", "status_errors", "status_health", "status_unregistered", "measure_depth", "read_depth")
+REPEATED = (
+    "status_waiting", "status_minutes", "status_errors", "status_health", "status_unregistered", "measure_depth", "read_depth",
+)  # fmt: skip
 VIEWS = ("v_webhook_health_dashboard", "v_webhook_performance", "v_degraded_webhooks")
 WEBHOOKS = 1000
 ROUNDS = 5
@@ -30,7 +32,8 @@ ROUNDS = 5
 FILL = """
 SET session_replication_role = replica;
 INSERT INTO pggit.webhooks (webhook_id, url) SELECT n, 'https://receiver.example/' || n FROM generate_series(1, %(webhooks)s) n;
-INSERT INTO pggit.webhook_health_metrics (webhook_id, health_status, total_deliveries, successful_deliveries, avg_response_time_ms)
+INSERT INTO pggit.webhook_health_metrics
+       (webhook_id, health_status, total_deliveries, successful_deliveries, avg_response_time_ms)
 SELECT n, (ARRAY['healthy', 'healthy', 'degraded', 'unavailable'])[1 + n %% 4], 100, 98, n %% 300
   FROM generate_series(1, %(webhooks)s) n;
 INSERT INTO pggit.alert_delivery_queue
@@ -38,14 +41,16 @@ INSERT INTO pggit.alert_delivery_queue
 SELECT 1 + n %% %(webhooks)s, '{"type": "invoice.paid", "data": {"id": 42}}',
        CASE WHEN n %% 50 = 0 THEN 'failed' ELSE 'delivered' END, 1, 'worker-1', at, at, at
   FROM (SELECT n, now() - interval '30 days' * (1 - n::float8 / %(rows)s) AS at FROM generate_series(1, %(rows)s) n) made;
-INSERT INTO pggit.alert_delivery_log (delivery_id, webhook_id, event_type, event_details, http_status, response_time_ms, worker_id, created_at)
+INSERT INTO pggit.alert_delivery_log
+       (delivery_id, webhook_id, event_type, event_details, http_status, response_time_ms, worker_id, created_at)
 SELECT delivery_id, webhook_id, delivery_status, '{}', 200, 12.5, worker_id, created_at FROM pggit.alert_delivery_queue;
 INSERT INTO pggit.finished_counts (delivered, failed) SELECT %(rows)s - %(rows)s / 50, %(rows)s / 50;
 INSERT INTO pggit.worker_minutes (minute, worker_id, delivered, failed, timeouts, circuit_opens, rate_limit_hits, durations)
 SELECT date_trunc('minute', now()) - m * interval '1 minute', 'worker-' || w, 5, 0, 0, 0, 0, array_fill(1, ARRAY[12])
   FROM generate_series(0, 1499) m, generate_series(1, 3) w;
 SET session_replication_role = origin;
-INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) SELECT 1 + n %% %(webhooks)s, '{}' FROM generate_series(1, %(waiting)s) n
+INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body)
+SELECT 1 + n %% %(webhooks)s, '{}' FROM generate_series(1, %(waiting)s) n
 """
 
 

@@ -18,8 +18,9 @@ from psycopg_pool import ConnectionPool
 
 from webhookd.bell import Bell, News
 from webhookd.claims import Claim, Claimer
+from webhookd.counts import Wakeup
 from webhookd.listener import Listener
-from webhookd.metrics import Metrics, Wakeup
+from webhookd.metrics import Metrics
 from webhookd.recording import Recording
 from webhookd.senders import Senders
 from webhookd.store import Connection

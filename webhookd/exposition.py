@@ -18,17 +18,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.utils import floatToGoString
 
 from webhookd import __version__
-from webhookd.metrics import (
-    DURATION_BUCKETS_S,
-    Counts,
-    Exchanges,
-    Histogram,
-    Metrics,
-    QueueCause,
-    QueueCounts,
-    Totals,
-    WebhookSeries,
-)
+from webhookd.counts import DURATION_BUCKETS_S, Counts, Exchanges, Histogram, QueueCause, QueueCounts, Totals, WebhookSeries
+from webhookd.metrics import Metrics
 
 _DURATION_BOUNDS = (*map(floatToGoString, DURATION_BUCKETS_S), "+Inf")
 

@@ -20,7 +20,8 @@ from webhookd import queries, store
 from webhookd.bell import Bell, News
 from webhookd.claims import make_lanes
 from webhookd.core.model import Result
-from webhookd.metrics import AttemptStatus, Metrics, QueueCause, QueueCounts
+from webhookd.counts import AttemptStatus, QueueCause, QueueCounts
+from webhookd.metrics import Metrics
 from webhookd.records import Recorder
 from webhookd.targets import TargetGroups, target_groups
 

@@ -14,8 +14,9 @@ from psycopg_pool import ConnectionPool
 from webhookd.bell import Bell
 from webhookd.core.answer import AnswerKind
 from webhookd.core.model import Attempted, Delivery, GivenBack, Result
+from webhookd.counts import AttemptStatus, ObservedAttempt
 from webhookd.hints import Hints
-from webhookd.metrics import AttemptStatus, Metrics, ObservedAttempt
+from webhookd.metrics import Metrics
 from webhookd.records import Recorded, Recorder
 from webhookd.store import Connection
 

@@ -161,7 +161,8 @@ def test_deliveries_are_listed_shown_with_their_attempts_and_sent_again(database
 def test_status_tells_of_a_fleet_that_runs_and_of_one_that_does_not(database: Database) -> None:
     down = webhookd("status", "--json", dsn=database.dsn)
     assert down.returncode == 1
-    assert {row["name"]: row["verdict"] for row in json.loads(down.stdout)["baselines"]}["worker health, longest silence"] == "critical"
+    verdicts = {row["name"]: row["verdict"] for row in json.loads(down.stdout)["baselines"]}
+    assert verdicts["worker health, longest silence"] == "critical"
     with Receiver(answer_ok) as receiver, Daemon(database.dsn):
         register(database, receiver, count=1)
         eventually(lambda: database.execute("SELECT count(*)::int FROM pggit.workers") == [(3,)])

@@ -12,8 +12,9 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from webhookd.counts import AttemptStatus, ObservedAttempt
 from webhookd.http_endpoint import Endpoint
-from webhookd.metrics import AttemptStatus, Metrics, ObservedAttempt
+from webhookd.metrics import Metrics
 from webhookd.targets import TargetGroups
 
 HANG_GUARD_S = 20

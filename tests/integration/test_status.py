@@ -10,7 +10,7 @@ from tests.engine import Engine, answered, engine, insert, register
 from tests.postgres import Database
 from webhookd.cli.main import cli
 from webhookd.cli.status import Baseline
-from webhookd.metrics import DURATION_BUCKETS_S
+from webhookd.counts import DURATION_BUCKETS_S
 
 MINUTE = (
     "INSERT INTO pggit.worker_minutes (minute, worker_id, delivered, failed, timeouts, circuit_opens, rate_limit_hits, durations)"

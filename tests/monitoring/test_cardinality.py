@@ -21,8 +21,9 @@ from tests.receivers import Receiver
 from tests.waiting import eventually
 from webhookd import metrics as metrics_module
 from webhookd.config import Config
+from webhookd.counts import AttemptStatus, ObservedAttempt
 from webhookd.http_endpoint import Endpoint
-from webhookd.metrics import AttemptStatus, Metrics, ObservedAttempt
+from webhookd.metrics import Metrics
 
 WEBHOOKS = 50_000
 WAVES = 10

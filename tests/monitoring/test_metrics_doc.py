@@ -7,8 +7,9 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from tests.monitoring.doc_tables import METRICS, code, rows
 from webhookd.config import Config
+from webhookd.counts import AttemptStatus, ObservedAttempt, QueueCounts
 from webhookd.exposition import Exposition
-from webhookd.metrics import AttemptStatus, Metrics, ObservedAttempt, QueueCounts
+from webhookd.metrics import Metrics
 
 # As many webhooks as a worker shows at the defaults: all places taken, and `other`.
 SHOWN = Config().metrics_webhooks + 1

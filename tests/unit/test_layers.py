@@ -17,13 +17,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("webhookd", "webhookd.core.*"),
     ("errors", "option_kinds", "config", "logs", "queries", "seat", "sdnotify", "signalbox", "targets"),
     ("store", "listener", "resolver", "egress", "exchange", "connection", "transport"),
-    ("metrics", "exposition", "http_endpoint", "bell", "hints"),
+    ("counts", "metrics", "exposition", "http_endpoint", "bell", "hints"),
     ("earlier", "adopt", "migrate", "postgres_programs", "embedded"),
     ("claims", "delivery", "records", "recording", "housekeeping", "watch"),
     ("senders", "dispatcher"),
     ("worker",),
     ("children", "lost", "fleet", "supervisor"),
-    ("listen", "demo"),
+    ("listen", "local", "demo", "webhookd.doctor.*"),
     ("webhookd.cli.*", "__main__"),
 )
 

@@ -12,8 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from webhookd import __version__
 from webhookd.core.answer import Answer, AnswerKind
+from webhookd.counts import AttemptStatus, ObservedAttempt, QueueCause, QueueCounts, Wakeup
 from webhookd.exposition import Exposition
-from webhookd.metrics import AttemptStatus, Metrics, ObservedAttempt, QueueCause, QueueCounts, Wakeup
+from webhookd.metrics import Metrics
 
 SEED_BUCKETS = {"0.01", "0.05", "0.1", "0.5", "1.0", "2.0", "5.0"}
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"

@@ -113,7 +113,7 @@ def _baselines(report: dict[str, Any], last_hour: dict[str, Any]) -> list[Baseli
 
 def _quantile(q: float, counts: Sequence[int]) -> float | None:
     """Return the quantile in seconds as `histogram_quantile` of PromQL estimates it; None without an attempt."""
-    from webhookd.metrics import DURATION_BUCKETS_S
+    from webhookd.counts import DURATION_BUCKETS_S
 
     cumulative = list(accumulate(counts))
     if not cumulative or not cumulative[-1]:
