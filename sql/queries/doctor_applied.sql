@@ -1,0 +1,2 @@
+-- The newest migration of this database.
+SELECT max(version) AS version FROM pggit.webhookd_migrations

@@ -1,0 +1,65 @@
+"""`webhookd doctor`: prints what `webhookd.doctor` finds."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import click
+
+from webhookd.cli.options import config_file_option, config_options, load_settings
+from webhookd.config import Settings
+from webhookd.errors import UnusableError, WebhookdError
+
+if TYPE_CHECKING:
+    from webhookd.doctor.findings import Finding
+
+_OPTIONS = ("dsn", "listen_dsn", "embedded", "workers", "metrics_host", "metrics_port", "allow_http", "allow_network")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@config_file_option
+@config_options(_OPTIONS)
+@click.pass_context
+def doctor(ctx: click.Context, /, as_json: bool, **_: object) -> None:
+    """Check everything that can be wrong, and print what mends it. Exit 1 if anything is wrong.
+
+    It only reads. Give it the options that the service has: they decide what may be delivered and which ports are needed.
+    """
+    from webhookd.cli import output
+
+    findings = []
+    for finding in _examined(load_settings(ctx)):
+        findings.append(finding)
+        if not as_json:
+            _print(finding)
+    wrong = sum(finding.severity.wrong for finding in findings)
+    if as_json:
+        rows = [{"name": f.name, "severity": f.severity, "detail": f.detail, "run": f.run} for f in findings]
+        output.print_json({"wrong": wrong, "findings": rows})
+    ctx.exit(1 if wrong else 0)
+
+
+def _examined(settings: Settings) -> "Iterator[Finding]":
+    from webhookd import doctor
+    from webhookd.cli import database
+    from webhookd.doctor.commands import commands_for
+    from webhookd.doctor.findings import error
+    from webhookd.doctor.installation import open_installation
+
+    dsn = database.dsn_of(settings.config)
+    try:
+        with open_installation(dsn, settings.config, commands_for(settings, dsn)) as installation:
+            yield from doctor.examine(installation)
+    except UnusableError:
+        raise
+    except WebhookdError as failure:
+        yield replace(error(str(failure)), name="server")
+
+
+def _print(finding: "Finding") -> None:
+    from webhookd.cli import output
+
+    click.echo(f"{finding.severity:<8} {finding.name:<14} {output.shown(finding.detail)}".rstrip())
+    if finding.run is not None:
+        click.echo(f"{'':<23} run: {output.shown(finding.run)}")
