@@ -1,4 +1,4 @@
-# `make demo` and `make test` set up everything that they need in .venv. PYTHON=... picks another interpreter.
+# `make demo`, `make monitoring` and `make test` set up everything that they need in .venv. PYTHON=... picks another interpreter.
 
 NEWEST_FIRST = python3 python3.14 python3.13 python3.12 python3.11
 PYTHON ?= $(shell for p in $(NEWEST_FIRST); do \
@@ -6,19 +6,27 @@ PYTHON ?= $(shell for p in $(NEWEST_FIRST); do \
 VENV = .venv
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test lint setup
+.PHONY: help demo monitoring test storm lint setup
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo   see the whole system deliver 1,000 webhooks on this machine"
-	@echo "make test   run the tests (one of them: make test PYTEST_ARGS=tests/unit)"
-	@echo "make lint   run ruff and mypy"
+	@echo "make demo         see the whole system deliver 1,000 webhooks on this machine"
+	@echo "make monitoring   see it under load in Prometheus and Alertmanager (Debian's, installed where they are missing)"
+	@echo "make test         run the tests (one of them: make test PYTEST_ARGS=tests/unit)"
+	@echo "make storm        run the tests that take long"
+	@echo "make lint         run ruff and mypy"
 
 demo: $(VENV)/.runs
 	$(VENV)/bin/webhookd demo
 
+monitoring: $(VENV)/.runs
+	$(VENV)/bin/python monitoring/try_out.py $(TRY_OUT_ARGS)
+
 test: setup
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+storm: setup
+	$(VENV)/bin/python -m pytest -m storm $(PYTEST_ARGS)
 
 lint: setup
 	$(VENV)/bin/ruff check .

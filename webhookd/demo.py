@@ -1,17 +1,11 @@
 """`webhookd demo`: PostgreSQL, receivers, three workers and a thousand deliveries on one machine, watched live."""
 
-import shutil
-import signal
 import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from webhookd import embedded, queries
+from webhookd import local, queries
 from webhookd.errors import WebhookdError
 from webhookd.migrate import migrate
 
@@ -50,15 +44,17 @@ def run(*, keep: bool = False, directory: Path | None = None) -> int:
 
 
 def _run(console: Console, stack: ExitStack, *, keep: bool, directory: Path | None) -> int:
-    # Told to stop by TERM, leave as by Ctrl-C: through the exit stack, which ends what was started.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    local.leave_on_sigterm()
     console.print("starting a PostgreSQL ...")
-    dsn = stack.enter_context(_postgresql(directory))
+    home = directory or stack.enter_context(local.folder("webhookd-demo-")) / "postgres"
+    dsn = stack.enter_context(local.postgresql(home))
     migrate(dsn)
-    receivers = stack.enter_context(_receivers())
+    receivers = Receivers()
+    port = stack.enter_context(local.receivers(receivers.answer))
     connection = stack.enter_context(psycopg.connect(dsn, autocommit=True, row_factory=dict_row))
-    _register(connection, receivers.port)
-    daemon = stack.enter_context(_webhookd(dsn))
+    _register(connection, port)
+    options = ("--metrics-port", str(_metrics_port()), "--log-level", "error")
+    daemon = stack.enter_context(local.program(local.webhookd(dsn, *options)))
     console.print(f"{WEBHOOKS} webhooks registered: {len(SLOW)} answer slowly, {SICK} fails for {SICK_FOR_S:g} s and recovers")
     demo = Demo(connection, receivers, daemon)
     demo.await_workers()
@@ -77,9 +73,8 @@ def _run(console: Console, stack: ExitStack, *, keep: bool, directory: Path | No
 
 @dataclass(slots=True)
 class Receivers:
-    """Fifty receivers on one port, told apart by their path. Written by its server's threads."""
+    """What fifty receivers answer and have got. Written by their threads."""
 
-    port: int = 0
     sick_until: float = 0.0
     arrivals: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -211,84 +206,9 @@ class Demo:
         return Group(bar, Text(), figures, Text(), workers, Text(), *(Text(event) for event in self.events[-4:]))
 
 
-@contextmanager
-def _postgresql(directory: Path | None) -> Iterator[str]:
-    """A PostgreSQL in *directory*, or in a temporary one that goes in the end; yields its DSN."""
-    home = None if directory else Path(tempfile.mkdtemp(prefix="webhookd-demo-"))
-    if home is not None:
-        home.chmod(0o755)  # under root the server runs as another user, who must pass
-    try:
-        server = embedded.start(directory or Path(str(home)) / "postgres")
-        try:
-            yield server.dsn
-        finally:
-            server.stop()
-    finally:
-        if home is not None:
-            shutil.rmtree(home, ignore_errors=True)
-
-
-@contextmanager
-def _receivers() -> Iterator[Receivers]:
-    """Receivers on a loopback port of their own."""
-    receivers = Receivers()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True
-
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["content-length"]))
-            status = receivers.answer(int(self.path.rpartition("/")[2]), self.headers["webhook-id"])
-            self.send_response(status)
-            self.send_header("content-length", "0")
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            """The demo shows what arrives."""
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-        request_queue_size = 128  # with the five that are usual, three workers' first connections would wait a second
-
-    server = Server(("127.0.0.1", 0), Handler)
-    receivers.port = server.server_address[1]
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
-    try:
-        yield receivers
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-@contextmanager
-def _webhookd(dsn: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """The real thing, as its own process with three workers."""
-    options = ["--workers", "3", "--metrics-port", str(_metrics_port()), "--log-level", "error"]
-    allowed = ["--allow-http", "--allow-network", "127.0.0.0/8"]
-    # A session of its own: Ctrl-C is for the demo, which stops it in order.
-    daemon = subprocess.Popen([sys.executable, "-m", "webhookd", "--dsn", dsn, *options, *allowed], start_new_session=True)
-    try:
-        yield daemon
-    finally:
-        daemon.send_signal(signal.SIGTERM)
-        try:
-            daemon.wait(20)
-        except subprocess.TimeoutExpired:
-            daemon.kill()
-            daemon.wait()
-
-
 def _metrics_port() -> int:
     """Return 8000, where the documentation looks for metrics, or 0 (any free ports) where something is there already."""
-    import socket
-
-    for port in range(8000, 8003):
-        try:
-            socket.create_server(("127.0.0.1", port)).close()
-        except OSError:
-            return 0
-    return 8000
+    return 0 if local.taken(range(8000, 8003)) else 8000
 
 
 def _register(connection: psycopg.Connection[dict[str, Any]], port: int) -> None:
