@@ -1,6 +1,9 @@
 """`webhookd delivery`: look at deliveries and send them again."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 import click
 
@@ -67,25 +70,87 @@ def show(ctx: click.Context, /, delivery_id: int, as_json: bool, **_: object) ->
         return
     output.print_table(("", ""), [(name, value) for name, value in row.items() if name != "message_body"])
     click.echo(f"\nbody  {output.shown(row['message_body'][:2000])}\n")
-    if attempts:
-        details = [attempt["event_details"] or {} for attempt in attempts]
-        output.print_table(
-            ("at", "event", "http", "ms", "worker", "reason", "answer"),
-            [
-                (
-                    attempt["created_at"],
-                    attempt["event_type"],
-                    attempt["http_status"],
-                    attempt["response_time_ms"],
-                    attempt["worker_id"],
-                    detail.get("reason"),
-                    detail.get("excerpt"),
-                )
-                for attempt, detail in zip(attempts, details, strict=True)
-            ],
-        )
-    else:
+    _print_attempts(attempts)
+
+
+@delivery.command()
+@click.argument("delivery_id", type=int, metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@connection_options
+@click.pass_context
+def explain(ctx: click.Context, /, delivery_id: int, as_json: bool, **_: object) -> None:
+    """Say why a delivery has not gone out yet, what to run, and what happened so far.
+
+    What holds it longest comes first. A limit that the webhook leaves open is read from this command's configuration: give it the
+    one that the workers have.
+    """
+    from psycopg import IsolationLevel
+
+    from webhookd.cli import database, delivery_facts, output
+    from webhookd.cli.explain import reasons
+
+    config = load_settings(ctx).config
+    with database.connect(config) as connection:
+        connection.isolation_level, connection.read_only = IsolationLevel.REPEATABLE_READ, True
+        with connection.transaction():
+            facts = delivery_facts.read(connection, delivery_id, delivery_facts.defaults_of(config))
+            if facts is None:
+                _explain_absence(connection, delivery_id, as_json=as_json)
+                raise WebhookdError(f"no delivery {delivery_id} can be seen: it was never committed, or has been deleted")
+    row, found = facts.row, reasons(facts)
+    if as_json:
+        report = {"delivery_id": row.delivery_id, "webhook_id": row.webhook_id, "delivery_status": row.status}
+        output.print_json({**report, "reasons": [reason.as_json() for reason in found], "log": facts.log})
+        return
+    url = f" ({output.shown(facts.settings.url)})" if facts.settings else ""
+    click.echo(f"delivery {row.delivery_id} for webhook {row.webhook_id}{url}: {row.status}\n")
+    for reason in found:
+        click.echo(f"- {reason.text}")
+        for command in reason.run:
+            click.echo(f"    {command}")
+    click.echo()
+    _print_attempts(facts.log)
+
+
+def _explain_absence(connection: Any, delivery_id: int, *, as_json: bool) -> None:
+    """Print what is known of a delivery that cannot be seen: the newest id there is, and who may just be inserting it."""
+    from webhookd.cli import database, delivery_facts, output
+
+    newest = database.fetch_one(connection, "delivery_explain_newest")
+    open_ones = delivery_facts.producers(connection)
+    if as_json:
+        newest_id = newest and newest["delivery_id"]
+        output.print_json({"delivery_id": delivery_id, "newest_id": newest_id, "producers": [asdict(one) for one in open_ones]})
+        return
+    click.echo(f"the newest delivery is {newest['delivery_id']}" if newest else "the queue is empty")
+    for one in open_ones:
+        click.echo(f"{one} has the queue open for writing: what it inserted cannot be seen, nor sent, before it commits")
+    if not open_ones:
+        click.echo("no transaction that could have inserted it is open")
+
+
+def _print_attempts(attempts: Sequence[dict[str, Any]]) -> None:
+    from webhookd.cli import output
+
+    if not attempts:
         click.echo("no attempt yet")
+        return
+    details = [attempt["event_details"] or {} for attempt in attempts]
+    output.print_table(
+        ("at", "event", "http", "ms", "worker", "reason", "answer"),
+        [
+            (
+                attempt["created_at"],
+                attempt["event_type"],
+                attempt["http_status"],
+                attempt["response_time_ms"],
+                attempt["worker_id"],
+                detail.get("reason"),
+                detail.get("excerpt"),
+            )
+            for attempt, detail in zip(attempts, details, strict=True)
+        ],
+    )
 
 
 @delivery.command()

@@ -7,7 +7,9 @@ import click
 from webhookd import __version__
 from webhookd.cli.databases import adopt, migrate
 from webhookd.cli.delivery import delivery
+from webhookd.cli.doctor import doctor
 from webhookd.cli.local import demo, listen
+from webhookd.cli.metrics import metrics
 from webhookd.cli.options import SectionedGroup, SectionedOption, config_file_option, config_options, load_settings
 from webhookd.cli.status import status
 from webhookd.cli.webhook import webhook
@@ -45,7 +47,7 @@ def cli(ctx: click.Context, /, print_config: bool, **_: object) -> None:
         ctx.exit(run(load_settings(ctx, with_psycopg=False)))
 
 
-for command in (migrate, adopt, webhook, delivery, status, listen, demo):
+for command in (migrate, adopt, webhook, delivery, status, doctor, metrics, listen, demo):
     cli.add_command(command)
 
 
