@@ -14,6 +14,7 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from webhookd import queries, store
+from webhookd.config import Config
 from webhookd.core.breaker import Breaker, CircuitState
 from webhookd.core.bucket import Bucket
 from webhookd.core.lane import Admission, BlockedBy, Lane, admit
@@ -35,6 +36,20 @@ class Defaults(NamedTuple):
     retry_max_s: float
     circuit_threshold: int
     circuit_open_s: float
+
+
+def defaults_of(config: Config) -> Defaults:
+    """Return *config*'s word."""
+    return Defaults(
+        timeout_s=config.timeout,
+        max_in_flight=config.max_in_flight,
+        rate=config.rate_limit,
+        burst=config.rate_burst,
+        retry_base_s=config.retry_base,
+        retry_max_s=config.retry_max,
+        circuit_threshold=config.circuit_threshold,
+        circuit_open_s=config.circuit_open,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import psycopg
 
 from webhookd import migrate, store
 from webhookd.bell import Bell
-from webhookd.claims import Claimer, Defaults
+from webhookd.claims import Claimer, defaults_of
 from webhookd.config import Config
 from webhookd.core.model import Result
 from webhookd.delivery import Courier
@@ -119,16 +119,7 @@ class _Worker:
         assert config.dsn is not None
         self._config = config
         self._seat = seat
-        defaults = Defaults(
-            timeout_s=config.timeout,
-            max_in_flight=config.max_in_flight,
-            rate=config.rate_limit,
-            burst=config.rate_burst,
-            retry_base_s=config.retry_base,
-            retry_max_s=config.retry_max,
-            circuit_threshold=config.circuit_threshold,
-            circuit_open_s=config.circuit_open,
-        )
+        defaults = defaults_of(config)
         self._pool = store.open_pool(config.dsn, application_name=f"webhookd/{seat.name}/work", size=POOL_SIZE)
         recorder = Recorder(worker_id=seat.name, defaults=defaults)
         hints, bell = Hints(), Bell()

@@ -86,6 +86,7 @@ def explain(ctx: click.Context, /, delivery_id: int, as_json: bool, **_: object)
     """
     from psycopg import IsolationLevel
 
+    from webhookd.claims import defaults_of
     from webhookd.cli import database, delivery_facts, output
     from webhookd.cli.explain import reasons
 
@@ -93,7 +94,7 @@ def explain(ctx: click.Context, /, delivery_id: int, as_json: bool, **_: object)
     with database.connect(config) as connection:
         connection.isolation_level, connection.read_only = IsolationLevel.REPEATABLE_READ, True
         with connection.transaction():
-            facts = delivery_facts.read(connection, delivery_id, delivery_facts.defaults_of(config))
+            facts = delivery_facts.read(connection, delivery_id, defaults_of(config))
             if facts is None:
                 _explain_absence(connection, delivery_id, as_json=as_json)
                 raise WebhookdError(f"no delivery {delivery_id} can be seen: it was never committed, or has been deleted")

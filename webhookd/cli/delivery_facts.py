@@ -12,7 +12,6 @@ from webhookd import queries, store
 from webhookd.claims import Defaults, lane_of, settings_of
 from webhookd.cli import database
 from webhookd.cli.output import duration, shown
-from webhookd.config import Config
 from webhookd.core.lane import Lane
 from webhookd.core.model import Settings, Status
 
@@ -133,20 +132,6 @@ def read(connection: database.Connection, delivery_id: int, defaults: Defaults) 
         workers=[Worker(**worker) for worker in database.fetch(connection, "delivery_explain_workers")],
         lockers=[OpenTransaction(**locker) for locker in lockers],
         log=database.fetch(connection, "delivery_attempts", delivery_id=delivery_id),
-    )
-
-
-def defaults_of(config: Config) -> Defaults:
-    """Return *config*'s word on what a webhook leaves open."""
-    return Defaults(
-        timeout_s=config.timeout,
-        max_in_flight=config.max_in_flight,
-        rate=config.rate_limit,
-        burst=config.rate_burst,
-        retry_base_s=config.retry_base,
-        retry_max_s=config.retry_max,
-        circuit_threshold=config.circuit_threshold,
-        circuit_open_s=config.circuit_open,
     )
 
 
