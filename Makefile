@@ -4,6 +4,8 @@ NEWEST_FIRST = python3 python3.14 python3.13 python3.12 python3.11
 PYTHON ?= $(shell for p in $(NEWEST_FIRST); do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 VENV = .venv
+# Two processes, each with whole files: half of what the tests do is waiting.
+PYTEST_ARGS = -n 2 --dist loadgroup
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: help demo monitoring test storm lint setup
@@ -26,7 +28,7 @@ test: setup
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
 storm: setup
-	$(VENV)/bin/python -m pytest -m storm $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -m storm
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -60,3 +60,11 @@ def empty_database(server: Server) -> Iterator[Database]:
     database = server.create()
     yield database
     server.drop(database)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one of pytest-xdist's processes run all tests of a file, and all that use the one busy stack."""
+    for item in items:
+        group = "busy_stack" if "busy_stack" in getattr(item, "fixturenames", ()) else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
