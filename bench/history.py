@@ -45,8 +45,9 @@ INSERT INTO pggit.alert_delivery_log
        (delivery_id, webhook_id, event_type, event_details, http_status, response_time_ms, worker_id, created_at)
 SELECT delivery_id, webhook_id, delivery_status, '{}', 200, 12.5, worker_id, created_at FROM pggit.alert_delivery_queue;
 INSERT INTO pggit.finished_counts (delivered, failed) SELECT %(rows)s - %(rows)s / 50, %(rows)s / 50;
-INSERT INTO pggit.worker_minutes (minute, worker_id, delivered, failed, timeouts, circuit_opens, rate_limit_hits, durations)
-SELECT date_trunc('minute', now()) - m * interval '1 minute', 'worker-' || w, 5, 0, 0, 0, 0, array_fill(1, ARRAY[12])
+INSERT INTO pggit.worker_minutes
+       (minute, worker_id, delivered, failed, timeouts, circuit_opens, rate_limit_hits, durations, slowest_seconds)
+SELECT date_trunc('minute', now()) - m * interval '1 minute', 'worker-' || w, 5, 0, 0, 0, 0, array_fill(1, ARRAY[12]), 60
   FROM generate_series(0, 1499) m, generate_series(1, 3) w;
 SET session_replication_role = origin;
 INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body)

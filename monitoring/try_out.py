@@ -185,6 +185,7 @@ class TryOut:
             "the alerts that reached Alertmanager": f"{alertmanager}/api/v2/alerts",
             **{f"metrics of worker-{i + 1}": f"{_loopback(options.metrics_port + i)}/metrics" for i in range(3)},
         }
+        ending = f"Ctrl-C, or the end of {self._options.seconds:g} s, ends" if self._options.seconds else "Ctrl-C ends"
         lines = [
             "Three workers deliver to these webhooks:",
             *(f"  {webhook_id}  {webhook.what}" for webhook_id, webhook in WEBHOOKS.items()),
@@ -193,10 +194,10 @@ class TryOut:
             *(f"  {what}\n    {url}" for what, url in pages.items()),
             "Run:",
             f'  {webhookd} status --dsn "{self._dsn}"',
-            f'  {webhookd} doctor --dsn "{self._dsn}"',
+            f'  {webhookd} doctor --dsn "{self._dsn}" --allow-http --allow-network 127.0.0.0/8',
             f"  amtool alert --alertmanager.url={alertmanager}",
             f"  tail -f {self._home}/alerts.log  # the alerts, as their receiver gets them",
-            f"Data and logs are in {self._home}. Ctrl-C ends everything and removes it.",
+            f"Data and logs are in {self._home}. {ending} everything and removes it.",
         ]
         return "\n".join(lines)
 

@@ -109,8 +109,15 @@ class Activity:
 
     attempts: dict[AttemptStatus, int] = field(default_factory=lambda: dict.fromkeys(AttemptStatus, 0))
     durations: Histogram = field(default_factory=lambda: Histogram(DURATION_BUCKETS_S))
+    slowest_s: float = 0.0
     rate_limit_hits: int = 0
     circuit_opens: int = 0
+
+    def observe(self, status: AttemptStatus, elapsed_s: float) -> None:
+        """Count one attempt."""
+        self.attempts[status] += 1
+        self.durations.observe(elapsed_s)
+        self.slowest_s = max(self.slowest_s, elapsed_s)
 
     def __bool__(self) -> bool:
         return bool(self.rate_limit_hits or self.circuit_opens or any(self.attempts.values()))
@@ -120,6 +127,7 @@ class Activity:
         for status, count in other.attempts.items():
             self.attempts[status] += count
         self.durations.add(other.durations)
+        self.slowest_s = max(self.slowest_s, other.slowest_s)
         self.rate_limit_hits += other.rate_limit_hits
         self.circuit_opens += other.circuit_opens
 

@@ -132,6 +132,7 @@ class Housekeeping:
                     "circuit_opens": activity.circuit_opens,
                     "rate_limit_hits": activity.rate_limit_hits,
                     "durations": store.number_array(activity.durations.counts),
+                    "slowest_s": activity.slowest_s,
                 }
                 connection.execute(queries.load("add_minute"), parameters)
         except psycopg.Error:

@@ -36,8 +36,7 @@ class Metrics:
                 series = counts.series_of(attempt.webhook_id, now=now)
                 series.attempts[attempt.status] += 1
                 series.duration.observe(attempt.elapsed_s)
-                self._activity.attempts[attempt.status] += 1
-                self._activity.durations.observe(attempt.elapsed_s)
+                self._activity.observe(attempt.status, attempt.elapsed_s)
                 if attempt.answer is not None:
                     counts.exchanges.observe(attempt.answer)
 
@@ -104,9 +103,11 @@ class Metrics:
             self._counts.totals.listener_connected = connected
 
     def set_database_up(self, up: bool) -> None:
-        """Publish whether the last statement reached the database."""
+        """Publish whether the last statement reached the database; where it did not, nothing is known of the queue."""
         with self._lock:
             self._counts.totals.database_up = up
+            if not up:
+                self._counts.queue = None
 
     def set_health_check(self, is_healthy: Callable[[], bool]) -> None:
         """Let every scrape ask *is_healthy*; until then `worker_health_status` is 0.

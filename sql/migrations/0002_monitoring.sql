@@ -5,7 +5,7 @@
 ALTER TABLE pggit.workers ADD COLUMN metrics_address text;
 
 -- What each worker did, minute by minute; kept for 25 hours. durations: attempts by the buckets of
--- webhook_delivery_duration_seconds, the last one without a bound, not cumulative.
+-- webhook_delivery_duration_seconds, the last one without a bound, not cumulative; slowest: of the longest attempt.
 CREATE TABLE pggit.worker_minutes (
     minute          timestamptz NOT NULL,
     worker_id       text NOT NULL,
@@ -16,6 +16,7 @@ CREATE TABLE pggit.worker_minutes (
     circuit_opens   bigint NOT NULL,
     rate_limit_hits bigint NOT NULL,
     durations       bigint[] NOT NULL,
+    slowest_seconds double precision NOT NULL,
     PRIMARY KEY (minute, worker_id)
 );
 

@@ -13,9 +13,10 @@ from webhookd.cli.status import Baseline
 from webhookd.counts import DURATION_BUCKETS_S
 
 MINUTE = (
-    "INSERT INTO pggit.worker_minutes (minute, worker_id, delivered, failed, timeouts, circuit_opens, rate_limit_hits, durations)"
+    "INSERT INTO pggit.worker_minutes (minute, worker_id, delivered, failed, timeouts, circuit_opens, rate_limit_hits, durations,"
+    " slowest_seconds)"
     " VALUES (date_trunc('minute', now()) - %(minutes_ago)s * interval '1 minute', %(worker_id)s, %(delivered)s, %(failed)s, 0,"
-    " %(opens)s, %(hits)s, %(durations)s)"
+    " %(opens)s, %(hits)s, %(durations)s, %(slowest)s)"
 )
 WORKER = (
     "INSERT INTO pggit.workers (incarnation, worker_id, host, pid, version, seen_at)"
@@ -40,7 +41,7 @@ def durations(**counts: int) -> list[int]:
 
 
 def busy(database: Database, *, minutes_ago: int = 1, worker_id: str = "worker-1", **numbers: Any) -> None:
-    values = {"delivered": 0, "failed": 0, "opens": 0, "hits": 0, "durations": durations()} | numbers
+    values = {"delivered": 0, "failed": 0, "opens": 0, "hits": 0, "durations": durations(), "slowest": 100.0} | numbers
     database.execute(MINUTE, {"minutes_ago": minutes_ago, "worker_id": worker_id, **values})
 
 
@@ -55,7 +56,7 @@ def test_a_quiet_night_with_living_workers_is_fine(database: Database) -> None:
         "queue depth": (0.0, "ok"),
         "worker health, longest silence": (pytest.approx(2.0, abs=1.0), "ok"),
         "circuit openings, last hour": (0.0, "ok"),
-        "rate limit hits a minute": (0.0, "ok"),
+        "rate limit hits a minute, last 5": (0.0, "ok"),
     }
 
 
@@ -68,9 +69,11 @@ def test_the_last_hour_of_all_workers_is_added_up(database: Database) -> None:
     assert code == 0
     assert found["success rate, last hour"] == (97.0, "warning")
     assert found["circuit openings, last hour"] == (2.0, "warning")
-    assert found["rate limit hits a minute"] == (15.0, "warning")
+    assert found["rate limit hits a minute, last 5"] == (15.0, "warning")
     # As histogram_quantile does: the 99th of 100 stands half-way through the two in (2, 5].
     assert found["delivery latency p99, last hour"] == (pytest.approx(3.5), "warning")
+    database.execute("UPDATE pggit.worker_minutes SET slowest_seconds = 2.5")
+    assert status(database)[0]["delivery latency p99, last hour"] == (2.5, "warning")
 
 
 @pytest.mark.parametrize(
@@ -80,7 +83,7 @@ def test_the_last_hour_of_all_workers_is_added_up(database: Database) -> None:
         ("delivery latency p99, last hour", {"delivered": 100, "durations": durations(without_a_bound=100)}),
         ("success rate, last hour", {"delivered": 94, "failed": 6, "durations": durations(up_to_0_5=100)}),
         ("circuit openings, last hour", {"opens": 3}),
-        ("rate limit hits a minute", {"hits": 505}),
+        ("rate limit hits a minute, last 5", {"hits": 505}),
     ],
 )
 def test_a_critical_baseline_makes_the_exit_code_1(database: Database, name: str, numbers: dict[str, Any]) -> None:

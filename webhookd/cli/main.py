@@ -1,5 +1,6 @@
 """`webhookd`: the daemon without a subcommand, everything else below it."""
 
+import os
 import sys
 
 import click
@@ -71,6 +72,10 @@ def main() -> None:
         # The reader of a pipe has seen enough. Python would complain again when it flushes stdout at the end.
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        # A full disk, mostly. The same complaint again when Python flushes stdout at the end would be a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _fail(f"cannot read or write: {error}", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

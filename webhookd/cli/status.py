@@ -1,5 +1,6 @@
 """`webhookd status`: the daily health check on one screen. Baselines with a verdict first, then what stands behind them."""
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ import click
 
 from webhookd.cli.options import connection_options, load_settings
 from webhookd.config import Config
+from webhookd.errors import WebhookdError
 
 _SHOWN = 10
 _BEAT_S = 20.0  # a living worker reports every few seconds
@@ -57,6 +59,8 @@ def status(ctx: click.Context, /, as_json: bool, watch: bool, **_: object) -> No
         raise click.UsageError("give --json or --watch, not both", ctx)
     config = load_settings(ctx).config
     if watch:
+        if not sys.stdout.isatty():
+            raise click.UsageError("--watch needs a terminal: run `webhookd status` again and again instead", ctx)
         _watch(config)
     report = _read(config)
     if as_json:
@@ -67,14 +71,24 @@ def status(ctx: click.Context, /, as_json: bool, watch: bool, **_: object) -> No
 
 
 def _watch(config: Config) -> None:
+    from rich.console import Group
     from rich.live import Live
 
     from webhookd.cli import output
 
-    with Live(_render(_read(config)), console=output.console(), screen=True, auto_refresh=False) as live:
+    shown = _render(_read(config))
+    away_since: float | None = None
+    with Live(shown, console=output.console(), screen=True, auto_refresh=False) as live:
         while True:
             time.sleep(1.0)
-            live.update(_render(_read(config)), refresh=True)
+            try:
+                shown, away_since = _render(_read(config)), None
+                live.update(shown, refresh=True)
+            except WebhookdError as error:
+                # Somebody watches because it is away: the last screen stays, and it goes on once the database is back.
+                away_since = away_since or time.monotonic()
+                silence = output.duration(time.monotonic() - away_since)
+                live.update(Group(f"{error}\nfor {silence}; what follows was before\n", shown), refresh=True)
 
 
 def _read(config: Config) -> dict[str, Any]:
@@ -102,29 +116,31 @@ def _baselines(report: dict[str, Any], last_hour: dict[str, Any]) -> list[Baseli
     depth = sum(row["deliveries"] for row in report["waiting"] if row["cause"] not in ("paused", "scheduled", "unregistered"))
     silence_s = max((row["seen_s_ago"] for row in report["workers"]), default=None)
     return [
-        Baseline("delivery latency p99, last hour", _quantile(0.99, last_hour["durations"]), " s", 2.0, 5.0),
+        Baseline("delivery latency p99, last hour", _p99(last_hour["durations"], last_hour["slowest_s"]), " s", 2.0, 5.0),
         Baseline("success rate, last hour", 100.0 * last_hour["delivered"] / attempts if attempts else None, " %", 99.0, 95.0),
         Baseline("queue depth", float(depth), "", 100.0, 1000.0),
         Baseline("worker health, longest silence", silence_s, " s", _BEAT_S, _DOWN_S, missing="critical"),
         Baseline("circuit openings, last hour", float(last_hour["circuit_opens"]), "", 0.0, 2.0),
-        Baseline("rate limit hits a minute", last_hour["rate_limit_hits_a_minute"], "", 10.0, 100.0),
+        Baseline("rate limit hits a minute, last 5", last_hour["rate_limit_hits_a_minute"], "", 10.0, 100.0),
     ]
 
 
-def _quantile(q: float, counts: Sequence[int]) -> float | None:
-    """Return the quantile in seconds as `histogram_quantile` of PromQL estimates it; None without an attempt."""
+def _p99(counts: Sequence[int], slowest_s: float | None) -> float | None:
+    """Return the 99th percentile in seconds as `histogram_quantile` of PromQL estimates it from the buckets, but never above the
+    slowest attempt; None without an attempt.
+    """
     from webhookd.counts import DURATION_BUCKETS_S
 
     cumulative = list(accumulate(counts))
-    if not cumulative or not cumulative[-1]:
+    if slowest_s is None or not cumulative or not cumulative[-1]:
         return None
-    rank = q * cumulative[-1]
+    rank = 0.99 * cumulative[-1]
     bucket = next(index for index, count in enumerate(cumulative) if count >= rank)
     if bucket == len(DURATION_BUCKETS_S):
-        return DURATION_BUCKETS_S[-1]
+        return slowest_s
     lower = DURATION_BUCKETS_S[bucket - 1] if bucket else 0.0
     before = cumulative[bucket - 1] if bucket else 0
-    return lower + (DURATION_BUCKETS_S[bucket] - lower) * (rank - before) / counts[bucket]
+    return min(slowest_s, lower + (DURATION_BUCKETS_S[bucket] - lower) * (rank - before) / counts[bucket])
 
 
 def _render(report: dict[str, Any]) -> Any:
