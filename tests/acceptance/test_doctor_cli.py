@@ -53,6 +53,9 @@ def test_a_healthy_fleet_then_a_fault_and_its_mending(database: Database) -> Non
         subprocess.run(["/bin/sh", "-c", command], check=True, capture_output=True, env=environment | {"PATH": path})
         assert doctor(*LOOPBACK, **environment).returncode == 0
         assert daemon.stop() == 0
+        insert(database, 1)
+        # Whoever pastes it must not end the backlog by refusing its targets.
+        assert "run: webhookd --allow-http --allow-network 127.0.0.0/8" in doctor(*LOOPBACK, **environment).stdout
 
 
 def test_a_database_that_is_away_is_one_line() -> None:

@@ -40,7 +40,7 @@ def waiting(installation: Installation) -> Iterator[Finding]:
                 yield error(
                     f"deliveries of {which} have been due for up to {row['oldest_s']:.0f} s and nothing holds them back:"
                     " there are too few workers, or none",
-                    commands.webhookd(f"--workers {2 * installation.config.workers}"),
+                    commands.start(f"--workers {2 * installation.config.workers}"),
                 )
 
 
@@ -143,10 +143,11 @@ def targets(installation: Installation) -> Iterator[Finding]:
     for reason, ids in _refused(installation, "doctor_urls", "url", judge).items():
         option = re.search(r"--allow-\w+", reason)
         network = re.search(r"the address (\S+) is", reason)
-        what = f"{option[0]} {network[1]}" if option and network else option[0] if option else f"webhook pause {ids[0]}"
+        allowed = f"{option[0]} {network[1]}" if option and network else option[0] if option else None
         yield warning(
-            f"{_some(ids, len(ids))} cannot be delivered to under the options in force here: {reason}",
-            installation.commands.webhookd(what),
+            f"{_some(ids, len(ids))} cannot be delivered to under the options in force here: {reason}"
+            + ("; if the service has that option, give it to doctor too" if allowed else ""),
+            installation.commands.webhookd(f"doctor {allowed}" if allowed else f"webhook pause {ids[0]}"),
         )
 
 

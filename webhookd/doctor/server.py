@@ -96,7 +96,7 @@ def listen(installation: Installation) -> Iterator[Finding]:
         return
     yield error(
         f"a NOTIFY is not heard through {option}: a pooler in transaction mode, which LISTEN cannot pass; deliveries start late",
-        installation.commands.webhookd("--listen-dsn postgresql://user@host-of-postgresql/database"),
+        installation.commands.start("--listen-dsn postgresql://user@host-of-postgresql/database"),
     )
 
 
@@ -142,8 +142,8 @@ def insight(installation: Installation) -> Iterator[Finding]:
     found = installation.row("doctor_insight")
     if not found["sees_all"]:
         yield note(
-            f"the role {found['role']} does not see other roles' sessions: old transactions and locks of theirs are not reported",
-            installation.commands.sql(f"GRANT pg_read_all_stats TO {psycopg.sql.Identifier(found['role']).as_string()}"),
+            f"the role {found['role']} does not see other roles' sessions: old transactions and locks of theirs are not reported;"
+            f" a superuser may GRANT pg_monitor TO {psycopg.sql.Identifier(found['role']).as_string()}"
         )
 
 

@@ -31,7 +31,7 @@ def workers(installation: Installation) -> Iterator[Finding]:
         causes = {row["cause"] for row in installation.rows("doctor_waiting", overdue_s=OVERDUE_S)}
         finding = error if causes & {"due", "blocked", "parked"} else note
         waits = "and deliveries are due" if finding is error else "and nothing is due"
-        yield finding(f"no worker lives {waits}", installation.commands.webhookd())
+        yield finding(f"no worker lives {waits}: start the service as it is started here, or", installation.commands.start())
         return
     yield from _versions(living)
     yield from _namesakes(installation, living)
@@ -59,7 +59,7 @@ def _namesakes(installation: Installation, living: list[dict[str, Any]]) -> Iter
         name, where = min(shared.items())
         yield warning(
             f"{' and '.join(where)} both call a worker {name}: their metrics and log lines cannot be told apart; name each host",
-            installation.commands.webhookd(f"--node {where[0]}"),
+            installation.commands.start(f"--node {where[0]}"),
         )
 
 
