@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shlex
 from collections.abc import Iterator
 from typing import Any
 from uuid import UUID, uuid4
@@ -411,6 +412,11 @@ def test_the_command_prints_causes_what_to_run_and_the_attempts(database: Databa
     assert (paused["reason"], paused["until"]) == ("paused", "never")
     assert backoff["until"].endswith("Z")
     assert report["log"][0]["http_status"] == 503
+    # Pasted, a command must reach the same database.
+    elsewhere = webhookd("delivery", "explain", str(delivery_id), "--dsn", database.dsn, dsn="host=/nowhere")
+    command = next(line for line in elsewhere.stdout.splitlines() if "webhook resume 1" in line)
+    assert webhookd(*shlex.split(command)[1:], dsn="host=/nowhere").returncode == 0
+    assert database.execute("SELECT enabled FROM pggit.webhooks") == [(True,)]
 
 
 def test_a_delivery_that_is_not_committed_yet_points_to_the_producers_open_transaction(database: Database) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import click
@@ -89,16 +89,25 @@ def explain(ctx: click.Context, /, delivery_id: int, as_json: bool, **_: object)
     from webhookd.claims import defaults_of
     from webhookd.cli import database, delivery_facts, output
     from webhookd.cli.explain import reasons
+    from webhookd.doctor.commands import commands_for
 
-    config = load_settings(ctx).config
+    settings = load_settings(ctx)
+    config = settings.config
+    commands = commands_for(settings, database.dsn_of(config))
     with database.connect(config) as connection:
         connection.isolation_level, connection.read_only = IsolationLevel.REPEATABLE_READ, True
         with connection.transaction():
             facts = delivery_facts.read(connection, delivery_id, defaults_of(config))
             if facts is None:
                 _explain_absence(connection, delivery_id, as_json=as_json)
-                raise WebhookdError(f"no delivery {delivery_id} can be seen: it was never committed, or has been deleted")
-    row, found = facts.row, reasons(facts)
+                missing = "it is not committed yet, was rolled back, or has been deleted"
+                raise WebhookdError(f"no delivery {delivery_id} can be seen: {missing}")
+    # Pasted as it is, a command must reach the database that was asked here.
+    found = [
+        replace(reason, run=tuple(commands.webhookd(words.removeprefix("webhookd ")) for words in reason.run))
+        for reason in reasons(facts)
+    ]
+    row = facts.row
     if as_json:
         report = {"delivery_id": row.delivery_id, "webhook_id": row.webhook_id, "delivery_status": row.status}
         output.print_json({**report, "reasons": [reason.as_json() for reason in found], "log": facts.log})
