@@ -187,6 +187,9 @@ class Housekeeping:
         with self._pool.connection() as connection:
             rows = connection.execute(queries.load("read_depth")).fetchall()
             self.targets = target_groups(connection.execute(queries.load("worker_targets")))
+        if not rows:
+            self._metrics.set_queue(None)
+            return
         by_cause = {QueueCause(cause): deliveries for cause, deliveries, _ in rows}
         oldest = max((age for _, _, age in rows if age is not None), default=0.0)
         self._metrics.set_queue(QueueCounts(sum(by_cause.values()), by_cause, oldest))

@@ -121,4 +121,5 @@ def taken(ports: Sequence[int]) -> list[int]:
 
 def leave_on_sigterm() -> None:
     """Told to stop by TERM, leave as by Ctrl-C: through the context managers, which end what was started."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    # Not by raising SIGINT: a shell starts what it puts into the background with SIGINT ignored.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)

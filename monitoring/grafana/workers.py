@@ -17,7 +17,7 @@ DASHBOARD = dashboard(
             "healthy: the worker can deliver. DOWN: it says that it cannot, or it cannot be scraped.",
             # A dead process exports nothing; its target's `up` is 0 then.
             promql(
-                f"sort(max by (worker_id) (worker_health_status{{{WORKER}}} or on (worker_id) (up{{{OURS},{WORKER}}} == 0)))",
+                f"sort(min by (worker_id) (worker_health_status{{{WORKER}}} or on (job, instance) (up{{{OURS},{WORKER}}} == 0)))",
                 "{{worker_id}}",
                 instant=True,
             ),

@@ -69,79 +69,36 @@ CREATE TABLE pggit.finished_counts (
 );
 ALTER TABLE pggit.finished_counts SET (
     autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0);
-INSERT INTO pggit.finished_counts (delivered, failed)
-SELECT count(*) FILTER (WHERE delivery_status = 'delivered'), count(*) FILTER (WHERE delivery_status = 'failed')
-  FROM pggit.alert_delivery_queue;
 INSERT INTO pggit.chores (chore) VALUES ('fold');
 
--- For the triggers below, which run with the rights of whoever writes the queue.
-CREATE FUNCTION pggit.count_finished(p_delivered bigint, p_failed bigint) RETURNS void
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    INSERT INTO pggit.finished_counts (delivered, failed) VALUES (p_delivered, p_failed)
-$$;
-
--- As in 0001, and counts what is inserted as finished already (an import, say). The condition stands in the function and not in the
--- trigger's WHEN, which PostgreSQL prepares anew for each statement.
-CREATE OR REPLACE FUNCTION pggit.fill_in_defaults() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    IF (NEW.delivery_status = 'pending' AND NEW.next_retry_at IS NOT NULL AND NEW.retry_count IS NOT NULL
-        AND NEW.max_retries IS NOT NULL AND NEW.created_at IS NOT NULL AND NOT NEW.routed) THEN
-        RETURN NEW;
-    END IF;
-    NEW.delivery_status := CASE WHEN NEW.delivery_status IS NULL OR NEW.delivery_status = 'sending'
-                                THEN 'pending' ELSE NEW.delivery_status END;
-    NEW.next_retry_at := coalesce(NEW.next_retry_at, now());
-    NEW.retry_count := coalesce(NEW.retry_count, 0);
-    NEW.max_retries := coalesce(NEW.max_retries, 3);
-    NEW.created_at := coalesce(NEW.created_at, now());
-    NEW.routed := false;
-    IF NEW.delivery_status IN ('delivered', 'failed') THEN
-        PERFORM pggit.count_finished((NEW.delivery_status = 'delivered')::int, (NEW.delivery_status = 'failed')::int);
-    END IF;
-    RETURN NEW;
-END $$;
-DROP TRIGGER fill_in_defaults ON pggit.alert_delivery_queue;
-CREATE TRIGGER fill_in_defaults BEFORE INSERT ON pggit.alert_delivery_queue
-    FOR EACH ROW EXECUTE FUNCTION pggit.fill_in_defaults();
-
--- As in 0001, and counts: an operator made a finished delivery wait again, or ended one.
-CREATE OR REPLACE FUNCTION pggit.requeue() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    NEW.lease_token := NULL;
-    NEW.lease_until := NULL;
-    NEW.leased_by := NULL;
-    IF NEW.delivery_status = 'sending' THEN
-        NEW.delivery_status := 'pending';  -- without a lease it would be nobody's for ever
-    END IF;
-    IF NEW.delivery_status IN ('pending', 'retrying') THEN
-        NEW.routed := false;
-        NEW.leases_lost := 0;
-        NEW.next_retry_at := coalesce(NEW.next_retry_at, now());
-        NEW.delivered_at := NULL;
-        IF OLD.delivery_status IN ('delivered', 'failed') THEN
-            NEW.first_attempted_at := NULL;
-        END IF;
-        PERFORM pggit.wake();
-    END IF;
-    IF NEW.delivery_status <> OLD.delivery_status
-       AND (NEW.delivery_status IN ('delivered', 'failed') OR OLD.delivery_status IN ('delivered', 'failed')) THEN
-        PERFORM pggit.count_finished(
-            (NEW.delivery_status = 'delivered')::int - (OLD.delivery_status = 'delivered')::int,
-            (NEW.delivery_status = 'failed')::int - (OLD.delivery_status = 'failed')::int);
-    END IF;
-    RETURN NEW;
-END $$;
-
-CREATE FUNCTION pggit.count_deleted() RETURNS trigger LANGUAGE plpgsql AS $$
+-- A delivery that was inserted as finished (an import), or that an operator ended or made wait again. Records count for themselves:
+-- what they finish has one attempt more, or one lost lease. It counts for whoever writes the queue, who needs no right for it.
+CREATE FUNCTION pggit.count_changed() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    delivered bigint;
-    failed    bigint;
+    before text := CASE WHEN TG_OP = 'UPDATE' THEN OLD.delivery_status ELSE '' END;
 BEGIN
-    SELECT count(*) FILTER (WHERE d.delivery_status = 'delivered'), count(*) FILTER (WHERE d.delivery_status = 'failed')
-      INTO delivered, failed FROM deleted d;
-    IF delivered + failed > 0 THEN
-        PERFORM pggit.count_finished(-delivered, -failed);
-    END IF;
+    INSERT INTO pggit.finished_counts (delivered, failed)
+    VALUES ((NEW.delivery_status = 'delivered')::int - (before = 'delivered')::int,
+            (NEW.delivery_status = 'failed')::int - (before = 'failed')::int);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER count_inserted AFTER INSERT ON pggit.alert_delivery_queue FOR EACH ROW
+    WHEN (NEW.delivery_status IN ('delivered', 'failed'))
+    EXECUTE FUNCTION pggit.count_changed();
+CREATE TRIGGER count_updated AFTER UPDATE OF delivery_status ON pggit.alert_delivery_queue FOR EACH ROW
+    WHEN (NEW.delivery_status <> OLD.delivery_status
+          AND (NEW.delivery_status IN ('delivered', 'failed') OR OLD.delivery_status IN ('delivered', 'failed'))
+          AND NEW.attempts <= OLD.attempts AND NEW.leases_lost <= OLD.leases_lost)
+    EXECUTE FUNCTION pggit.count_changed();
+
+CREATE FUNCTION pggit.count_deleted() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO pggit.finished_counts (delivered, failed)
+    SELECT -count(*) FILTER (WHERE d.delivery_status = 'delivered'), -count(*) FILTER (WHERE d.delivery_status = 'failed')
+      FROM deleted d
+    HAVING count(*) FILTER (WHERE d.delivery_status IN ('delivered', 'failed')) > 0;
     RETURN NULL;
 END $$;
 CREATE TRIGGER count_deleted AFTER DELETE ON pggit.alert_delivery_queue REFERENCING OLD TABLE AS deleted
@@ -155,6 +112,30 @@ BEGIN
 END $$;
 CREATE TRIGGER count_truncated AFTER TRUNCATE ON pggit.alert_delivery_queue
     FOR EACH STATEMENT EXECUTE FUNCTION pggit.count_truncated();
+
+-- Or anybody could put them on a table of his own and have them write here with the owner's rights. A trigger that is there fires all
+-- the same.
+REVOKE EXECUTE ON FUNCTION pggit.count_changed(), pggit.count_deleted(), pggit.count_truncated(), pggit.unpark_lane() FROM PUBLIC;
+
+-- The condition stands in the function and not in the trigger's WHEN, which PostgreSQL prepares anew for each statement.
+CREATE OR REPLACE FUNCTION pggit.fill_in_defaults() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF (NEW.delivery_status = 'pending' AND NEW.next_retry_at IS NOT NULL AND NEW.retry_count IS NOT NULL
+        AND NEW.max_retries IS NOT NULL AND NEW.created_at IS NOT NULL AND NOT NEW.routed) THEN
+        RETURN NEW;
+    END IF;
+    NEW.delivery_status := CASE WHEN NEW.delivery_status IS NULL OR NEW.delivery_status = 'sending'
+                                THEN 'pending' ELSE NEW.delivery_status END;
+    NEW.next_retry_at := coalesce(NEW.next_retry_at, now());
+    NEW.retry_count := coalesce(NEW.retry_count, 0);
+    NEW.max_retries := coalesce(NEW.max_retries, 3);
+    NEW.created_at := coalesce(NEW.created_at, now());
+    NEW.routed := false;
+    RETURN NEW;
+END $$;
+DROP TRIGGER fill_in_defaults ON pggit.alert_delivery_queue;
+CREATE TRIGGER fill_in_defaults BEFORE INSERT ON pggit.alert_delivery_queue
+    FOR EACH ROW EXECUTE FUNCTION pggit.fill_in_defaults();
 
 -- A delivery that is being sent counts as what it was before: pending on its first attempt, retrying afterwards. Whoever may call it
 -- needs no right on what it reads: roles that could count until now go on.
@@ -174,3 +155,19 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     )
     SELECT pending, retrying, delivered, failed, pending + retrying + delivered + failed FROM waiting, finished
 $$;
+
+-- A role of their own that workers connect as may use what is new as it may use the queue.
+DO $$
+DECLARE
+    worker text;
+BEGIN
+    FOR worker IN
+        SELECT DISTINCT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END
+          FROM pg_class c
+         CROSS JOIN LATERAL aclexplode(c.relacl) AS a
+         WHERE c.oid = 'pggit.webhook_health_metrics'::regclass AND a.privilege_type = 'INSERT' AND a.grantee <> c.relowner
+    LOOP
+        EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON pggit.finished_counts, pggit.worker_minutes TO %s', worker);
+        EXECUTE format('GRANT SELECT ON pggit.v_waiting_deliveries TO %s', worker);
+    END LOOP;
+END $$;

@@ -9,6 +9,6 @@ ON CONFLICT (minute, worker_id) DO UPDATE
        timeouts = m.timeouts + excluded.timeouts,
        circuit_opens = m.circuit_opens + excluded.circuit_opens,
        rate_limit_hits = m.rate_limit_hits + excluded.rate_limit_hits,
-       durations = ARRAY(SELECT old + new FROM unnest(m.durations, excluded.durations) WITH ORDINALITY AS d (old, new, place)
+       durations = ARRAY(SELECT coalesce(old, 0) + coalesce(new, 0) FROM unnest(m.durations, excluded.durations) WITH ORDINALITY AS d (old, new, place)
                           ORDER BY place),
        slowest_seconds = greatest(m.slowest_seconds, excluded.slowest_seconds)

@@ -1,4 +1,4 @@
--- What everybody who inserts needs and the migration grants to PUBLIC: a look at the flag, and the functions that triggers call.
+-- What everybody who inserts needs and the migration grants to PUBLIC: a look at the flag, and the function that triggers call.
 SELECT 'SELECT on the sequence pggit.wake_flag' AS what, 'GRANT SELECT ON SEQUENCE pggit.wake_flag TO PUBLIC' AS command
   FROM pg_class c
  WHERE c.relnamespace = 'pggit'::regnamespace AND c.relname = 'wake_flag'
@@ -7,6 +7,6 @@ SELECT 'SELECT on the sequence pggit.wake_flag' AS what, 'GRANT SELECT ON SEQUEN
  UNION ALL
 SELECT 'EXECUTE on ' || p.oid::regprocedure, format('GRANT EXECUTE ON FUNCTION %s TO PUBLIC', p.oid::regprocedure)
   FROM pg_proc p
- WHERE p.pronamespace = 'pggit'::regnamespace AND p.proname IN ('wake', 'count_finished')
+ WHERE p.pronamespace = 'pggit'::regnamespace AND p.proname = 'wake'
    AND NOT EXISTS (SELECT FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
                     WHERE a.grantee = 0 AND a.privilege_type = 'EXECUTE')

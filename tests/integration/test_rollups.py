@@ -7,15 +7,17 @@ from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 
 from tests.acceptance.daemon import Daemon, answer_ok
 from tests.engine import Engine, answered, engine, insert, register
-from tests.postgres import Database
+from tests.postgres import Database, Server
 from tests.receivers import Receiver, answering
 from tests.waiting import eventually
 from webhookd import queries
 from webhookd.adopt import adopt
+from webhookd.migrate import load, migrate
 
 HISTORY = 60_000
 
@@ -44,6 +46,14 @@ CHANGES = (
         f"UPDATE pggit.alert_delivery_queue SET delivery_status = '{new}' WHERE delivery_status = '{old}' AND delivery_id % 3 = 0"
         for old, new in (("failed", "pending"), ("delivered", "failed"), ("sending", "delivered"), ("pending", "failed"))
     ),
+    "UPDATE pggit.alert_delivery_queue SET delivery_status = 'failed', lease_token = NULL, lease_until = NULL, leased_by = NULL"
+    " WHERE delivery_status = 'sending'",
+    "UPDATE pggit.alert_delivery_queue SET delivery_status = 'pending', routed = true WHERE delivery_status = 'failed'",
+    "INSERT INTO pggit.alert_delivery_queue (delivery_id, webhook_id, message_body, delivery_status)"
+    " SELECT delivery_id, 1, '{}', 'delivered' FROM pggit.alert_delivery_queue ON CONFLICT DO NOTHING",
+    "INSERT INTO pggit.alert_delivery_queue (delivery_id, webhook_id, message_body, delivery_status)"
+    " SELECT delivery_id, 1, '{}', 'delivered' FROM pggit.alert_delivery_queue"
+    " ON CONFLICT (delivery_id) DO UPDATE SET delivery_status = excluded.delivery_status",
     "DELETE FROM pggit.alert_delivery_queue WHERE delivery_id % 4 = 0",
     "DELETE FROM pggit.alert_delivery_queue WHERE false",
     "BEGIN; DELETE FROM pggit.alert_delivery_queue; ROLLBACK",
@@ -85,6 +95,44 @@ def test_a_discarded_copy_counts_its_deliveries_as_failed(database: Database, wo
     assert counted(database) == in_the_queue(database) == (0, 5)
     leases = database.execute("SELECT count(lease_token) + count(lease_until) + count(leased_by) FROM pggit.alert_delivery_queue")
     assert leases == [(0,)]
+
+
+def test_counting_again_mends_any_difference(database: Database, worker: Engine) -> None:
+    database.execute(CHANGES[0])
+    database.execute("INSERT INTO pggit.finished_counts (delivered, failed) VALUES (-500, 77)")
+    [recount] = [migration.text for migration in load() if migration.name == "0003_count_finished"]
+    database.execute(recount)
+    assert counted(database) == in_the_queue(database)
+
+
+def test_a_workers_own_role_may_use_what_a_migration_adds(empty_database: Database, server: Server) -> None:
+    role = server.create_role()
+    migrate(empty_database.dsn, migrations=load()[:1])
+    empty_database.execute(
+        f"GRANT USAGE ON SCHEMA pggit TO {role}; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA pggit TO {role};"
+        f"GRANT SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA pggit TO {role}"
+    )
+    migrate(empty_database.dsn)
+    register(empty_database, 1)
+    insert(empty_database, 1)
+    with engine(Database(empty_database.name, server.dsn(empty_database.name, user=role))) as worker:
+        assert worker.finish(worker.take(), answered(200)).accepted
+    assert counted(empty_database) == (1, 0)
+
+
+def test_nobody_borrows_the_owners_rights_from_a_trigger_function(database: Database, server: Server) -> None:
+    role = server.create_role()
+    database.execute(f"GRANT USAGE ON SCHEMA pggit TO {role}")
+    functions = database.execute(
+        "SELECT proname FROM pg_proc WHERE pronamespace = 'pggit'::regnamespace AND prosecdef AND prorettype = 'trigger'::regtype"
+    )
+    assert {"count_truncated", "unpark_lane"} < {name for (name,) in functions}
+    with psycopg.connect(server.dsn(database.name, user=role), autocommit=True) as anybody:
+        anybody.execute("CREATE TEMP TABLE mine (webhook_id bigint)")
+        for (name,) in functions:
+            statement = f"CREATE TRIGGER borrowed AFTER INSERT ON mine FOR EACH STATEMENT EXECUTE FUNCTION pggit.{name}()"
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                anybody.execute(statement.encode())
 
 
 def fold(database: Database) -> None:

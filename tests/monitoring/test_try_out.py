@@ -36,7 +36,7 @@ def test_one_command_starts_a_fleet_under_load_and_all_that_it_tells_to_open_is_
     prometheus_program(), alertmanager_program()
     ports, log = free_ports(), tmp_path / "log"
     with local.program([sys.executable, str(SCRIPT), *options(ports), "--seconds", "120"], log) as process:
-        eventually(lambda: "Ctrl-C ends everything" in log.read_text() or process.poll() is not None, 60, what="ready")
+        eventually(lambda: "ends everything and removes it" in log.read_text() or process.poll() is not None, 60, what="ready")
         told = log.read_text()
         urls = re.findall(r"http://\S+", told)
         assert len(urls) >= 8, told

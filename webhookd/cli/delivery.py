@@ -145,7 +145,8 @@ def _print_attempts(attempts: Sequence[dict[str, Any]]) -> None:
     if not attempts:
         click.echo("no attempt yet")
         return
-    details = [attempt["event_details"] or {} for attempt in attempts]
+    # Plain SQL, or an earlier pggit, may have logged anything.
+    details = [found if isinstance(found := attempt["event_details"], dict) else {} for attempt in attempts]
     output.print_table(
         ("at", "event", "http", "ms", "worker", "reason", "answer"),
         [
