@@ -8,6 +8,8 @@ from tests.postgres import Database, Server, running_server, system_binaries
 
 EMBEDDED = "embedded"
 SYSTEM = "system"
+# These run programs with the default --metrics-port, for moments at least.
+DEFAULT_PORT = ("test_cli.py", "test_cli_mistakes.py", "test_demo.py", "test_doctor_cli.py", "test_monitor_role.py")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -64,7 +66,9 @@ def empty_database(server: Server) -> Iterator[Database]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one of pytest-xdist's processes run all tests of a file, and all that use the one busy stack."""
+    """Let one of pytest-xdist's processes run what belongs together: a file, the users of the busy stack, those of the default port."""
     for item in items:
         group = "busy_stack" if "busy_stack" in getattr(item, "fixturenames", ()) else str(item.path)
+        if item.path.name in DEFAULT_PORT:
+            group = "default port"
         item.add_marker(pytest.mark.xdist_group(group))
