@@ -66,7 +66,7 @@ def empty_database(server: Server) -> Iterator[Database]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one of pytest-xdist's processes run what belongs together: a file, the users of the busy stack, those of the default port."""
+    """Let one process of pytest-xdist run what belongs together: a file, users of the busy stack, those of the default port."""
     for item in items:
         group = "busy_stack" if "busy_stack" in getattr(item, "fixturenames", ()) else str(item.path)
         if item.path.name in DEFAULT_PORT:
