@@ -9,7 +9,7 @@ from tests.postgres import Database, Server, running_server, system_binaries
 EMBEDDED = "embedded"
 SYSTEM = "system"
 # These run programs with the default --metrics-port, for moments at least.
-DEFAULT_PORT = ("test_cli.py", "test_cli_mistakes.py", "test_demo.py", "test_doctor_cli.py", "test_monitor_role.py")
+DEFAULT_PORT = ("test_cli.py", "test_cli_mistakes.py", "test_doctor_cli.py", "test_monitor_role.py")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

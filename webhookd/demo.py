@@ -53,7 +53,9 @@ def _run(console: Console, stack: ExitStack, *, keep: bool, directory: Path | No
     port = stack.enter_context(local.receivers(receivers.answer))
     connection = stack.enter_context(psycopg.connect(dsn, autocommit=True, row_factory=dict_row))
     _register(connection, port)
-    options = ("--metrics-port", str(_metrics_port()), "--log-level", "error")
+    # Any free ports where it ends by itself; where the documentation looks for metrics if somebody has the time to look.
+    metrics_port = 8000 if keep and not local.taken(range(8000, 8003)) else 0
+    options = ("--metrics-port", str(metrics_port), "--log-level", "error")
     daemon = stack.enter_context(local.program(local.webhookd(dsn, *options)))
     console.print(f"{WEBHOOKS} webhooks registered: {len(SLOW)} answer slowly, {SICK} fails for {SICK_FOR_S:g} s and recovers")
     demo = Demo(connection, receivers, daemon)
@@ -67,7 +69,7 @@ def _run(console: Console, stack: ExitStack, *, keep: bool, directory: Path | No
         raise WebhookdError(f"only {demo.progress['delivered']} of {DELIVERIES:,} were delivered in {GIVE_UP_AFTER_S:g} s")
     console.print(f"{DELIVERIES:,} delivered")
     if keep:
-        _stay(console, dsn)
+        _stay(console, dsn, metrics_port)
     return 0
 
 
@@ -206,11 +208,6 @@ class Demo:
         return Group(bar, Text(), figures, Text(), workers, Text(), *(Text(event) for event in self.events[-4:]))
 
 
-def _metrics_port() -> int:
-    """Return 8000, where the documentation looks for metrics, or 0 (any free ports) where something is there already."""
-    return 0 if local.taken(range(8000, 8003)) else 8000
-
-
 def _register(connection: psycopg.Connection[dict[str, Any]], port: int) -> None:
     connection.execute(
         "INSERT INTO pggit.webhooks (webhook_id, url)"
@@ -222,15 +219,15 @@ def _register(connection: psycopg.Connection[dict[str, Any]], port: int) -> None
     )
 
 
-def _stay(console: Console, dsn: str) -> None:
-    port = _metrics_port()
+def _stay(console: Console, dsn: str, metrics_port: int) -> None:
     console.print("\nEverything goes on running; Ctrl-C ends it. Look at:")
-    if port == 0:  # taken: by our own workers, unless they had to go elsewhere
+    if metrics_port:
         for number in range(3):
-            console.print(f"  http://127.0.0.1:{8000 + number}/metrics  /healthz  /readyz")
-    console.print(f"  webhookd status --dsn \"{dsn}\"")
-    console.print(f"  webhookd delivery list --dsn \"{dsn}\"")
-    console.print(
-        f"  psql \"{dsn}\" -c \"INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) VALUES ({FIRST}, '{{}}')\""
-    )
+            console.print(f"  http://127.0.0.1:{metrics_port + number}/metrics  /healthz  /readyz")
+    for command in (
+        f'webhookd status --dsn "{dsn}"',
+        f'webhookd delivery list --dsn "{dsn}"',
+        f'psql "{dsn}" -c "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) VALUES ({FIRST}, \'{{}}\')"',
+    ):
+        console.print(f"  {command}", soft_wrap=True)  # never broken into lines: they are for copying
     threading.Event().wait()

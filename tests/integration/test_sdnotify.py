@@ -81,8 +81,8 @@ def test_ready_waits_for_every_worker_s_first_beat(manager: Manager, tmp_path: P
         program.working(2)
         eventually(lambda: "STATUS=2 of 3 workers running" in manager.heard())
         assert manager.states() == []
+        mute = eventually(lambda: program.reports("started", number=3))[0]["pid"]
         program.set_mode(3, Mode.WORK)
-        mute = program.reports("started", number=3)[0]["pid"]
         os.kill(mute, signal.SIGKILL)
         wait_for(manager, "READY=1")
 
