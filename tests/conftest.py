@@ -1,6 +1,7 @@
 """Fixtures for every test. The server is started once a run; each test gets a database of its own."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,12 @@ EMBEDDED = "embedded"
 SYSTEM = "system"
 # These run programs with the default --metrics-port, for moments at least.
 DEFAULT_PORT = ("test_cli.py", "test_cli_mistakes.py", "test_doctor_cli.py", "test_monitor_role.py")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Only this file is read early enough for options; tests/storm uses them."""
+    parser.addoption("--storm-seed", type=int, help="repeat the choices of an earlier run (each storm prints its own)")
+    parser.addoption("--storm-table", type=Path, help="write the table of all storms to this file")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -22,14 +22,17 @@ _STARTED = re.compile(r'metrics="?127\.0\.0\.1:(\d+)')
 
 
 class Daemon:
-    """`webhookd` with *arguments*, delivering to loopback. Context manager: stopped, and if need be killed, at the end."""
+    """`webhookd` with *arguments*, delivering to loopback. Context manager: stopped, and if need be killed, at the end.
 
-    def __init__(self, dsn: str, *arguments: str, workers: int = 3) -> None:
+    *program* are Python's own arguments, for a program that runs webhookd with faults in it.
+    """
+
+    def __init__(self, dsn: str, *arguments: str, workers: int = 3, program: Sequence[str] = ("-m", "webhookd")) -> None:
         self._log = tempfile.NamedTemporaryFile("w+", prefix="webhookd-", suffix=".log")  # noqa: SIM115 (closed in __exit__)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("WEBHOOKD_", "DATABASE_URL"))}
         options = ("--dsn", dsn, "--workers", str(workers), "--metrics-port", "0", *LOOPBACK, *arguments)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "webhookd", *options],
+            [sys.executable, *program, *options],
             stdout=self._log,
             stderr=subprocess.STDOUT,
             env=environment,

@@ -1,0 +1,76 @@
+"""webhookd with a failpoint: `python failing_webhookd.py STEP PROBABILITY TIMES WEBHOOKD'S OPTIONS`.
+
+Having taken the step, a worker dies of SIGKILL with that probability, or (`..._answer_lost`) its database connection does, just
+after a COMMIT whose answer it therefore never gets. After TIMES failures all is well. This program wraps webhookd's own
+functions before the workers are forked; webhookd itself knows nothing of failpoints.
+"""
+
+import multiprocessing
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+
+from webhookd.claims import Claimer
+from webhookd.core import restart
+from webhookd.delivery import Courier
+from webhookd.records import Recorder
+
+# A storm that kills a worker a second would mostly wait for its places to be filled again.
+restart.BACKOFF_MAX_S = 0.5
+
+STEPS: dict[str, tuple[type, str]] = {
+    "claim_uncommitted": (Claimer, "_take"),
+    "claimed": (Claimer, "claim"),
+    "claim_answer_lost": (Claimer, "claim"),
+    "sent": (Courier, "deliver"),
+    "record_uncommitted": (Recorder, "_record_in"),
+    "recorded": (Recorder, "record"),
+    "record_answer_lost": (Recorder, "record"),
+}
+
+
+def fail_after(step: str, probability: float, times: int) -> None:
+    """Have the fleet fail *times* after *step*, with *probability* each time that it has been taken."""
+    owner, name = STEPS[step]
+    original: Callable[..., Any] = getattr(owner, name)
+    left = multiprocessing.Value("i", times)
+    chance = random.SystemRandom()  # forked workers would share the state of any other
+
+    def due() -> bool:
+        if chance.random() >= probability:
+            return False
+        with left.get_lock():  # given back before anybody dies
+            left.value -= 1
+            return bool(left.value >= 0)
+
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        if _happened(step, result) and due():
+            print(f"failpoint {step}", file=sys.stderr, flush=True)
+            if step.endswith("_answer_lost"):
+                connection: psycopg.Connection[Any] = args[0]
+                connection.close()
+                raise psycopg.OperationalError("the answer to COMMIT was lost")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def _happened(step: str, result: Any) -> bool:
+    """Return whether the step did anything: an idle look is none."""
+    return bool(result.deliveries) if step in ("claimed", "claim_answer_lost") else True
+
+
+if __name__ == "__main__":
+    step, probability, times = sys.argv[1:4]
+    del sys.argv[1:4]
+    fail_after(step, float(probability), int(times))
+    from webhookd.cli.main import main
+
+    main()

@@ -1,0 +1,60 @@
+"""A receiver that counts what arrives, delivery by delivery, while thousands come."""
+
+import re
+from collections import Counter
+from collections.abc import Callable
+
+from tests.receivers import OK, Behaviour, Peer, Receiver
+
+ERROR = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n"
+
+_DELIVERY = re.compile(rb"\r\nwebhook-id: [^\r]*_([0-9]+)\r\n", re.IGNORECASE)
+_WEBHOOK = re.compile(rb"POST /([0-9]+) ")
+
+Answer = Callable[[int, int], bytes]
+"""What to answer, given a webhook's id and how often the delivery has arrived; it may sleep."""
+
+
+class Sink(Receiver):
+    """Webhook 2001's URL is `url("/2001")`. *arrivals* counts whole requests by delivery id, *accepted* those answered with 2xx.
+
+    *behaviour* replaces the plain HTTP server by something worse; only what it reads with `Peer.read_request` is counted.
+    """
+
+    def __init__(self, answer: Answer = lambda webhook_id, nth: OK, *, behaviour: Behaviour | None = None) -> None:
+        self.arrivals: Counter[int] = Counter()
+        self.accepted: Counter[int] = Counter()
+        self._answer = answer
+        super().__init__(behaviour or self._serve_http)
+
+    def record(self, request: bytes) -> None:
+        """Count *request*; a hundred thousand of them are not kept."""
+        with self._changed:
+            self.arrivals[delivery_of(request)] += 1
+            self._changed.notify_all()
+
+    def accept(self, delivery_id: int) -> None:
+        """Count a request that is being answered with 2xx."""
+        with self._changed:
+            self.accepted[delivery_id] += 1
+
+    def _serve_http(self, peer: Peer) -> None:
+        while (request := peer.read_request()) is not None:
+            delivery_id = delivery_of(request)
+            answer = self._answer(webhook_of(request), self.arrivals[delivery_id])
+            if answer.startswith(b"HTTP/1.1 2"):
+                self.accept(delivery_id)  # before it is sent: who has recorded a success was answered
+            peer.send(answer)
+
+
+def delivery_of(request: bytes) -> int:
+    """Return the delivery id in a request's `webhook-id` header."""
+    found = _DELIVERY.search(request)
+    assert found, request[:500]
+    return int(found[1])
+
+
+def webhook_of(request: bytes) -> int:
+    """Return the webhook id in a request's path; 0 where there is none."""
+    found = _WEBHOOK.match(request)
+    return int(found[1]) if found else 0
