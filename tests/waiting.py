@@ -7,10 +7,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def eventually(predicate: Callable[[], T], timeout_s: float = 20.0, *, what: str = "") -> T:
-    """Return *predicate*'s first true result. Blocks; raise `AssertionError` once *timeout_s* has passed without one.
+def eventually(predicate: Callable[[], T], timeout_s: float = 20.0, *, what: str = "", every_s: float = 0.01) -> T:
+    """Return *predicate*'s first true result, asking every *every_s* seconds. Blocks.
 
-    *timeout_s* guards against a hang and measures nothing: the machine may be slow.
+    Raise `AssertionError` once *timeout_s* has passed without one: a guard against a hang that measures nothing, since the
+    machine may be slow.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -19,4 +20,4 @@ def eventually(predicate: Callable[[], T], timeout_s: float = 20.0, *, what: str
             return result
         if time.monotonic() >= deadline:
             raise AssertionError(f"not within {timeout_s:g} s: {what or predicate} (last result: {result!r})")
-        time.sleep(0.01)
+        time.sleep(every_s)

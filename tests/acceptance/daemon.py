@@ -128,6 +128,11 @@ def insert(database: Database, deliveries: int, *, webhooks: int = 50, first: in
     )
 
 
+def refused(daemon: Daemon) -> int:
+    """Return how many results the fence has turned away: their deliveries may have been sent twice."""
+    return sum(map(int, re.findall(r"refused by the fence.* results=(\d+)", daemon.log())))
+
+
 def statuses(database: Database) -> dict[str, int]:
     """Return how many rows there are in each delivery_status."""
     return dict(database.execute("SELECT delivery_status, count(*)::int FROM pggit.alert_delivery_queue GROUP BY 1"))

@@ -1,14 +1,13 @@
 """Workers die, hang and stall at every step of a delivery's way."""
 
 import os
-import re
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.acceptance.daemon import Daemon, wait_until_ready
+from tests.acceptance.daemon import Daemon, refused, wait_until_ready
 from tests.storm.sink import Sink
 from tests.storm.storm import Storm
 from tests.waiting import eventually
@@ -18,11 +17,6 @@ pytestmark = pytest.mark.storm
 FAILING = str(Path(__file__).with_name("failing_webhookd.py"))
 # Lost leases are tried again at once, so two workers' deaths may cost a delivery the three leases after which it is tried alone.
 SURVIVES = "timeout_seconds = 5"
-
-
-def refused(daemon: Daemon) -> int:
-    """Return how many results the fence has turned away."""
-    return sum(map(int, re.findall(r"refused by the fence.* results=(\d+)", daemon.log())))
 
 
 def leases_of(storm: Storm, pid: int) -> int:
