@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
 
-from prometheus_client.exposition import gzip_accepted
-
 from webhookd import __version__
 from webhookd.exposition import Exposition
 from webhookd.metrics import Metrics
@@ -33,6 +31,7 @@ _MAX_HEAD_BYTES = 16 * 1024
 _BACKLOG = 128
 _PAUSE_AFTER_FAULT_S = 0.2
 _TEXT = "text/plain; charset=utf-8"
+_ABSOLUTE = re.compile(r"\Ahttps?://[^/?]*", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
@@ -187,7 +186,7 @@ class Endpoint:
     def _metrics(self, request: "_Request") -> "_Response":
         content_type, body = self._exposition.render(request.accept, for_prometheus=request.by_prometheus)
         headers: tuple[str, ...] = ("Vary: Accept, Accept-Encoding",)
-        if gzip_accepted(request.accept_encoding):
+        if _takes_gzip(request.accept_encoding):
             # Text this repetitive shrinks by nine tenths at any level; higher ones only take longer.
             body = gzip.compress(body, compresslevel=3)
             headers = (*headers, "Content-Encoding: gzip")
@@ -251,10 +250,21 @@ def _parse(head: str) -> _Request | None:
             return None
         known = fields.get(name.lower())
         fields[name.lower()] = value.strip() if known is None else f"{known}, {value.strip()}"
-    path, _, _ = parts[1].partition("?")
+    # A client that believes in a proxy names the whole URL, which servers must take too (RFC 9112, 3.2.2).
+    path, _, _ = _ABSOLUTE.sub("", parts[1], count=1).partition("?")
     # Prometheus says with each scrape how long it will wait; so do those that scrape in its stead.
     by_prometheus = "x-prometheus-scrape-timeout-seconds" in fields
     return _Request(parts[0], path, fields.get("accept", ""), fields.get("accept-encoding", ""), by_prometheus)
+
+
+def _takes_gzip(accept_encoding: str) -> bool:
+    """Return whether gzip is named with a weight above 0 (RFC 9110, 12.5.3); what cannot be read is no."""
+    for one in accept_encoding.lower().split(","):
+        coding, *parameters = (part.strip() for part in one.split(";"))
+        if coding in ("gzip", "x-gzip"):
+            weight = next((part[2:].strip() for part in parameters if part.startswith("q=")), "1")
+            return re.fullmatch(r"0\.\d*[1-9]\d*|1(\.0*)?", weight) is not None
+    return False
 
 
 def _render(response: _Response, *, head_only: bool = False) -> bytes:

@@ -25,11 +25,13 @@ class Window:
         return max(10, round((self.end - self.start) / 600))
 
     def fill_in(self, query: str, **chosen: str) -> str:
-        """Return *query* as Grafana would send it, with All for every variable that is not in *chosen* (name=pattern)."""
+        """Return *query* as Grafana would send it, with All for every variable that is not in *chosen* (name=value)."""
         start, end = (datetime.fromtimestamp(when, UTC).isoformat() for when in (self.start, self.end))
         query = query.replace("$__rate_interval", f"{max(4 * 10, self.step + 10)}s")
         query = re.sub(r"\$__timeFilter\((\w+)\)", rf"\1 BETWEEN '{start}' AND '{end}'", query)
-        return re.sub(r"\$\{(worker|webhook):regex\}|\$(worker|webhook)\b", lambda m: chosen.get(m[1] or m[2], ".*"), query)
+        quoted = {name: "'" + value.replace("'", "''") + "'" for name, value in chosen.items()}
+        query = re.sub(r"\$\{(worker|webhook):sqlstring\}", lambda m: quoted.get(m[1], "'%'"), query)
+        return re.sub(r"\$(worker|webhook)\b", lambda m: chosen.get(m[1], ".*"), query)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ TAG = "webhookd"
 OURS = 'service="webhook-delivery"'
 WORKER = 'worker_id=~"$worker"'
 CHOSEN = f'{WORKER},webhook_id=~"$webhook"'
-WORKER_SQL = "worker_id ~ '^(${worker:regex})$'"
-CHOSEN_SQL = "webhook_id::text ~ '^(${webhook:regex})$'"
+# Each chosen one is a quoted string: nothing in a name, or in a link's, leaves it.
+WORKER_SQL = "worker_id LIKE ANY (ARRAY[${worker:sqlstring}])"
+CHOSEN_SQL = "webhook_id::text LIKE ANY (ARRAY[${webhook:sqlstring}])"
 
 UP_OR_DOWN = [words({"0": ("DOWN", RED), "1": ("up", GREEN)})]
 STATUS_COLOURS = [colour("delivered", GREEN), colour("failed", RED), colour("timeout", ORANGE)]
@@ -71,8 +72,8 @@ def metrics_variables() -> list[Json]:
         _variable(
             "prometheus", "Prometheus", "datasource", query="prometheus", current=_chosen("Prometheus", "webhookd-prometheus")
         ),
-        _choice("worker", PROMETHEUS, "label_values(worker_health_status, worker_id)"),
-        _choice("webhook", PROMETHEUS, "label_values(webhook_deliveries_total, webhook_id)"),
+        _choice("worker", PROMETHEUS, "label_values(worker_health_status, worker_id)", every=".*"),
+        _choice("webhook", PROMETHEUS, "label_values(webhook_deliveries_total, webhook_id)", every=".*"),
     ]
 
 
@@ -85,11 +86,14 @@ def database_variables() -> list[Json]:
     source = _variable(
         "postgresql", "PostgreSQL", "datasource", query=POSTGRESQL["type"], current=_chosen("PostgreSQL", "webhookd-postgresql")
     )
-    return [source, _choice("worker", POSTGRESQL, workers), _choice("webhook", POSTGRESQL, webhooks)]
+    return [source, _choice("worker", POSTGRESQL, workers, every="'%'"), _choice("webhook", POSTGRESQL, webhooks, every="'%'")]
 
 
-def _choice(name: str, source: Json, query: str) -> Json:
-    """Return a variable of which several values may be chosen. All is a pattern, so what is new counts too."""
+def _choice(name: str, source: Json, query: str, *, every: str) -> Json:
+    """Return a variable of which several values may be chosen. All is the pattern *every*, so what is new counts too.
+
+    Grafana puts *every* in as it stands, whatever format the query asks for.
+    """
     return _variable(
         name,
         name.capitalize(),
@@ -97,7 +101,7 @@ def _choice(name: str, source: Json, query: str) -> Json:
         query=query,
         datasource=source,
         current=_chosen(["All"], ["$__all"]),
-        allValue=".*",
+        allValue=every,
         includeAll=True,
         multi=True,
         refresh=2,  # with the time range

@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 from typing import Any
+
+import psycopg
 
 from monitoring.grafana.asking import Frame, Window, ask_postgresql, ask_prometheus
 from monitoring.grafana.build import FOLDER
@@ -299,7 +302,11 @@ def main() -> None:
     window = Window(time.time() - 60 * arguments.minutes, time.time())
     arguments.into.mkdir(parents=True, exist_ok=True)
     for path in sorted(FOLDER.glob("*.json")):
-        html, height = page(json.loads(path.read_text()), arguments.prometheus, arguments.dsn, window)
+        try:
+            html, height = page(json.loads(path.read_text()), arguments.prometheus, arguments.dsn, window)
+        except (OSError, ValueError, psycopg.Error) as failure:
+            asked = "PostgreSQL" if isinstance(failure, psycopg.Error) else f"Prometheus at {arguments.prometheus}"
+            sys.exit(f"preview: {path.stem}: {asked} gives no answer: {' '.join(str(failure).split())}")
         with tempfile.NamedTemporaryFile("w", suffix=".html") as file:
             file.write(html)
             file.flush()

@@ -12,4 +12,4 @@ UPDATE pggit.alert_delivery_queue
          ORDER BY delivery_id
          LIMIT %(limit)s
            FOR UPDATE))
-RETURNING delivery_id
+RETURNING delivery_id, webhook_id

@@ -32,8 +32,9 @@ WITH RECURSIVE new (webhook_id, oldest, routed) AS (
      GROUP BY webhook_id
 ), judged AS (
     SELECT l.webhook_id, l.oldest,
-           CASE WHEN w.webhook_id IS NULL THEN 'unregistered'
-                WHEN NOT w.enabled THEN 'paused'
+           CASE WHEN w.webhook_id IS NULL AND l.webhook_id < 1 THEN 'impossible'
+                WHEN w.webhook_id IS NULL THEN 'unregistered'
+                WHEN NOT w.enabled THEN CASE WHEN w.disabled_reason = '410 Gone' THEN 'gone' ELSE 'paused' END
                 -- Workers know of a row, but of no time at which to look at it.
                 WHEN l.oldest_routed < now() - interval '60 seconds' AND h.runnable_at IS NULL THEN 'parked'
                 WHEN l.oldest > now() THEN 'scheduled'

@@ -1,4 +1,4 @@
--- Every registered webhook with its health, its circuit, and how many deliveries wait for it.
+-- The registered webhooks, all where the limit is NULL, with its health, its circuit, and how many deliveries wait for it.
 SELECT w.webhook_id, w.url, w.enabled, w.disabled_reason,
        coalesce(h.health_status, 'unknown') AS health_status,
        coalesce(h.circuit_state, 'closed') AS circuit_state,
@@ -11,3 +11,4 @@ SELECT w.webhook_id, w.url, w.enabled, w.disabled_reason,
               WHERE delivery_status IN ('pending', 'retrying', 'sending')
               GROUP BY webhook_id) q USING (webhook_id)
  ORDER BY w.webhook_id
+ LIMIT %(limit)s::bigint

@@ -1,5 +1,6 @@
 """Mistakes a user makes at the command line, each answered by one line; and what SIGHUP makes of a changed file."""
 
+import json
 import os
 import signal
 import subprocess
@@ -70,6 +71,21 @@ def test_a_secret_that_was_written_wrongly_with_sql_is_one_line_and_nothing_is_s
     done = webhookd("webhook", "test", "5", "--allow-network", "127.0.0.0/8", dsn=database.dsn)
     assert_refused(done, "webhook 5", "rotate-secret")
     assert "hunter2" not in done.stderr
+
+
+def test_a_long_list_of_webhooks_is_cut_off_and_says_so(database: Database) -> None:
+    database.execute("INSERT INTO pggit.webhooks (webhook_id, url) SELECT n, 'https://a.test/' FROM generate_series(1, 1001) n")
+    cut = webhookd("webhook", "list", dsn=database.dsn)
+    assert (cut.returncode, len(cut.stdout.splitlines())) == (0, 1001)  # with the heading
+    assert "more than 1000: give --limit" in cut.stderr
+    assert webhookd("webhook", "list", "--limit", "1001", dsn=database.dsn).stderr == ""
+    assert len(json.loads(webhookd("webhook", "list", "--json", dsn=database.dsn).stdout)) == 1001
+
+
+def test_a_target_that_is_not_allowed_is_one_line_and_says_what_allows_it(database: Database) -> None:
+    database.execute("INSERT INTO pggit.webhooks (webhook_id, url) VALUES (5, 'https://127.0.0.1:1/'), (6, 'http://example.org/')")
+    assert_refused(webhookd("webhook", "test", "5", dsn=database.dsn), "nothing was sent", "loopback", "--allow-network")
+    assert_refused(webhookd("webhook", "test", "6", dsn=database.dsn), "nothing was sent", "--allow-http")
 
 
 def test_a_name_that_resolves_to_what_is_not_allowed_is_registered_with_a_warning(database: Database) -> None:

@@ -1,5 +1,6 @@
 """`webhookd metrics` on a real fleet: the sum of what its workers say, sent where it is wanted, and what is missing is named."""
 
+import gzip
 import json
 import ssl
 import subprocess
@@ -127,6 +128,19 @@ def test_what_answers_is_merged_whatever_the_others_do() -> None:
     assert "HTTP 404" in by_port[str(wrong.port)]
     assert "refused" in by_port["1"]
     assert len(by_port) == 4
+
+
+def test_an_endless_answer_is_cut_off() -> None:
+    def endless(peer: Peer) -> None:
+        peer.read_request()
+        bomb = gzip.compress(b"#" * 70_000_000)
+        head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(bomb)
+        peer.send(head + bomb)
+
+    with Receiver(endless) as receiver:
+        done = webhookd("metrics", *PATIENT, "--url", receiver.url("/metrics"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "longer than 64 MB" in done.stderr.splitlines()[0]
 
 
 def test_without_any_worker_it_fails_in_one_line(database: Database) -> None:

@@ -265,8 +265,9 @@ def test_rights_that_a_worker_lacks(embedded_server: Server, database: Database)
             privileges, _, objects = what.replace(" and ", ", ").replace("the schema", "SCHEMA").partition(" on ")
             kind = "SEQUENCE " if "wake_flag" in objects else ""
             database.execute(f"REVOKE {privileges} ON {kind}{objects} FROM {role}")
-        said = mend_all(database, "rights", dsn=dsn)
-        assert {line.partition(" lacks ")[2].partition(":")[0] for line in said.splitlines()} == lacking
+        # All at once, and one command mends it.
+        found = assert_found_and_mended(database, "rights", role, dsn=dsn)
+        assert set(found.detail.partition(" lacks ")[2].partition(": ")[0].split("; ")) == lacking
 
 
 def test_rights_are_judged_for_the_role_that_workers_connect_as(embedded_server: Server, database: Database) -> None:
@@ -395,6 +396,13 @@ def test_a_worker_that_died(database: Database) -> None:
     assert_found_and_mended(database, "workers", "worker-2", ELSEWHERE, "has been silent for 12")
 
 
+def test_a_worker_that_is_silent(database: Database) -> None:
+    add_worker(database, "worker-2", seen_s=-30)
+    (finding,) = wrong(database)
+    assert (finding.name, finding.severity) == ("workers", Severity.WARNING)
+    assert "worker-2" in finding.detail and "silent for 30 s" in finding.detail
+
+
 def test_workers_of_another_release(database: Database) -> None:
     add_worker(database, "worker-2", version="0.0.1")
     (finding,) = wrong(database)
@@ -473,6 +481,35 @@ def test_deliveries_for_a_paused_webhook_are_a_note(database: Database) -> None:
     assert note.severity is Severity.NOTE
     run(note)
     assert [finding for finding in findings(database) if finding.severity is Severity.NOTE] == []
+
+
+def test_deliveries_for_a_webhook_that_answered_410(database: Database) -> None:
+    register(database, enabled=False, disabled_reason="410 Gone")
+    insert(database)
+    (note,) = (finding for finding in findings(database) if finding.name == "waiting")
+    assert "410 Gone" in note.detail and "paused" not in note.detail
+    run(note)
+    assert [finding for finding in findings(database) if finding.severity is Severity.NOTE] == []
+
+
+def test_deliveries_for_an_id_that_nobody_can_register(database: Database) -> None:
+    insert(database, 0)
+    assert_found_and_mended(database, "waiting", "webhook 0", "below 1")
+
+
+def test_circuits_that_are_open(database: Database) -> None:
+    database.execute("INSERT INTO pggit.webhooks (webhook_id, url) SELECT n, 'https://a.example' FROM generate_series(1, 8) n")
+    database.execute(
+        "UPDATE pggit.webhook_health_metrics SET circuit_state = 'open', consecutive_failures = 5, total_deliveries = 5,"
+        " circuit_until = now() + interval '50 s', last_success_at = CASE WHEN webhook_id = 3 THEN now() - interval '90 s' END,"
+        " health_status = 'unavailable' WHERE webhook_id IN (3, 4)"
+    )
+    # Past its time: the next delivery goes.
+    database.execute("UPDATE pggit.webhook_health_metrics SET circuit_state = 'open', circuit_until = now() WHERE webhook_id = 5")
+    assert_found_and_mended(database, "circuits", "circuit of webhooks 4, 3", "4 never succeeded", "3 last succeeded 9", "test 4")
+    database.execute("UPDATE pggit.webhook_health_metrics SET circuit_state = 'open', circuit_until = now() + interval '9 s'")
+    (many,) = wrong(database)
+    assert "and 3 more" in many.detail
 
 
 @pytest.mark.parametrize("blocked_by", ["NULL", "'paused'"])
@@ -573,6 +610,17 @@ def test_a_secret_that_cannot_sign(database: Database) -> None:
     assert wrong(database) == []
     database.execute("UPDATE pggit.webhooks SET secret = 'whsec_tooshort'")
     assert_found_and_mended(database, "secrets", "webhook 1")
+
+
+def test_more_webhooks_than_are_examined(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = format_secret(b"k" * 32)
+    for webhook_id in (1, 2, 3):
+        register(database, webhook_id=webhook_id, secret=secret)
+    monkeypatch.setattr(queue, "MOST_WEBHOOKS", 2)
+    notes = [finding.name for finding in findings(database) if "only the newest 2 " in finding.detail]
+    assert notes == ["targets", "secrets"]
+    monkeypatch.setattr(queue, "MOST_WEBHOOKS", 3)
+    assert [finding for finding in findings(database) if "only the newest" in finding.detail] == []
 
 
 def test_a_thousand_faults_are_a_screen(database: Database) -> None:

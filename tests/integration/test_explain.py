@@ -4,12 +4,14 @@ import json
 import math
 import random
 import shlex
+import time
 from collections.abc import Iterator
 from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 
 from tests.acceptance.test_cli import webhookd
 from tests.engine import (
@@ -29,6 +31,9 @@ from tests.postgres import Database
 from webhookd.claims import Defaults
 from webhookd.cli import delivery_facts
 from webhookd.cli.explain import Reason, reasons
+from webhookd.cli.main import cli
+from webhookd.core.answer import Answer, AnswerKind
+from webhookd.core.model import Attempted
 
 LANE = "UPDATE pggit.webhook_health_metrics SET {} WHERE webhook_id = 1"
 
@@ -304,6 +309,7 @@ def test_a_long_line_before_it_is_counted_up_to_a_bound(database: Database, work
     assert (free.name, behind.name) == ("free", "behind")
     assert "5 deliveries of webhook 1 go first" in behind.text
     assert "10,000 or more" in explained(database, rows[-1])[1].text
+    assert "1 delivery of webhook 1 goes first" in explained(database, rows[1])[1].text
     assert names(explained(database, rows[0])) == ["free"]
 
 
@@ -322,7 +328,47 @@ def test_a_failed_delivery_whose_webhook_was_disabled_says_both(database: Databa
     register(database, 1)
     [delivery_id] = insert(database, 1)
     worker.finish(worker.take(), answered(410))
-    assert names(explained(database, delivery_id)) == ["failed", "paused"]
+    failed, gone = explained(database, delivery_id)
+    assert (failed.name, gone.name, gone.until) == ("failed", "gone", None)
+    assert "answered 410 Gone" in gone.text and "paused" not in gone.text
+    assert gone.run == ("webhookd webhook resume 1",)
+    [waiting] = insert(database, 1)
+    assert only(explained(database, waiting), "gone").text == gone.text
+
+
+def test_a_target_that_is_not_allowed_says_that_a_retry_alone_is_no_help(database: Database, worker: Engine) -> None:
+    register(database, 1)
+    [delivery_id] = insert(database, 1)
+    refusal = "the address 10.0.0.1 is private; --allow-network permits such targets"
+    worker.finish(worker.take(), Attempted(Answer(AnswerKind.NOT_ALLOWED, 0.0, error=refusal), time.monotonic()))
+    assert "Start the service with --allow-network first" in only(explained(database, delivery_id), "failed").text
+
+
+def test_an_id_that_no_webhook_can_have_is_not_to_be_registered(database: Database, worker: Engine) -> None:
+    [delivery_id] = insert(database, 0)
+    unregistered = only(explained(database, delivery_id), "unregistered")
+    assert (unregistered.run, len(unregistered.sql)) == ((), 1)
+    database.execute(unregistered.sql[0])
+    only(explained(database, delivery_id), "failed")
+
+
+@pytest.mark.parametrize("instant", ["infinity", "-infinity", "20000-01-01", "0044-03-15 BC"])
+def test_instants_that_no_calendar_has_are_shown_all_the_same(database: Database, worker: Engine, instant: str) -> None:
+    register(database, 1, 2)
+    [waiting], [done] = insert(database, 1), insert(database, 2)
+    worker.finish(worker.take(), answered(200))
+    columns = "created_at = %(at)s, next_retry_at = %(at)s, attempted_at = %(at)s, delivered_at = %(at)s, lease_until = %(at)s"
+    for status, number in (("pending", waiting), ("sending", waiting), ("delivered", done)):
+        database.execute(
+            f"UPDATE pggit.alert_delivery_queue SET {columns}, delivery_status = %(status)s WHERE delivery_id = %(number)s",
+            {"at": instant, "status": status, "number": number},
+        )
+        assert explained(database, number)
+    database.execute("UPDATE pggit.alert_delivery_log SET created_at = %s", [instant])
+    for command in (["list"], ["list", "--json"], ["show", str(done)], ["show", str(done), "--json"]):
+        shown = CliRunner().invoke(cli, ["delivery", *command, "--dsn", database.dsn], catch_exceptions=False)
+        assert (shown.exit_code, instant[:5] in shown.output) == (0, True)
+    assert CliRunner().invoke(cli, ["delivery", "explain", str(done), "--dsn", database.dsn]).exit_code == 0
 
 
 def test_a_row_or_lane_that_somebody_else_has_locked_is_told(database: Database, worker: Engine) -> None:
@@ -333,6 +379,7 @@ def test_a_row_or_lane_that_somebody_else_has_locked_is_told(database: Database,
         locked = only(explained(database, delivery_id), "locked")
         assert worker.take() == []
         assert f"pid {connection.info.backend_pid}" in locked.text and "somebody" in locked.text
+        assert locked.sql == (f"SELECT pg_terminate_backend({connection.info.backend_pid})",)
         connection.rollback()
         connection.execute("UPDATE pggit.webhook_health_metrics SET last_check_at = now()")
         assert "lane of webhook 1" in only(explained(database, delivery_id), "locked").text
@@ -417,6 +464,27 @@ def test_the_command_prints_causes_what_to_run_and_the_attempts(database: Databa
     command = next(line for line in elsewhere.stdout.splitlines() if "webhook resume 1" in line)
     assert webhookd(*shlex.split(command)[1:], dsn="host=/nowhere").returncode == 0
     assert database.execute("SELECT enabled FROM pggit.webhooks") == [(True,)]
+
+
+def test_a_retry_says_what_the_delivery_then_waits_for(database: Database, worker: Engine) -> None:
+    register(database, 1, enabled=False, disabled_reason="410 Gone")
+    register(database, 2)
+    insert(database, 2, 5)
+    worker.finish(worker.take(), answered(500))
+    ids = [str(one) for webhook_id in (1, 2, 3) for one in insert(database, webhook_id)]
+    retry = ["delivery", "retry", "--dsn", database.dsn]
+    lines = CliRunner().invoke(cli, [*retry, *ids], catch_exceptions=False).output.splitlines()
+    assert lines[0] == "3 will be sent again"
+    for number, words in zip(ids, ("410 Gone", "circuit of webhook 2 is open", "registered webhook 3"), strict=True):
+        told = next(at for at, line in enumerate(lines) if line.startswith(f"delivery {number} waits."))
+        assert words in lines[told]
+        assert f"delivery explain {number}" in lines[told + 1]
+    database.execute("UPDATE pggit.alert_delivery_queue SET delivery_status = 'failed' WHERE webhook_id <> 2")
+    failed = CliRunner().invoke(cli, [*retry, "--failed"], catch_exceptions=False).output
+    assert failed.startswith("2 will be sent again\n") and failed.count("waits.") == 2
+    register(database, 4)
+    [free] = insert(database, 4)
+    assert CliRunner().invoke(cli, [*retry, str(free)], catch_exceptions=False).output == "1 will be sent again\n"
 
 
 def test_a_delivery_that_is_not_committed_yet_points_to_the_producers_open_transaction(database: Database) -> None:

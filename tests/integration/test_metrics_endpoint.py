@@ -113,6 +113,21 @@ def test_the_answer_is_compressed_for_those_who_ask(served: Served) -> None:
     assert gzip.decompress(body) == served.ask("/metrics")[1]
 
 
+@pytest.mark.parametrize(
+    ("accepted", "compressed"),
+    [
+        ("gzip;q=0", False),
+        ("deflate, gzip; q=0.000", False),
+        ("gzip;q=nonsense", False),
+        ("GZIP ;Q=0.5, identity;q=0.1", True),
+        ("identity, gzip;q=1.0", True),
+    ],
+)
+def test_gzip_with_a_weight_of_zero_is_refused(served: Served, accepted: str, compressed: bool) -> None:
+    response, _ = served.ask("/metrics", Accept_Encoding=accepted)
+    assert (response.headers["Content-Encoding"] == "gzip") is compressed
+
+
 def test_probes_answer_200_or_503_with_one_line_of_reason(served: Served) -> None:
     served.ready = (False, "draining:\n3 deliveries in flight")
     response, body = served.ask("/readyz")
@@ -142,6 +157,9 @@ def test_other_paths_are_404_and_other_methods_405(served: Served) -> None:
     ("request_bytes", "status"),
     [
         (b"GET /healthz HTTP/1.0\n\n", b"200"),
+        (b"GET http://worker.example:9464/healthz?x HTTP/1.1\r\nHost: worker.example\r\n\r\n", b"200"),
+        (b"GET http://worker.example HTTP/1.1\r\nHost: worker.example\r\n\r\n", b"404"),
+        (b"GET /http://worker.example/healthz HTTP/1.1\r\n\r\n", b"404"),
         (b"\r\n\r\n", b"400"),
         (b"GET /metrics\r\n\r\n", b"400"),
         (b"GET /metrics HTTP/1.1\r\nno colon\r\n\r\n", b"400"),

@@ -8,9 +8,11 @@ from click.testing import CliRunner
 
 from tests.engine import Engine, answered, engine, insert, register
 from tests.postgres import Database
+from webhookd import migrate
 from webhookd.cli.main import cli
 from webhookd.cli.status import Baseline
 from webhookd.counts import DURATION_BUCKETS_S
+from webhookd.errors import WebhookdError
 
 MINUTE = (
     "INSERT INTO pggit.worker_minutes (minute, worker_id, delivered, failed, timeouts, circuit_opens, rate_limit_hits, durations,"
@@ -58,6 +60,15 @@ def test_a_quiet_night_with_living_workers_is_fine(database: Database) -> None:
         "circuit openings, last hour": (0.0, "ok"),
         "rate limit hits a minute, last 5": (0.0, "ok"),
     }
+
+
+@pytest.mark.parametrize("command", [["status"], ["metrics"], ["webhook", "list"], ["delivery", "list"]])
+def test_an_old_schema_is_one_line_that_says_migrate_or_no_matter(empty_database: Database, command: list[str]) -> None:
+    migrate.migrate(empty_database.dsn, migrations=migrate.load()[:1])
+    done = CliRunner().invoke(cli, [*command, "--dsn", empty_database.dsn])
+    refused = isinstance(done.exception, WebhookdError) and str(done.exception)
+    expected = "0002_monitoring is missing: run `webhookd migrate`"
+    assert expected in str(refused) if command[0] in ("status", "metrics") else done.exit_code == 0
 
 
 def test_the_last_hour_of_all_workers_is_added_up(database: Database) -> None:

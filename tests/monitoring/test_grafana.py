@@ -250,6 +250,8 @@ def test_a_chosen_webhook_and_worker_are_all_that_is_left(busy_stack: Stack, mon
     (panel,) = (panel for panel in DASHBOARDS["webhookd-postgresql"]["panels"] if panel["title"] == "Degraded Webhooks")
     target = {"rawSql": window.fill_in(panel["targets"][0]["rawSql"], webhook=failing)}
     assert [str(row[0]) for frame in ask_postgresql(monitor_dsn, target, window) for row in frame.rows] == [failing]
+    crafted = {"rawSql": window.fill_in(panel["targets"][0]["rawSql"], webhook="' OR true OR 'a' <> '")}
+    assert [frame.rows for frame in ask_postgresql(monitor_dsn, crafted, window)] == [[]]
 
 
 @EACH

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from psycopg import errors
 from psycopg.rows import dict_row
 
-from webhookd import adopt, embedded, queries
+from webhookd import adopt, embedded, migrate, queries
 from webhookd.config import Config
 from webhookd.errors import UnusableError
 
@@ -43,7 +44,11 @@ def connect(config: Config) -> Iterator[Connection]:
         row = connection.execute("SELECT to_regclass('pggit.installation') IS NOT NULL").fetchone()
         if row is None or not row[0]:
             raise UnusableError("the database has no schema of webhookd's: run `webhookd migrate`")
-        yield connection
+        try:
+            yield connection
+        except (errors.UndefinedTable, errors.UndefinedColumn, errors.UndefinedFunction):
+            migrate.check(connection)  # of an old schema it says what workers say; else it is something else
+            raise
 
 
 def fetch(connection: Connection, statement: str, **parameters: object) -> list[dict[str, Any]]:

@@ -8,11 +8,13 @@ from typing import Any
 import click
 
 from webhookd.cli.options import connection_options, load_settings
+from webhookd.config import Settings
 from webhookd.errors import WebhookdError
 from webhookd.option_kinds import Seconds
 
 _STATUSES = ("pending", "retrying", "sending", "delivered", "failed")
 _BATCH = 1000
+_WAITS_SHOWN = 5  # webhooks
 _SINCE = Seconds(longest_s=3650 * 86400.0)
 
 
@@ -40,9 +42,10 @@ def list_(
     ctx: click.Context, /, status: str | None, webhook_id: int | None, limit: int, as_json: bool, **_: object
 ) -> None:
     """List deliveries, newest first."""
-    from webhookd.cli import database, output
+    from webhookd.cli import database, delivery_facts, output
 
     with database.connect(load_settings(ctx).config) as connection:
+        connection.adapters.register_loader("timestamptz", delivery_facts.LenientInstant)
         rows = database.fetch(connection, "delivery_list", status=status, webhook_id=webhook_id, limit=limit)
     if as_json:
         output.print_json(rows)
@@ -58,9 +61,10 @@ def list_(
 @click.pass_context
 def show(ctx: click.Context, /, delivery_id: int, as_json: bool, **_: object) -> None:
     """Show one delivery, its body and every attempt."""
-    from webhookd.cli import database, output
+    from webhookd.cli import database, delivery_facts, output
 
     with database.connect(load_settings(ctx).config) as connection:
+        connection.adapters.register_loader("timestamptz", delivery_facts.LenientInstant)
         row = database.fetch_one(connection, "delivery_show", delivery_id=delivery_id)
         if row is None:
             raise WebhookdError(f"no delivery has the id {delivery_id}: `webhookd delivery list` shows those there are")
@@ -95,6 +99,7 @@ def explain(ctx: click.Context, /, delivery_id: int, as_json: bool, **_: object)
     config = settings.config
     commands = commands_for(settings, database.dsn_of(config))
     with database.connect(config) as connection:
+        connection.adapters.register_loader("timestamptz", delivery_facts.LenientInstant)
         connection.isolation_level, connection.read_only = IsolationLevel.REPEATABLE_READ, True
         with connection.transaction():
             facts = delivery_facts.read(connection, delivery_id, defaults_of(config))
@@ -104,7 +109,13 @@ def explain(ctx: click.Context, /, delivery_id: int, as_json: bool, **_: object)
                 raise WebhookdError(f"no delivery {delivery_id} can be seen: {missing}")
     # Pasted as it is, a command must reach the database that was asked here.
     found = [
-        replace(reason, run=tuple(commands.webhookd(words.removeprefix("webhookd ")) for words in reason.run))
+        replace(
+            reason,
+            run=(
+                *(commands.webhookd(words.removeprefix("webhookd ")) for words in reason.run),
+                *(commands.sql(statement) for statement in reason.sql),
+            ),
+        )
         for reason in reasons(facts)
     ]
     row = facts.row
@@ -185,22 +196,54 @@ def retry(
 
     if bool(delivery_ids) == failed or (not failed and (webhook_id is not None or since is not None)):
         raise click.UsageError("give either ids, or --failed with --webhook and --since where wanted", ctx)
-    with database.connect(load_settings(ctx).config) as connection:
+    settings = load_settings(ctx)
+    first: dict[int, int] = {}  # of each webhook, the first delivery
+    with database.connect(settings.config) as connection:
         if delivery_ids:
             ids = sorted(set(delivery_ids))
-            found = {row["delivery_id"] for row in database.fetch(connection, "delivery_retry", delivery_ids=ids)}
-            if missing := [str(one) for one in ids if one not in found]:
-                click.echo(f"{len(found)} will be sent again")
-                raise WebhookdError(f"not there, or being sent just now: {', '.join(missing)}")
-            count = len(found)
+            rows = database.fetch(connection, "delivery_retry", delivery_ids=ids)
+            for row in rows:
+                first.setdefault(row["webhook_id"], row["delivery_id"])
+            found = {row["delivery_id"] for row in rows}
+            missing, count = [str(one) for one in ids if one not in found], len(found)
         else:
-            count, after = 0, -1
+            missing, count, after = [], 0, -1
             while True:
                 rows = database.fetch(
                     connection, "delivery_retry_failed", after=after, webhook_id=webhook_id, since_s=since, limit=_BATCH
                 )
                 count += len(rows)
+                for row in rows:
+                    first.setdefault(row["webhook_id"], row["delivery_id"])
                 if len(rows) < _BATCH:
                     break
                 after = max(row["delivery_id"] for row in rows)
-    click.echo(f"{count} will be sent again")
+        click.echo(f"{count} will be sent again")
+        _print_waits(connection, settings, list(first.values()))
+    if missing:
+        raise WebhookdError(f"not there, or being sent just now: {', '.join(missing)}")
+
+
+def _print_waits(connection: Any, settings: Settings, delivery_ids: Sequence[int]) -> None:
+    """Say of some of these deliveries, one a webhook, what keeps them from being sent now."""
+    from psycopg import IsolationLevel, errors
+
+    from webhookd.claims import defaults_of
+    from webhookd.cli import database, delivery_facts
+    from webhookd.cli.explain import reasons
+    from webhookd.doctor.commands import commands_for
+
+    commands = commands_for(settings, database.dsn_of(settings.config))
+    connection.isolation_level, connection.read_only = IsolationLevel.REPEATABLE_READ, True
+    for delivery_id in delivery_ids[:_WAITS_SHOWN]:
+        try:
+            with connection.transaction():
+                facts = delivery_facts.read(connection, delivery_id, defaults_of(settings.config))
+        except errors.InsufficientPrivilege:
+            return  # whoever may write the queue need not read the registry
+        if facts is None or facts.row.status not in ("pending", "retrying"):
+            continue  # a worker was quicker
+        held = [reason.text for reason in reasons(facts) if reason.until is not None and reason.until > facts.now]
+        if held:
+            click.echo(f"delivery {delivery_id} waits. {held[0]}")
+            click.echo(f"    {commands.webhookd(f'delivery explain {delivery_id}')}")

@@ -5,8 +5,12 @@ All instants are epoch seconds of the database's clock.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
+
+import psycopg
+from psycopg.types.datetime import TimestamptzLoader
 
 from webhookd import queries, store
 from webhookd.claims import Defaults, lane_of, settings_of
@@ -17,6 +21,18 @@ from webhookd.core.model import Settings, Status
 
 ALIVE_S = 20.0  # a worker reports every few seconds
 MOST_AHEAD = 10_000
+# What Python has words for; a column may also hold infinity, or a year that no datetime has.
+FIRST, LAST = datetime(1, 1, 1, tzinfo=UTC).timestamp(), datetime(9999, 12, 31, tzinfo=UTC).timestamp()
+
+
+class LenientInstant(TimestamptzLoader):
+    """Loads an instant that no datetime can hold as PostgreSQL writes it: one such row must not hide the others."""
+
+    def load(self, data: Any) -> Any:
+        try:
+            return super().load(data)
+        except psycopg.DataError:
+            return bytes(data).decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +85,13 @@ class OpenTransaction:
     gid: str | None
     open_s: float | None
 
+    @property
+    def ending(self) -> str:
+        """The statement that ends it."""
+        if self.gid is not None:
+            return f"ROLLBACK PREPARED '{self.gid.replace(chr(39), 2 * chr(39))}'"
+        return f"SELECT pg_terminate_backend({self.pid})"
+
     def __str__(self) -> str:
         since = "" if self.open_s is None else f", open for {duration(max(0.0, self.open_s))}"
         if self.gid is not None:
@@ -113,6 +136,9 @@ def read(connection: database.Connection, delivery_id: int, defaults: Defaults) 
     found = database.fetch_one(connection, "delivery_explain", delivery_id=delivery_id)
     if found is None:
         return None
+    for column in ("next_retry_at", "delivered_at", "lease_until"):
+        if found[column] is not None:
+            found[column] = min(max(found[column], FIRST), LAST)
     webhook_id, now, disabled_reason = found["webhook_id"], found.pop("now"), found.pop("disabled_reason")
     row = Row(status=Status(found.pop("delivery_status")), **found)
     only_this = {"webhook_ids": store.number_array([webhook_id])}

@@ -4,37 +4,40 @@ What a lane may do is asked of the core (`admit`), as workers ask it, so that th
 """
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from webhookd.cli.delivery_facts import MOST_AHEAD, Facts, Row
+from webhookd.cli.delivery_facts import LAST, MOST_AHEAD, Facts, Row
 from webhookd.cli.output import duration, shown
 from webhookd.core.breaker import Breaker, CircuitState
 from webhookd.core.bucket import Bucket
 from webhookd.core.lane import BlockedBy, Lane, admit
 from webhookd.core.lifecycle import GIVE_UP_AFTER, SUSPECT_AFTER
 from webhookd.core.model import Settings, Status
+from webhookd.records import GONE_REASON
 
 LONG_DUE_S = 30.0  # by then the sweep has mended what no notification covers
-FAR = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 
 
 @dataclass(frozen=True, slots=True)
 class Reason:
     """One thing that holds a delivery back, or was its end.
 
-    *until*: when that ends (inf: not by itself; None: it holds nothing back). *run*: commands that help.
+    *until*: when that ends (inf: not by itself; None: it holds nothing back). *run*: commands of webhookd's that
+    help; *sql*: statements that do.
     """
 
     name: str
     text: str
     until: float | None = None
     run: tuple[str, ...] = ()
+    sql: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, object]:
         """Return it for programs; `until` is an instant, "never", or null where it holds nothing."""
-        until = self.until if self.until is None or self.until < FAR else "never"
+        until = self.until if self.until is None or self.until < LAST else "never"
         if isinstance(until, float):
             return {"reason": self.name, "text": self.text, "until": datetime.fromtimestamp(until, UTC), "run": self.run}
         return {"reason": self.name, "text": self.text, "until": until, "run": self.run}
@@ -46,7 +49,7 @@ def reasons(facts: Facts) -> list[Reason]:
         case Status.DELIVERED:
             return [_delivered(facts)]
         case Status.FAILED:
-            return [_failed(facts), *(replace(reason, until=None) for reason in _webhook_off(facts))]
+            return [_failed(facts), *(replace(reason, until=None) for reason in _webhook_off(facts) if not reason.sql)]
         case Status.SENDING:
             found = [_leased(facts), *_no_worker(facts), *_lost_leases(facts)]
         case _:
@@ -58,7 +61,9 @@ def reasons(facts: Facts) -> list[Reason]:
 
 def _delivered(facts: Facts) -> Reason:
     row = facts.row
-    when = "" if row.delivered_at is None else f" {_instant(row.delivered_at)}, {duration(facts.now - row.delivered_at)} ago"
+    when = "" if row.delivered_at is None else f" {_instant(row.delivered_at)}"
+    if row.delivered_at is not None and row.delivered_at <= facts.now:
+        when += f", {duration(facts.now - row.delivered_at)} ago"
     if row.attempts == 0:
         return Reason("delivered", f"It was marked as delivered{when} without an attempt of webhookd's.")
     by = f" by {shown(row.worker_id)}" if row.worker_id else ""
@@ -69,6 +74,8 @@ def _failed(facts: Facts) -> Reason:
     row = facts.row
     why = shown(facts.last_reason) if facts.last_reason else "the attempt log holds no reason"
     text = f"It failed after {_counted(row.attempts, 'attempt', 'attempts')} and is not tried again: {why}."
+    if option := re.search(r"--allow-\w+", why):
+        text += f" Nothing was sent. Start the service with {option[0]} first if it may: a retry fails alike without it."
     return Reason("failed", text, run=(f"webhookd delivery retry {row.delivery_id}",))
 
 
@@ -104,14 +111,21 @@ def _locked(facts: Facts) -> Iterator[Reason]:
     for locker in facts.lockers:
         what = "row of this delivery" if locker.what == "delivery" else f"lane of webhook {facts.row.webhook_id}"
         text = f"The {what} is locked by {locker}: workers pass over it until that transaction ends."
-        yield Reason("locked", text, math.inf)
+        yield Reason("locked", f"{text} This ends it, and undoes what it did:", math.inf, sql=(locker.ending,))
 
 
 def _webhook_off(facts: Facts) -> Iterator[Reason]:
     webhook_id = facts.row.webhook_id
-    if facts.settings is None:
+    if facts.settings is None and webhook_id < 1:
+        text = f"Nobody can register webhook {webhook_id}, since ids begin at 1. Correct its webhook_id, or give it up:"
+        give_up = f"UPDATE pggit.alert_delivery_queue SET delivery_status = 'failed' WHERE delivery_id = {facts.row.delivery_id}"
+        yield Reason("unregistered", text, math.inf, sql=(give_up,))
+    elif facts.settings is None:
         text = f"Nobody has registered webhook {webhook_id}: its deliveries wait until somebody does."
         yield Reason("unregistered", text, math.inf, (f"webhookd webhook add URL --id {webhook_id}",))
+    elif not facts.settings.enabled and facts.disabled_reason == GONE_REASON:
+        text = f"The receiver answered 410 Gone, so webhook {webhook_id} was disabled. Once it takes deliveries again, enable it."
+        yield Reason("gone", text, math.inf, (f"webhookd webhook resume {webhook_id}",))
     elif not facts.settings.enabled:
         text = f"Webhook {webhook_id} is paused: {shown(facts.disabled_reason or 'no reason given')}."
         yield Reason("paused", text, math.inf, (f"webhookd webhook resume {webhook_id}",))
@@ -237,7 +251,7 @@ def _ahead(facts: Facts) -> Iterator[Reason]:
     if facts.ahead == 0 or row.next_retry_at > facts.now or row.leases_lost >= SUSPECT_AFTER:
         return
     many = f"{MOST_AHEAD:,} or more deliveries" if facts.ahead >= MOST_AHEAD else _counted(facts.ahead, "delivery", "deliveries")
-    text = f"{many} of webhook {row.webhook_id} go first"
+    text = f"{many} of webhook {row.webhook_id} {'goes' if facts.ahead == 1 else 'go'} first"
     turn = facts.now
     if settings is not None and lane is not None:
         emptied = lane.bucket.take(facts.ahead, facts.now, rate=settings.rate, burst=settings.burst)
@@ -255,11 +269,11 @@ def _rate(settings: Settings) -> str:
 
 def _in(facts: Facts, at: float) -> str:
     """Return *at* as "2026-11-24 03:50:00Z (in 12 s)"."""
-    return f"{_instant(at)} (in {duration(at - facts.now)})" if at < FAR else "never"
+    return f"{_instant(at)} (in {duration(at - facts.now)})" if at < LAST else "never"
 
 
 def _until(facts: Facts, at: float) -> str:
-    return f"until {_in(facts, at)}" if at < FAR else "for ever"
+    return f"until {_in(facts, at)}" if at < LAST else "for ever"
 
 
 def _instant(at: float) -> str:

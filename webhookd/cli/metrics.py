@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
 _POST_S = 5.0
+_MOST_BYTES = 64 * 1024 * 1024  # of one worker's answer, unpacked
+_CHUNK_BYTES = 64 * 1024
 _LOOPBACK = ("127.", "[::1]", "localhost")
 
 
@@ -191,10 +193,20 @@ def _get(url: str, timeout_s: float) -> str:
 
     headers = {"user-agent": _user_agent(), "accept": "text/plain;version=0.0.4"}
     with urllib3.PoolManager() as pool:
-        answer = pool.request("GET", url, headers=headers, timeout=timeout_s, retries=False, redirect=False)
-        if answer.status != 200:
-            raise WebhookdError(f"HTTP {answer.status}")
-        return answer.data.decode("utf-8")
+        answer = pool.request(
+            "GET", url, headers=headers, timeout=timeout_s, retries=False, redirect=False, preload_content=False
+        )
+        try:
+            if answer.status != 200:
+                raise WebhookdError(f"HTTP {answer.status}")
+            body = bytearray()
+            for chunk in answer.stream(_CHUNK_BYTES):
+                body += chunk
+                if len(body) > _MOST_BYTES:
+                    raise WebhookdError(f"the answer is longer than {_MOST_BYTES // 1024**2} MB")
+            return body.decode("utf-8")
+        finally:
+            answer.close()
 
 
 def _post(url: str, body: bytes) -> str:

@@ -26,6 +26,7 @@ _LIMITS: tuple[tuple[str, str, Any, str, str], ...] = (
 )
 _SECRET_BYTES = 32
 _LOOKUP_S = 3.0
+_LISTED = 1000
 _OUR_HEADERS = frozenset({"content-type", "user-agent", "webhook-id", "webhook-timestamp", "webhook-signature"})
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -91,15 +92,20 @@ def add(
 
 
 @webhook.command("list")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help=f"How many. [default: {_LISTED:,}; all with --json]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @connection_options
 @click.pass_context
-def list_(ctx: click.Context, /, as_json: bool, **_: object) -> None:
+def list_(ctx: click.Context, /, limit: int | None, as_json: bool, **_: object) -> None:
     """List the registered webhooks with their health and what waits for them."""
     from webhookd.cli import database, output
 
     with database.connect(load_settings(ctx).config) as connection:
-        rows = database.fetch(connection, "webhook_list")
+        # Drawing a table of 100,000 takes minutes.
+        most = limit if as_json else limit or _LISTED
+        rows = database.fetch(connection, "webhook_list", limit=most and most + 1)
+    more = most is not None and len(rows) > most
+    rows = rows[:most]
     if as_json:
         output.print_json(rows)
         return
@@ -118,6 +124,8 @@ def list_(ctx: click.Context, /, as_json: bool, **_: object) -> None:
             for row in rows
         ],
     )
+    if more:
+        click.echo(f"webhookd: there are more than {most}: give --limit, or --json for all", err=True)
 
 
 @webhook.command()
@@ -212,6 +220,7 @@ def remove(ctx: click.Context, /, webhook_id: int, force: bool, **_: object) -> 
 def test(ctx: click.Context, /, webhook_id: int, **_: object) -> None:
     """Send one signed test request from here, past the queue, and print the answer. Exit 1 unless it is 2xx."""
     from webhookd.cli import database, output
+    from webhookd.core.answer import AnswerKind
 
     config = load_settings(ctx).config
     with database.connect(config) as connection:
@@ -225,6 +234,8 @@ def test(ctx: click.Context, /, webhook_id: int, **_: object) -> None:
         raise UnusableError(
             f"the secret of webhook {webhook_id} cannot be used ({error}): run `webhookd webhook rotate-secret {webhook_id}`"
         ) from error
+    if answer.kind is AnswerKind.NOT_ALLOWED:
+        raise UnusableError(f"nothing was sent to webhook {webhook_id}: {answer.error}")
     status = answer.error or f"HTTP {answer.http_status}"
     click.echo(f"{status} after {answer.elapsed_s * 1000:.0f} ms")
     if answer.excerpt:

@@ -41,6 +41,7 @@ OF_THE_SCHEMA: Mapping[str, Check] = {
     "ports": workers.ports,
     "locks": queue.locks,
     "waiting": queue.waiting,
+    "circuits": queue.circuits,
     "leases": queue.leases,
     "suspects": queue.suspects,
     "lanes": queue.lanes,

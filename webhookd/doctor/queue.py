@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from webhookd.core.signing import parse_secret
 from webhookd.doctor.findings import Finding, error, note, warning
@@ -14,6 +15,7 @@ HELD_S = 300.0
 SETTLE_S = 1.0
 # Reading a URL takes some 20 us.
 MOST_WEBHOOKS = 20_000
+MOST_CIRCUITS = 5
 
 
 def waiting(installation: Installation) -> Iterator[Finding]:
@@ -22,9 +24,22 @@ def waiting(installation: Installation) -> Iterator[Finding]:
     for row in installation.rows("doctor_waiting", overdue_s=OVERDUE_S):
         first, which = row["webhook_ids"][0], _some(row["webhook_ids"], row["webhooks"])
         match row["cause"]:
+            case "impossible":
+                yield warning(
+                    f"deliveries wait for {which}, and nobody can register an id below 1: correct theirs, or give them up",
+                    commands.sql(
+                        "UPDATE pggit.alert_delivery_queue SET delivery_status = 'failed'"
+                        " WHERE webhook_id < 1 AND delivery_status IN ('pending', 'retrying')"
+                    ),
+                )
             case "unregistered":
                 yield warning(
                     f"deliveries wait for {which}, which nobody registered", commands.webhookd(f"webhook add URL --id {first}")
+                )
+            case "gone":
+                yield note(
+                    f"deliveries wait for {which}, disabled since the receiver answered 410 Gone; once it takes them again:",
+                    commands.webhookd(f"webhook resume {first}"),
                 )
             case "paused":
                 yield note(f"deliveries wait for {which}: paused or disabled", commands.webhookd(f"webhook resume {first}"))
@@ -42,6 +57,27 @@ def waiting(installation: Installation) -> Iterator[Finding]:
                     " there are too few workers, or none",
                     commands.start(f"--workers {2 * installation.config.workers}"),
                 )
+
+
+def circuits(installation: Installation) -> Iterator[Finding]:
+    """Receivers that failed several times in a row, and get nothing until a probe is delivered."""
+    found = installation.rows("doctor_circuits", limit=MOST_CIRCUITS)
+    if not found:
+        return
+    ids = [row["webhook_id"] for row in found]
+    since = "; ".join(f"{row['webhook_id']} {_last_success(row['success_s'])}" for row in found)
+    yield warning(
+        f"the circuit of {_some(ids, found[0]['webhooks'])} is open ({since}): its deliveries wait until a probe is answered;"
+        f" `webhookd webhook test {ids[0]}` tries it; once the receiver is there again, this closes it",
+        installation.commands.sql(
+            "UPDATE pggit.webhook_health_metrics SET consecutive_failures = 0, health_status = 'healthy', last_check_at = now()"
+            f" WHERE webhook_id IN ({', '.join(map(str, ids))})"
+        ),
+    )
+
+
+def _last_success(seconds_ago: float | None) -> str:
+    return "never succeeded" if seconds_ago is None else f"last succeeded {seconds_ago:.0f} s ago"
 
 
 def leases(installation: Installation) -> Iterator[Finding]:
@@ -140,7 +176,9 @@ def targets(installation: Installation) -> Iterator[Finding]:
         if is_address(target.host):
             egress.check_address(target.host)
 
-    for reason, ids in _refused(installation, "doctor_urls", "url", judge).items():
+    rows = installation.rows("doctor_urls", limit=MOST_WEBHOOKS + 1)
+    yield from _only_the_newest(rows)
+    for reason, ids in _refused(rows, "url", judge).items():
         option = re.search(r"--allow-\w+", reason)
         network = re.search(r"the address (\S+) is", reason)
         allowed = f"{option[0]} {network[1]}" if option and network else option[0] if option else None
@@ -157,17 +195,24 @@ def secrets(installation: Installation) -> Iterator[Finding]:
     def judge(secret: str) -> None:
         parse_secret(secret)
 
-    for reason, ids in _refused(installation, "doctor_secrets", "secret", judge).items():
+    rows = installation.rows("doctor_secrets", limit=MOST_WEBHOOKS + 1)
+    yield from _only_the_newest(rows)
+    for reason, ids in _refused(rows, "secret", judge).items():
         yield error(
             f"the secret of {_some(ids, len(ids))} cannot be used, so nothing is sent there: {reason}",
             installation.commands.webhookd(f"webhook rotate-secret {ids[0]}"),
         )
 
 
-def _refused(installation: Installation, statement: str, column: str, judge: Callable[[str], None]) -> dict[str, list[int]]:
+def _only_the_newest(rows: list[dict[str, Any]]) -> Iterator[Finding]:
+    if len(rows) > MOST_WEBHOOKS:
+        yield note(f"only the newest {MOST_WEBHOOKS:,} enabled webhooks were examined")
+
+
+def _refused(rows: list[dict[str, Any]], column: str, judge: Callable[[str], None]) -> dict[str, list[int]]:
     """Return the reasons that *judge* raises (`NotAllowed` or ValueError), and for which webhooks."""
     refused: dict[str, list[int]] = {}
-    for row in installation.rows(statement, limit=MOST_WEBHOOKS):
+    for row in rows[:MOST_WEBHOOKS]:
         try:
             judge(row[column])
         except (NotAllowed, ValueError) as reason:

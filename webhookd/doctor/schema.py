@@ -1,6 +1,7 @@
 """Checks of what the migrations made: tables, triggers, indexes, vacuum, rights."""
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 
@@ -109,8 +110,12 @@ def vacuum(installation: Installation) -> Iterator[Finding]:
 
 def rights(installation: Installation) -> Iterator[Finding]:
     """Whether the workers' role may do what they do, and whether everybody may insert without further rights."""
+    lacked = defaultdict(list)
     for row in installation.rows("doctor_rights", tables=_schema(installation).tables):
-        yield error(f"the role {row['role']} lacks {row['what']}: workers fail", installation.commands.sql(row["command"]))
+        lacked[row["role"]].append(row)
+    for role, rows in lacked.items():
+        what = "; ".join(row["what"] for row in rows)
+        yield error(f"the role {role} lacks {what}: workers fail", installation.commands.sql(*(row["command"] for row in rows)))
     for row in installation.rows("doctor_public_rights"):
         yield error(f"PUBLIC lacks {row['what']}: inserts of applications fail", installation.commands.sql(row["command"]))
 

@@ -14,6 +14,7 @@ from webhookd.doctor.installation import Installation
 from webhookd.doctor.queue import OVERDUE_S
 
 HEALTHZ_S = 1.0
+SILENT_S = 20.0  # a living worker reports every few seconds
 
 
 def workers(installation: Installation) -> Iterator[Finding]:
@@ -26,6 +27,11 @@ def workers(installation: Installation) -> Iterator[Finding]:
                 f"{row['worker_id']} on {row['host']} (pid {row['pid']}) has been silent for {row['seen_s_ago']:.0f} s: it died,"
                 " or cannot reach the database",
                 installation.commands.sql(f"DELETE FROM pggit.workers WHERE incarnation = '{row['incarnation']}'"),
+            )
+        elif row["seen_s_ago"] > SILENT_S:
+            yield warning(
+                f"{row['worker_id']} on {row['host']} (pid {row['pid']}) has been silent for {row['seen_s_ago']:.0f} s: it hangs,"
+                f" it died, or it cannot reach the database; from {adopt.LIVING_S} s on it counts as dead"
             )
     if not living:
         causes = {row["cause"] for row in installation.rows("doctor_waiting", overdue_s=OVERDUE_S)}
