@@ -588,6 +588,19 @@ def test_a_finished_row_that_does_not_look_like_one(database: Database, change: 
     assert_found_and_mended(database, "rows", "1 of the newest deliveries")
 
 
+def test_an_attempt_that_was_recorded_twice(database: Database) -> None:
+    once = (
+        "INSERT INTO pggit.alert_delivery_log (delivery_id, webhook_id, event_type, event_details)"
+        " VALUES (1, 1, 'retrying', '{\"attempt\": 1}'), (1, 1, 'failed', '{\"attempt\": 2}'), (2, 1, 'failed', '{}')"
+    )
+    database.execute(once)
+    assert wrong(database) == []
+    database.execute(once)
+    (finding,) = wrong(database)
+    assert (finding.name, finding.run and "delivery show 1" in finding.run) == ("attempts", True)
+    assert finding.detail.startswith("2 of the newest attempts") and "attempt 1 of delivery 1" in finding.detail
+
+
 @pytest.mark.parametrize(
     ("url", "options", "run"),
     [

@@ -46,6 +46,7 @@ OF_THE_SCHEMA: Mapping[str, Check] = {
     "suspects": queue.suspects,
     "lanes": queue.lanes,
     "rows": queue.rows,
+    "attempts": queue.attempts,
     "targets": queue.targets,
     "secrets": queue.secrets,
 }

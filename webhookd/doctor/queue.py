@@ -167,6 +167,17 @@ def rows(installation: Installation) -> Iterator[Finding]:
         yield note(f"{found['overspent']} of the newest deliveries were retried more often than their max_retries says now")
 
 
+def attempts(installation: Installation) -> Iterator[Finding]:
+    """Whether no attempt was recorded twice."""
+    if found := installation.rows("doctor_attempts"):
+        first = found[0]
+        yield warning(
+            f"{len(found)} of the newest attempts are in the attempt log more than once, the first: attempt {first['attempt']} of"
+            f" delivery {first['delivery_id']}; somebody inserted there or set `attempts` back, or this is a fault of webhookd's",
+            installation.commands.webhookd(f"delivery show {first['delivery_id']}"),
+        )
+
+
 def targets(installation: Installation) -> Iterator[Finding]:
     """Whether every webhook's URL may be delivered to. The doctor's own options count: give it those of the service."""
     egress = Egress(installation.config.allow_http, installation.config.allow_network)
