@@ -36,6 +36,7 @@ class Mode(StrEnum):
     FAIL_DRAIN = "fail-drain"  # beat, leave with 1 when told
     ONE_BEAT = "one-beat"  # beat once, then wait for orders
     SLOW_BOOT = "slow-boot"  # stay in what comes before the handlers are set
+    WORN = "worn"  # beat, and ask to be replaced with every beat; drain when told
     REFUSE_99 = "refuse-99"  # raise UnusableError where the configuration says timeout = 99
 
 
@@ -89,7 +90,7 @@ class Worker:
             if self.hangs:
                 hang_here()
             if mode is not Mode.MUTE and (mode is not Mode.ONE_BEAT or first):
-                self.seat.beat()
+                self.seat.beat(worn=mode is Mode.WORN)
             if first:
                 self.report("working")
                 first = False

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 
 from webhookd.errors import UnusableError
 from webhookd.sdnotify import ENVIRONMENT
-from webhookd.seat import ExitCode, WorkerSeat, lost_line
+from webhookd.seat import ExitCode, WorkerSeat, is_worn, lost_line
 from webhookd.signalbox import allow_signals, hold_signals
 
 log = logging.getLogger("webhookd.supervisor")
@@ -37,6 +37,7 @@ class Child:
     lifeline_fd: int
     kill_at: float | None = None
     ordered: bool = False  # told to leave
+    worn: bool = False  # has passed a limit and wants to be replaced
     hung: bool = False
     refusal: str | None = None  # why it can never run, in its own words
     ended: bool = False  # waited for: its pid may be somebody else's by now
@@ -48,7 +49,7 @@ class Child:
         return not (self.ordered or self.hung or self.refusal is not None)
 
     def read_beats(self) -> tuple[bool, bool]:
-        """Return whether beats have come, and whether the pipe has ended. May set *refusal*. Does not block."""
+        """Return whether beats have come, and whether the pipe has ended. May set *worn* and *refusal*. Does not block."""
         beaten = False
         while True:
             try:
@@ -59,6 +60,7 @@ class Child:
                 return beaten, True
             beats, mark, rest = (self._inbox + data).partition(b"U")
             beaten = beaten or bool(beats)
+            self.worn = self.worn or is_worn(beats)
             self._inbox = (mark + rest)[:_REFUSAL_LIMIT]
             if self.refusal is None and b"\n" in rest:
                 self.refusal = rest.partition(b"\n")[0].decode(errors="replace")

@@ -20,6 +20,7 @@ from webhookd.core.bucket import Bucket
 from webhookd.core.lane import Admission, BlockedBy, Lane, admit
 from webhookd.core.model import Delivery, Settings
 
+BODY_BYTES = 32 << 20  # bodies that one worker holds; one more may begin below it
 ROWS_PER_LANE = 20  # fewer lanes with more rows each cost fewer state writes; more would let one webhook crowd a claim
 LEASE_MARGIN_S = 30.0  # a lease outlives the exchange by so much local waiting
 SAFETY_S = 1.0  # an exchange whose lease is that close to its end does not start
@@ -56,8 +57,9 @@ def defaults_of(config: Config) -> Defaults:
 class Claim:
     """What one claim brought.
 
-    *lanes* were looked at; *rate_limited* of them (webhook ids) had to keep due rows for want of tokens. *full*: as many rows as
-    were asked for. *exhausted*: there were no further lanes with work. *contended*: others held lanes with new rows just then.
+    *lanes* were looked at; *rate_limited* of them (webhook ids) had to keep due rows for want of tokens. *full*: as many rows
+    as were asked for, or as many bytes. *exhausted*: there were no further lanes with work. *contended*: others held lanes with
+    new rows just then.
     """
 
     deliveries: Sequence[Delivery] = ()
@@ -93,8 +95,11 @@ class Claimer:
         self._claim_suspect = queries.load("claim_suspect")
         self._next_look = queries.load("next_look")
 
-    def claim(self, connection: store.Connection, *, limit: int) -> Claim:
-        """Claim at most *limit* (>= 1) due rows. Blocks for one transaction; raises `psycopg.Error`."""
+    def claim(self, connection: store.Connection, *, limit: int, body_bytes: int = BODY_BYTES) -> Claim:
+        """Claim at most *limit* (>= 1) due rows, and no more once their bodies come to *body_bytes* (>= 1).
+
+        Blocks for one transaction; raises `psycopg.Error`.
+        """
         started = time.monotonic()
         lanes_wanted = max(1, -(-limit // ROWS_PER_LANE))
         with store.transaction(connection, durable=False) as cursor:
@@ -104,17 +109,20 @@ class Claimer:
             lanes = [lane_of(row) for row in rows if row[0] is not None]
             deliveries: list[Delivery] = []
             rate_limited: list[int] = []
+            heavy = False
             if lanes:
                 settings = self._settings_of(cursor, [lane.webhook_id for lane in lanes])
                 lanes = self._recounted(cursor, lanes, settings)
-                deliveries, rate_limited = self._take(cursor, lanes, settings, limit=limit, now=now, started=started)
+                deliveries, rate_limited, heavy = self._take(
+                    cursor, lanes, settings, limit=limit, body_bytes=body_bytes, now=now, started=started
+                )
         if without_lane and started >= self._make_lanes_at and not make_lanes(connection, without_lane):
             self._make_lanes_at = started + 1.0
         return Claim(
             deliveries,
             rate_limited,
             lanes=len(lanes),
-            full=len(deliveries) >= limit,
+            full=heavy or len(deliveries) >= limit,
             exhausted=len(lanes) < lanes_wanted,
             contended=len(lanes) < fresh,
         )
@@ -156,7 +164,7 @@ class Claimer:
         if claimed is None or settings is None:
             return Claim(lanes=1)
         breaker = _breaker_at_claim(lane, admission, lease_until=now + lease_s)
-        stub = Stub(token, started, lease_s)
+        stub = Stub(token, started, now, lease_s)
         return Claim([_delivery_of(claimed, settings, breaker, stub)], lanes=1)
 
     def _settings_of(self, cursor: psycopg.Cursor[TupleRow], webhook_ids: Sequence[int]) -> dict[int, Settings]:
@@ -191,9 +199,11 @@ class Claimer:
         settings: Mapping[int, Settings],
         *,
         limit: int,
+        body_bytes: int,
         now: float,
         started: float,
-    ) -> tuple[list[Delivery], list[int]]:
+    ) -> tuple[list[Delivery], list[int], bool]:
+        """Return what was taken, the lanes out of tokens, and whether *body_bytes* kept due rows from being taken."""
         lease_s = max((item.timeout_s for item in settings.values()), default=0.0) + LEASE_MARGIN_S
         admissions = self._admit(lanes, settings, limit=limit, now=now, lease_s=lease_s)
         lanes = lanes[: len(admissions)]
@@ -214,22 +224,23 @@ class Claimer:
                 "incarnation": self._incarnation,
                 "token": token,
                 "lease_s": lease_s,
+                "body_bytes": body_bytes,
             },
         ).fetchall()
         breakers = {
             lane.webhook_id: _breaker_at_claim(lane, admission, lease_until=now + lease_s)
             for lane, admission in zip(lanes, admissions, strict=True)
         }
-        stub = Stub(token, started, lease_s)
+        stub = Stub(token, started, now, lease_s)
         deliveries: list[Delivery] = []
         rate_limited: dict[int, None] = {}
         for row in rows:
             webhook_id = row[0]
             if row[1]:
                 rate_limited[webhook_id] = None
-            if row[2] is not None:
-                deliveries.append(_delivery_of((webhook_id, *row[2:]), settings[webhook_id], breakers[webhook_id], stub))
-        return deliveries, list(rate_limited)
+            if row[3] is not None:
+                deliveries.append(_delivery_of((webhook_id, *row[3:]), settings[webhook_id], breakers[webhook_id], stub))
+        return deliveries, list(rate_limited), any(row[2] for row in rows)
 
     def _admit(
         self, lanes: Sequence[Lane], settings: Mapping[int, Settings], *, limit: int, now: float, lease_s: float
@@ -294,10 +305,11 @@ def settings_of(row: tuple[Any, ...], defaults: Defaults) -> Settings:
 
 
 class Stub(NamedTuple):
-    """What all deliveries of one claim share. *started* is monotonic."""
+    """What all deliveries of one claim share. *started* is monotonic, *now* the database's clock then."""
 
     token: int
     started: float
+    now: float
     lease_s: float
 
 
@@ -321,4 +333,5 @@ def _delivery_of(row: Sequence[Any], settings: Settings, breaker: Breaker, stub:
         settings=settings,
         claimed=stub.started,
         start_before=stub.started + stub.lease_s - settings.timeout_s - SAFETY_S,
+        claimed_at=stub.now,
     )

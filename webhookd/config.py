@@ -15,6 +15,7 @@ from typing import Any
 
 from webhookd.errors import UnusableError
 from webhookd.option_kinds import (
+    Bytes,
     Choice,
     Dsn,
     Flag,
@@ -89,6 +90,12 @@ class Config:
     )
     drain_timeout: float = _option(30.0, _PROCESSES, Seconds(), "Time to finish what is in flight when told to stop.")
     heartbeat_timeout: float = _option(30.0, _PROCESSES, Seconds(), "A worker silent for this long is replaced.")
+    worker_max_rss: int = _option(
+        0, _PROCESSES, Bytes(least=128 << 20), "A worker whose resident memory passes this is replaced; 0 is no limit."
+    )
+    worker_max_deliveries: int = _option(
+        0, _PROCESSES, Whole(0, 10**15), "A worker is replaced after so many deliveries; 0 is no limit."
+    )
     allow_http: bool = _option(False, _TARGETS, Flag(), "Permit plain http.")
     allow_network: tuple[str, ...] = _option(
         (), _TARGETS, Networks(), "Permit targets in this private or loopback network; repeatable."

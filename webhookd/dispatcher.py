@@ -149,7 +149,7 @@ class Dispatcher:
 
     def _look(self, room: int, now: float) -> None:
         with self._pool.connection() as connection:
-            claim = self._claimer.claim(connection, limit=room)
+            claim = self._claimer.claim(connection, limit=room, body_bytes=self._senders.room_bytes())
             self._submit(claim, now)
             if claim.deliveries or claim.lanes:
                 self._found_at = now

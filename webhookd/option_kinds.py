@@ -10,6 +10,7 @@ from webhookd.errors import UnusableError
 
 LONGEST_S = 30 * 86400.0  # far longer waits overflow the clocks of the C calls below
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_UNITS_BYTES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
@@ -81,6 +82,27 @@ class Seconds:
             raw, unit_s = match[1], _UNITS_S[match[2]]
         value = _number(raw) * unit_s
         if not 0.0 < value <= self.longest_s:
+            raise ValueError
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Bytes:
+    """An amount of memory, at least *least*, or 0: a number of bytes, or a number with the unit K, M or G (of 1024)."""
+
+    least: int
+    metavar: str = "BYTES"
+
+    @property
+    def allowed(self) -> str:
+        return f"0, or an amount of memory from {self.least >> 20}M on, in bytes or with a unit: K, M, G"
+
+    def parse(self, raw: object) -> int:
+        unit = 1
+        if isinstance(raw, str) and (match := re.fullmatch(r"(.*?[0-9.])\s*([KMG])i?B?", raw.strip(), re.IGNORECASE)):
+            raw, unit = match[1], _UNITS_BYTES[match[2].upper()]
+        value = int(_number(raw) * unit)
+        if value != 0 and not self.least <= value < 1 << 60:
             raise ValueError
         return value
 

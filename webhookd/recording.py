@@ -51,7 +51,7 @@ class Recording:
         self._backlog = backlog
         self._bell = bell
         self._lock = threading.Lock()
-        self._in_hand = 0
+        self._in_hand = self._ended = 0
         self._deferred: list[Result] = []
         self._careful = False
         self._defer_s = DEFER_S
@@ -77,6 +77,10 @@ class Recording:
     def in_hand(self) -> int:
         """Return how many deliveries are claimed and not yet recorded."""
         return self._in_hand
+
+    def ended(self) -> int:
+        """Return how many deliveries have been claimed and are done with."""
+        return self._ended
 
     def stop(self, *, timeout_s: float) -> None:
         """Record what is there and end the thread; after *timeout_s* give up on a database that is away."""
@@ -187,6 +191,7 @@ class Recording:
     def _leave(self, count: int) -> None:
         with self._lock:
             self._in_hand -= count
+            self._ended += count
 
 
 def _attempted(result: Result) -> bool:

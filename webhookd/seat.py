@@ -4,6 +4,7 @@ Both pipes carry lines and single bytes, each written whole or not at all (they 
 
     heartbeat pipe, worker -> supervisor
         b"."                     the dispatcher's loop turns
+        b"R"                     the same, and: this worker has passed a limit and is to be replaced
         b"U<line>\\n"            this worker can never run (schema, configuration); the line says why
     lifeline pipe, supervisor -> worker
         b"lost <incarnation>\\n" that sibling is dead: release its leases
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from uuid import UUID
 
-_BEAT = b"."
+_BEAT, _WORN_BEAT = b".", b"R"
 _LOST = b"lost "
 _REFUSAL_BYTES = 4000  # below PIPE_BUF (4096), so that the whole line arrives or none of it
 
@@ -47,12 +48,14 @@ class WorkerSeat:
     metrics_socket: socket.socket
     lost: tuple[UUID, ...] = ()
 
-    def beat(self) -> None:
+    def beat(self, *, worn: bool = False) -> None:
         """Tell the supervisor that the dispatcher's loop turned. About once a second is enough.
+
+        *worn*: replace this worker when its turn comes. It goes on until it is told to drain.
 
         Never blocks, never raises for a full or broken pipe. Each call wakes the supervisor: not for each delivery.
         """
-        self._tell(_BEAT)
+        self._tell(_WORN_BEAT if worn else _BEAT)
 
     def refuse(self, line: str) -> None:
         """Tell the supervisor that no worker can ever run, and why in one line. Leave with `ExitCode.UNUSABLE` then."""
@@ -63,6 +66,11 @@ class WorkerSeat:
         # Full: 64 KiB of beats are waiting to be read, enough proof of life. Broken: the lifeline tells the same.
         with suppress(BlockingIOError, BrokenPipeError):
             os.write(self.heartbeat_fd, message)
+
+
+def is_worn(beats: bytes) -> bool:
+    """Return whether one of these *beats* asks for a replacement."""
+    return _WORN_BEAT in beats
 
 
 def lost_line(incarnation: UUID) -> bytes:

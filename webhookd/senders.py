@@ -9,9 +9,10 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from webhookd.bell import Bell, News
+from webhookd.claims import BODY_BYTES
 from webhookd.core.model import Delivery, Lost, Outcome, Result
 from webhookd.delivery import Courier
 
@@ -43,7 +44,8 @@ class Senders:
         self._most = most
         self._bell = bell
         self._queue: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()  # guards _senders
+        self._lock = threading.Lock()  # guards _senders and _body_bytes
+        self._body_bytes = 0  # waiting or in an exchange
         self._senders: list[_Sender] = []
         self._wants_room = False
         self._blocked_ticks = 0
@@ -59,14 +61,21 @@ class Senders:
         """Return how many deliveries are waiting or in an exchange."""
         return self._queue.qsize() + sum(1 for sender in self._senders if sender.since is not None)
 
+    def room_bytes(self) -> int:
+        """Return how many bytes of bodies to claim now; 0 or less while too many are held here."""
+        return BODY_BYTES - self._body_bytes
+
     def room(self) -> int:
         """Return how many deliveries to claim now; 0 while enough wait here already to keep every sender busy."""
+        if self.room_bytes() <= 0:
+            return 0
         capacity = self._capacity()
         backlog = self.backlog()
         return capacity - backlog if backlog * 2 <= capacity or self._queue.qsize() == 0 else 0
 
     def submit(self, deliveries: Sequence[Delivery]) -> None:
         """Queue *deliveries*; they go out in this order."""
+        self._hold(sum(len(delivery.body) for delivery in deliveries))
         for delivery in deliveries:
             self._queue.put(delivery)
         if deliveries and not self._senders:
@@ -99,7 +108,12 @@ class Senders:
             except queue.Empty:
                 return deliveries
             if delivery is not None:
+                self._hold(-len(delivery.body))
                 deliveries.append(delivery)
+
+    def _hold(self, body_bytes: int) -> None:
+        with self._lock:
+            self._body_bytes += body_bytes
 
     def _capacity(self) -> int:
         now = time.monotonic()
@@ -145,7 +159,9 @@ class Senders:
         # Idle before the result is seen: the recorder commits at once when nobody is busy any more.
         sender.since = None
         self._finished += 1
-        self._results.put(Result(delivery, outcome))
+        self._hold(-len(delivery.body))
+        # Without the body, which no record needs: results may have to wait for a database that is away.
+        self._results.put(Result(replace(delivery, body=b""), outcome))
         if self._wants_room and self.room() > 0:
             self._wants_room = False
             self._bell.ring(News.ROOM)

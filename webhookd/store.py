@@ -1,10 +1,14 @@
 """Connections to PostgreSQL: two pooled ones a worker, each with settings of its own, and explicit transactions."""
 
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.abc import RV, PQGen
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool
 
@@ -27,16 +31,74 @@ _NOT_DURABLE = "; SET LOCAL synchronous_commit = off"
 _IMPATIENT = "; SET LOCAL lock_timeout = '50ms'"
 
 
+# A host or a network that vanishes without a word is noticed after half a minute; TCP by itself would take hours.
+_NOTICE_SILENCE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 30_000}
+
+_signs_of_life: list[Callable[[], None]] = []  # one in a worker, none elsewhere
+
+
+def show_waits(beat: Callable[[], None]) -> None:
+    """Have the main thread call *beat*, in this process from now on, ten times a second while it waits for an answer.
+
+    A database that hangs must not make its workers look hung: killed, they would send again what they could not record.
+    """
+    _signs_of_life.append(beat)
+
+
+# Read-only. (A standby says the second of BEGIN ... READ WRITE, and so does a session whose plans a migration has changed.)
+_PASSING = (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported)
+
+
+class _Connection(psycopg.Connection[TupleRow]):
+    """Tells the supervisor while the dispatcher (the main thread) waits on it; other threads' waits say nothing of that one.
+
+    What passes with another connection raises `psycopg.OperationalError`, like a connection that was cut.
+    """
+
+    def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
+        if _signs_of_life and threading.current_thread() is threading.main_thread():
+            gen = _beating(gen)
+        try:
+            return super().wait(gen, interval, timeout)
+        except _PASSING as error:
+            # As if it were away: this address leads to a standby, and the next connection may lead to the primary.
+            self.close()
+            raise psycopg.OperationalError(str(error)) from error
+
+
+def _beating(gen: PQGen[RV]) -> PQGen[RV]:
+    try:
+        wanted = next(gen)
+        while True:
+            ready = yield wanted
+            if not ready:  # nothing has come within the interval
+                for beat in _signs_of_life:
+                    beat()
+            wanted = gen.send(ready)
+    except StopIteration as end:
+        result: RV = end.value
+        return result
+
+
 def connect(dsn: str, *, application_name: str) -> Connection:
     """Open a connection in autocommit mode with webhookd's session settings.
 
     Blocks for at most 10 s a host; raises `psycopg.OperationalError`.
     """
-    connection = psycopg.connect(
-        dsn, autocommit=True, application_name=application_name, connect_timeout=10, prepare_threshold=2
-    )
+    connection = _Connection.connect(dsn, **_parameters(dsn, application_name))
     configure(connection)
     return connection
+
+
+def _parameters(dsn: str, application_name: str) -> dict[str, Any]:
+    given = conninfo_to_dict(dsn)
+    return {
+        "autocommit": True,
+        "application_name": application_name,
+        "connect_timeout": 10,
+        # From the second time on: the statements are few and always the same.
+        "prepare_threshold": 2,
+    } | {name: value for name, value in _NOTICE_SILENCE.items() if name not in given}
 
 
 def configure(connection: Connection) -> None:
@@ -44,21 +106,16 @@ def configure(connection: Connection) -> None:
     connection.execute(_SESSION)
 
 
-def open_pool(dsn: str, *, application_name: str, size: int) -> ConnectionPool[Connection]:
-    """Return a pool that connects in the background; taking a connection blocks for at most 5 s and raises `PoolTimeout`."""
+def open_pool(dsn: str, *, application_name: str, size: int, timeout_s: float = 5.0) -> ConnectionPool[Connection]:
+    """Return a pool that connects in the background; taking one blocks for at most *timeout_s* and raises `PoolTimeout`."""
     return ConnectionPool(
         dsn,
-        kwargs={
-            "autocommit": True,
-            "application_name": application_name,
-            "connect_timeout": 10,
-            # From the second time on: the statements are few and always the same.
-            "prepare_threshold": 2,
-        },
+        connection_class=_Connection,
+        kwargs=_parameters(dsn, application_name),
         configure=configure,
         min_size=size,
         max_size=size,
-        timeout=5.0,
+        timeout=timeout_s,
         reconnect_timeout=3.0,  # then asks again only when somebody wants a connection: no growing pauses
         num_workers=1,
         name=application_name,

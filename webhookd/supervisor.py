@@ -205,12 +205,14 @@ class Supervisor:
             self._resize(config.workers, now)
 
     def _advance_roll(self, now: float) -> None:
-        """Drain one stale worker if every other one is in service: N-1 always work, and the ports stay."""
+        """Drain one stale or worn worker if every other one is in service: N-1 always work, and the ports stay."""
         wanted = [place for number, place in self._fleet.places.items() if number <= self._wanted]
         stale = [
             place
             for place in wanted
-            if place.child is not None and place.child.generation != self._fleet.generation and not place.child.ordered
+            if (child := place.child) is not None
+            and (child.worn or child.generation != self._fleet.generation)
+            and not child.ordered
         ]
         # One that does not work anyway is replaced before those that do.
         following = min(stale, key=lambda place: place.is_settled, default=None)

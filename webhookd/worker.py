@@ -4,10 +4,13 @@ import logging
 import os
 import queue
 import random
+import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from uuid import UUID
 
@@ -47,6 +50,7 @@ def run(config: Config, seat: WorkerSeat) -> int:
     stop = threading.Event()
     _on_signals(stop.set)
     metrics = Metrics(seat.name, max_webhooks=config.metrics_webhooks)
+    store.show_waits(seat.beat)
     state = _Booting(stop)
     endpoint = Endpoint(seat.metrics_socket, metrics, alive=state.alive, ready=state.ready, targets=state.targets)
     endpoint.start()
@@ -119,8 +123,11 @@ class _Worker:
         assert config.dsn is not None
         self._config = config
         self._seat = seat
+        self._worn = False
         defaults = defaults_of(config)
-        self._pool = store.open_pool(config.dsn, application_name=f"webhookd/{seat.name}/work", size=POOL_SIZE)
+        # Nobody beats while a connection is waited for.
+        pause_s = min(5.0, config.heartbeat_timeout / 3)
+        self._pool = store.open_pool(config.dsn, application_name=f"webhookd/{seat.name}/work", size=POOL_SIZE, timeout_s=pause_s)
         recorder = Recorder(worker_id=seat.name, defaults=defaults)
         hints, bell = Hints(), Bell()
         egress = Egress(config.allow_http, config.allow_network)
@@ -151,7 +158,7 @@ class _Worker:
             self.recording,
             metrics=metrics,
             bell=bell,
-            beat=seat.beat,
+            beat=self._beat,
         )
         self.housekeeping = Housekeeping(
             self._pool,
@@ -174,6 +181,18 @@ class _Worker:
         log.info("worker ready")
         self.dispatcher.run()
         return self._drain()
+
+    def _beat(self) -> None:
+        """Tell the supervisor that the loop turns, and whether this worker has passed a limit.
+
+        It works on until the supervisor tells it to drain: workers are replaced one at a time.
+        """
+        if not self._worn:
+            rss, deliveries = _resident_bytes(), self.recording.ended()
+            self._worn = 0 < self._config.worker_max_rss < rss or 0 < self._config.worker_max_deliveries <= deliveries
+            if self._worn:
+                log.info("worker has passed its limit", extra={"fields": {"rss_mb": rss >> 20, "deliveries": deliveries}})
+        self._seat.beat(worn=self._worn)
 
     def _drain(self) -> int:
         """Finish what is in flight within the drain timeout, give back the rest, leave."""
@@ -231,6 +250,15 @@ class _Worker:
                 "leases of a dead worker not released; they run out",
                 extra={"fields": {"incarnation": str(incarnation), "error": str(error)}},
             )
+
+
+def _resident_bytes() -> int:
+    """Return this process's resident memory; where that is not known, what it was at most."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024
 
 
 def _end_with_thread(args: threading.ExceptHookArgs) -> None:

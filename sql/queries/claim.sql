@@ -1,5 +1,7 @@
 -- Take the admitted rows of the locked lanes, and say of every lane when it is to be looked at next.
 -- One array element a lane: quota rows may go; blocked_by and runnable_at hold once the quota is used up (at once, if it is 0).
+-- Rows are taken, the longest due first, until their bodies come to %(body_bytes)s; the one that passes that is still taken. A lane
+-- that had to keep rows for it is runnable at once, and its column full is true.
 -- Runs after lock_lanes in the same READ COMMITTED transaction: its snapshot is younger than the locks, so no row that a
 -- record or an earlier claim left in these lanes is missed.
 WITH lane AS (
@@ -8,12 +10,17 @@ WITH lane AS (
                   %(tokens)s::float8[], %(in_flights)s::int[], %(probes)s::bool[])
            AS l (webhook_id, quota, blocked_by, runnable_at, tokens, in_flight, probe)
 ), pick AS MATERIALIZED (
-    SELECT p.delivery_id
+    SELECT p.webhook_id, p.delivery_id,
+           sum(p.bytes) OVER (ORDER BY p.next_retry_at, p.delivery_id ROWS UNBOUNDED PRECEDING) - p.bytes
+               < %(body_bytes)s::bigint AS fits
       FROM lane l
      CROSS JOIN LATERAL (
-        SELECT due.delivery_id
+        SELECT due.webhook_id, due.delivery_id, due.next_retry_at,
+               -- Only what is compressed has to be unpacked to be measured; the rest knows its length.
+               CASE WHEN pg_column_compression(due.message_body) IS NULL THEN pg_column_size(due.message_body)
+                    ELSE octet_length(due.message_body::text) END AS bytes
           FROM (SELECT * FROM (
-                    SELECT w.delivery_id, w.next_retry_at
+                    SELECT w.webhook_id, w.delivery_id, w.next_retry_at, w.message_body
                       FROM pggit.alert_delivery_queue w
                      WHERE w.webhook_id = l.webhook_id AND w.routed AND w.delivery_status IN ('pending', 'retrying')
                        AND w.leases_lost < 3 AND w.next_retry_at <= now()
@@ -22,7 +29,7 @@ WITH lane AS (
                        FOR NO KEY UPDATE SKIP LOCKED) waiting
                 UNION ALL
                 SELECT * FROM (
-                    SELECT n.delivery_id, n.next_retry_at
+                    SELECT n.webhook_id, n.delivery_id, n.next_retry_at, n.message_body
                       FROM pggit.alert_delivery_queue n
                      WHERE n.webhook_id = l.webhook_id AND NOT n.routed AND n.delivery_status IN ('pending', 'retrying')
                        AND n.next_retry_at <= now()
@@ -36,7 +43,7 @@ WITH lane AS (
     UPDATE pggit.alert_delivery_queue q
        SET delivery_status = 'sending', routed = true, worker_id = %(worker_id)s, leased_by = %(incarnation)s,
            lease_token = %(token)s, lease_until = now() + %(lease_s)s * interval '1 second'
-     WHERE q.delivery_id = ANY (ARRAY(SELECT delivery_id FROM pick))
+     WHERE q.delivery_id = ANY (ARRAY(SELECT delivery_id FROM pick WHERE fits))
     RETURNING q.delivery_id, q.webhook_id, q.message_body::text AS body, q.retry_count, q.max_retries, q.attempts,
               q.leases_lost, coalesce(extract(epoch FROM now() - q.first_attempted_at), 0)::float8 AS age_s,
               q.next_retry_at
@@ -67,7 +74,8 @@ WITH lane AS (
                                 ELSE h.circuit_until END,
            health_status = CASE WHEN l.probe AND t.n > 0 THEN 'degraded' ELSE h.health_status END,
            blocked_by = CASE WHEN coalesce(t.n, 0) >= l.quota THEN l.blocked_by END,
-           runnable_at = CASE WHEN coalesce(t.n, 0) >= l.quota THEN to_timestamp(l.runnable_at)
+           runnable_at = CASE WHEN l.webhook_id IN (SELECT webhook_id FROM pick WHERE NOT fits) THEN now()
+                              WHEN coalesce(t.n, 0) >= l.quota THEN to_timestamp(l.runnable_at)
                               ELSE least((SELECT w.next_retry_at
                                             FROM pggit.alert_delivery_queue w
                                            WHERE w.webhook_id = l.webhook_id AND w.routed
@@ -96,6 +104,7 @@ SELECT l.webhook_id,
                                       AND n.delivery_status IN ('pending', 'retrying') AND n.next_retry_at <= now()
                                     LIMIT l.quota + 1) x) > l.quota
        ELSE false END AS rate_limited,
+       l.webhook_id IN (SELECT webhook_id FROM pick WHERE NOT fits) AS "full",
        c.delivery_id, c.body, c.retry_count, c.max_retries, c.attempts, c.leases_lost, c.age_s
   FROM lane l
   LEFT JOIN claimed c USING (webhook_id)

@@ -152,6 +152,34 @@ def test_a_lane_with_many_due_rows_does_not_keep_anothers_single_row_from_the_sa
     assert set(claimed) <= {*many, single}
 
 
+@pytest.mark.parametrize(
+    "body", ["repeat('x', 32 * count(*)::int)", "string_agg(md5(i::text), '')"], ids=["compressed", "as it is"]
+)
+def test_a_claim_ends_once_its_bodies_come_to_the_bytes_asked_for_and_the_rest_is_due_at_once(
+    database: Database, worker: Engine, body: str
+) -> None:
+    """Bodies of 1 MB each."""
+    register(database, 1, 2)
+    lanes_of(database, 1, 2)
+    due = [*insert(database, 1, 4), *insert(database, 2, 4)]
+    message = f"SELECT to_jsonb({body}) FROM generate_series(1, 31250) i"
+    database.execute(f"UPDATE pggit.alert_delivery_queue SET message_body = ({message})")
+    taken: list[int] = []
+    for expected in (3, 3, 2):
+        claim = worker.claimer.claim(worker.connection, limit=100, body_bytes=2_500_000)
+        taken += ids(claim.deliveries)
+        assert (len(claim.deliveries), claim.full) == (expected, expected == 3)
+    assert sorted(taken) == sorted(due)
+
+
+def test_a_body_larger_than_the_bytes_asked_for_goes_alone(database: Database, worker: Engine) -> None:
+    register(database, 1)
+    lanes_of(database, 1)
+    insert(database, 1, 2)
+    for _ in range(2):
+        assert len(worker.claimer.claim(worker.connection, limit=100, body_bytes=1).deliveries) == 1
+
+
 def test_lanes_behind_the_limit_get_their_turn_with_the_next_claims(database: Database, worker: Engine) -> None:
     register(database, *range(1, 31))
     for webhook_id in range(1, 31):

@@ -285,6 +285,24 @@ def fewest_working(program: Supervised, count: int) -> int:
     return min(totals[totals.index(count) :])
 
 
+def test_worn_workers_are_replaced_one_at_a_time_on_their_ports_and_not_as_crashes(tmp_path: Path) -> None:
+    with supervised(tmp_path, {1: Mode.SLOW_BOOT, 2: Mode.WORN, 3: Mode.WORN}) as program:
+        worn = {number: program.working(number) for number in (2, 3)}
+        for number in (2, 3):
+            program.set_mode(number, Mode.WORK)
+        program.set_mode(1, Mode.WORK)
+        booting = eventually(lambda: program.reports("booting"))[0]["pid"]
+        assert not program.logs("worker draining"), "two of three work: none of them is taken away"
+        os.kill(booting, signal.SIGKILL)
+        after = {number: program.working(number, besides=worn[number]["pid"]) for number in (2, 3)}
+        assert [after[number]["port"] for number in (2, 3)] == [worn[number]["port"] for number in (2, 3)]
+        assert fewest_working(program, 3) == 2
+        leaving = [line for line in program.logs("worker exited") if line["worker_pid"] != booting]
+        assert [(line["status"], "restart_in_s" in line) for line in leaving] == [(0, False), (0, False)]
+        assert len(program.logs("worker started")) == 6
+        assert is_alive(program.working(1)["pid"])
+
+
 def test_a_reload_that_is_refused_changes_nothing(tmp_path: Path) -> None:
     with supervised(tmp_path) as program:
         pids = all_working(program)

@@ -22,7 +22,7 @@ from tests.receivers import Receiver, answering
 from tests.waiting import eventually
 from webhookd import queries, store
 from webhookd.bell import Bell, News
-from webhookd.claims import Claim, Claimer, Defaults, NextLook
+from webhookd.claims import BODY_BYTES, Claim, Claimer, Defaults, NextLook
 from webhookd.core.model import Result
 from webhookd.delivery import Courier
 from webhookd.dispatcher import Dispatcher
@@ -373,10 +373,10 @@ class Cues:
 class CuedClaimer(Claimer):
     cues: Cues
 
-    def claim(self, connection: store.Connection, *, limit: int) -> Claim:
+    def claim(self, connection: store.Connection, *, limit: int, body_bytes: int = BODY_BYTES) -> Claim:
         self.cues.looks += 1
         self.cues.reached("before a look")
-        return super().claim(connection, limit=limit)
+        return super().claim(connection, limit=limit, body_bytes=body_bytes)
 
     def next_look(self, connection: store.Connection) -> NextLook:
         next_look = super().next_look(connection)

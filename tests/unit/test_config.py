@@ -115,6 +115,13 @@ def test_durations_may_carry_a_unit(raw: str, value: float) -> None:
     assert load({"drain_timeout": raw}).config.drain_timeout == value
 
 
+@pytest.mark.parametrize(
+    ("raw", "value"), [("0", 0), ("500M", 500 << 20), ("1.5g", 3 << 29), ("262144 KiB", 1 << 28), (1 << 30, 1 << 30)]
+)
+def test_amounts_of_memory_may_carry_a_unit(raw: object, value: int) -> None:
+    assert load({"worker_max_rss": raw}).config.worker_max_rss == value
+
+
 def test_networks_are_listed_with_commas_or_repeated() -> None:
     assert load(environ={"WEBHOOKD_ALLOW_NETWORK": "10.0.0.0/8, ::1"}).config.allow_network == (
         "10.0.0.0/8",
@@ -148,6 +155,10 @@ BAD: list[tuple[str, Any, str]] = [
     ("rate_burst", "0", "a whole number from 1"),
     ("circuit_threshold", "0", "a whole number from 1"),
     ("max_in_flight", "0", "a whole number from 1"),
+    ("worker_max_rss", "200", "from 128M on"),
+    ("worker_max_rss", "-1G", "from 128M on"),
+    ("worker_max_rss", "1T", "with a unit: K, M, G"),
+    ("worker_max_deliveries", "-1", "a whole number from 0"),
     ("node", "a/b", "A-Z a-z 0-9"),
     ("node", "a" * 65, "1 to 64"),
     ("node", "a\n", "1 to 64"),

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,8 @@ log = logging.getLogger("webhookd")
 
 # What tells that a service manager started this process. Nobody wants a service with an empty queue that looks green.
 _SERVICE_MANAGERS = {"INVOCATION_ID": "systemd", "NOTIFY_SOCKET": "systemd", "SUPERVISOR_ENABLED": "supervisord"}
+
+_CHECK_AT_MOST_S = 15
 
 
 def run(settings: Settings) -> int:
@@ -114,6 +117,8 @@ def _check_in_child(check: Callable[[], None]) -> None:
     if child == 0:
         # Whatever happens, the child must not return into the parent's code.
         try:
+            # A database that hangs is like one that is away. The signal ends this child, which then has said nothing.
+            signal.alarm(_CHECK_AT_MOST_S)
             check()
         except UnusableError as error:
             os.write(write_fd, str(error).encode()[:4000])

@@ -65,7 +65,8 @@ def _settle_attempt(delivery: Delivery, verdict: Verdict, *, u: float) -> Settle
                 return Settlement(Status.FAILED, "failed", reason, verdict.vote, hold_s=hold_s)
             # 429s do not move retry_count, so that their own backoff grows with the attempts instead.
             tries = delivery.attempts if throttled else delivery.retry_count
-            own_s = backoff_s(tries, base_s=settings.retry_base_s, cap_s=settings.retry_max_s, u=u)
+            # An application may have inserted a retry_count below 0.
+            own_s = backoff_s(max(0, tries), base_s=settings.retry_base_s, cap_s=settings.retry_max_s, u=u)
             return Settlement(
                 Status.RETRYING,
                 "retrying",

@@ -53,6 +53,7 @@ class Delivery:
     settings: Settings
     claimed: float  # monotonic, before the claim was sent
     start_before: float  # monotonic: an exchange begun later could outlive the lease
+    claimed_at: float = 0.0  # the same instant as `claimed` by the database's clock, epoch seconds
 
 
 @dataclass(frozen=True, slots=True)

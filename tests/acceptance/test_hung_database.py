@@ -1,0 +1,44 @@
+"""A database that hangs with its connections open, as behind a frozen disk: nobody is killed for it and nothing is sent twice."""
+
+import os
+import signal
+import time
+
+from tests.acceptance.daemon import Daemon, arrivals, insert, register, wait_until_delivered, wait_until_ready
+from tests.postgres import Database
+from tests.receivers import OK, Peer, Receiver
+from tests.waiting import eventually
+
+HEARTBEAT_TIMEOUT_S = 2.0
+BACKENDS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'webhookd/%'"
+
+
+def answer_slowly(peer: Peer) -> None:
+    while peer.read_request() is not None:
+        time.sleep(0.05)
+        peer.send(OK)
+
+
+def test_workers_outlive_a_database_that_hangs_for_longer_than_the_heartbeat_timeout(database: Database) -> None:
+    options = ("--heartbeat-timeout", str(HEARTBEAT_TIMEOUT_S), "--threads", "8")
+    with Receiver(answer_slowly) as receiver, Daemon(database.dsn, *options) as daemon:
+        register(database, receiver)
+        wait_until_ready(database)
+        workers = sorted(daemon.workers())
+        insert(database, 600)
+        eventually(lambda: len(receiver.requests) > 50, what="deliveries under way")
+        backends = [row[0] for row in database.execute(BACKENDS)]
+        for pid in backends:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            # The state that is tested has to last: three times as long as a silent worker would live.
+            time.sleep(3 * HEARTBEAT_TIMEOUT_S)
+        finally:
+            for pid in backends:
+                os.kill(pid, signal.SIGCONT)
+        wait_until_delivered(database, 600)
+        assert sorted(daemon.workers()) == workers, "the same processes"
+        assert "worker hung" not in daemon.log()
+        assert daemon.stop() == 0
+    assert len(receiver.requests) == 600
+    assert set(arrivals(receiver).values()) == {1}

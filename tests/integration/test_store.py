@@ -1,0 +1,26 @@
+"""What webhookd's connections make of a server that cannot be written to just now."""
+
+import psycopg
+import pytest
+
+from tests.postgres import Database
+from webhookd import store
+
+
+def test_a_server_that_is_read_only_counts_as_away(database: Database) -> None:
+    connection = store.connect(database.dsn, application_name="test")
+    connection.execute("SET default_transaction_read_only = on")
+    with pytest.raises(psycopg.OperationalError, match="read-only"):
+        connection.execute("DELETE FROM pggit.workers")
+    assert connection.closed, "the next one may lead to the primary"
+
+
+def test_a_plan_that_a_migration_changed_costs_the_connection_only(database: Database) -> None:
+    database.execute("CREATE TABLE pggit.later AS SELECT 1 AS n")
+    with store.connect(database.dsn, application_name="test") as connection:
+        for _ in range(3):  # prepared from the second time on
+            connection.execute("SELECT * FROM pggit.later")
+        database.execute("ALTER TABLE pggit.later ALTER n TYPE text")
+        with pytest.raises(psycopg.OperationalError, match="cached plan"):
+            connection.execute("SELECT * FROM pggit.later")
+        assert connection.closed
