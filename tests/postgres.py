@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import signal
+import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -12,8 +14,9 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from tests.waiting import eventually
 from webhookd import embedded, postgres_programs
 from webhookd.migrate import migrate
 
@@ -100,18 +103,61 @@ class Server:
         """Shut down; `restart` brings the server back with the same DSN."""
         self.process.halt()
 
+    @contextmanager
+    def replica(self) -> Iterator[str]:
+        """Run a streaming replica, which every COMMIT waits for that is durable; yield the folder of its socket (its host).
+
+        The server is stopped for a moment to be copied. `SELECT pg_promote()` promotes the replica.
+        """
+        home = self.home / "replica"
+        self.halt()
+        home.mkdir()
+        subprocess.run(["cp", "-a", self.process.directory / "data", home / "data"], check=True)
+        self.restart()
+        data, primary = home / "data", conninfo_to_dict(self.dsn("postgres"))["host"]
+        (data / "standby.signal").touch()
+        with (data / "postgresql.auto.conf").open("a") as settings:
+            settings.write(f"primary_conninfo = 'host={primary} user={postgres_programs.USER} application_name=replica'\n")
+        account = postgres_programs.server_account()
+        program = postgres_programs.runnable(postgres_programs.package_binaries(), self.process.directory, account) / "postgres"
+        if account.switch:
+            os.chown(home, account.uid, account.gid)
+        options = [part for setting in (*SETTINGS, "listen_addresses=", f"port={embedded.PORT}") for part in ("-c", setting)]
+        with (home / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [program, "-D", data, "-k", home, *options],
+                cwd="/",
+                env=postgres_programs.environment(),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                **account.popen_arguments(),
+            )
+        try:
+            self._administer("ALTER SYSTEM SET synchronous_standby_names = 'replica'")
+            self._administer("SELECT pg_reload_conf()")
+            with psycopg.connect(self.dsn("postgres"), autocommit=True) as connection:
+                synchronous = "SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"
+                eventually(lambda: connection.execute(synchronous).fetchall(), 60.0, what="the replica follows")
+            yield str(home)
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+
     def _administer(self, statement: str, *names: str) -> None:
         with psycopg.connect(self.dsn("postgres"), autocommit=True) as connection:
             connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
 
 
 @contextmanager
-def running_server(binaries: Path | None = None, settings: tuple[str, ...] = ()) -> Iterator[Server]:
-    """Run a server in a new directory below the system's temporary one, and remove both in the end.
+def running_server(
+    binaries: Path | None = None, settings: tuple[str, ...] = (), *, parent: Path | None = None
+) -> Iterator[Server]:
+    """Run a server in a new directory below *parent* (the system's temporary one), and remove both in the end.
 
     pytest's own temporary directories are closed to all but their owner, so a server could not use them under root.
     """
-    home = Path(tempfile.mkdtemp(prefix="webhookd-test-"))
+    home = Path(tempfile.mkdtemp(prefix="webhookd-test-", dir=parent))
     home.chmod(0o755)
     try:
         server = Server(embedded.start(home / "pg", binaries=binaries, settings=(*SETTINGS, *settings)), home)

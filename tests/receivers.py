@@ -1,12 +1,14 @@
 """Receivers on raw sockets, well-behaved and hostile: each is a behaviour, run in a thread for each connection."""
 
 import re
+import select
 import socket
 import ssl
 import struct
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
@@ -89,7 +91,8 @@ Behaviour = Callable[[Peer], None]
 class Receiver:
     """Listens on 127.0.0.1 and runs *behaviour* in a thread for each connection, which is closed when it returns.
 
-    `requests` holds what `Peer.read_request` returned, in order. Use as a context manager, or call `stop`.
+    `requests` holds what `Peer.read_request` returned, in order. *tls* may be exchanged while it runs; connections to come
+    use the new one. Use as a context manager, or call `stop`.
     """
 
     def __init__(self, behaviour: Behaviour, *, tls: ssl.SSLContext | None = None) -> None:
@@ -98,7 +101,7 @@ class Receiver:
         self.closed = 0
         self.stopping = threading.Event()
         self._behaviour = behaviour
-        self._tls = tls
+        self.tls = tls
         self._changed = threading.Condition()  # guards the three counters above and _socks
         self._socks: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
@@ -109,7 +112,7 @@ class Receiver:
 
     def url(self, path: str = "/hook", *, host: str = "127.0.0.1") -> str:
         """Return the URL of *path* on this receiver."""
-        return f"{'https' if self._tls else 'http'}://{host}:{self.port}{path}"
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}{path}"
 
     def record(self, request: bytes) -> None:
         """Add *request* to `requests`."""
@@ -127,14 +130,20 @@ class Receiver:
         with self._changed:
             return self._changed.wait_for(lambda: self.closed >= count, timeout_s)
 
-    def stop(self) -> None:
-        """Close everything and wait for the threads."""
-        self.stopping.set()
+    def hang_up(self) -> None:
+        """Close all connections; further ones are accepted."""
         with self._changed:
-            socks = [self._listener, *self._socks]
+            socks = list(self._socks)
         for sock in socks:
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
+
+    def stop(self) -> None:
+        """Close everything and wait for the threads."""
+        self.stopping.set()
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self.hang_up()
         self._acceptor.join(20)
         for thread in self._threads:
             thread.join(20)
@@ -167,8 +176,8 @@ class Receiver:
         # Whatever the sender does to the connection is the sender's business; the test looks at the answer.
         with suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._tls is not None:
-                sock = self._tls.wrap_socket(sock, server_side=True)
+            if (tls := self.tls) is not None:
+                sock = tls.wrap_socket(sock, server_side=True)
                 with self._changed:
                     self._socks.add(sock)
             self._behaviour(Peer(sock, self, number))
@@ -273,3 +282,52 @@ def hanging_up_on_the_second(peer: Peer) -> None:
     if peer.read_request() is not None:
         peer.send(OK)
         peer.read_request()
+
+
+def speaking_first(garbage: bytes) -> Behaviour:
+    """Send *garbage* without having read anything, then stay silent."""
+
+    def behave(peer: Peer) -> None:
+        peer.send(garbage)
+        peer.hold()
+
+    return behave
+
+
+def closing_when_used_after(idle_s: float, serve: Callable[[Peer, bytes], None]) -> Behaviour:
+    """Serve requests with *serve*; one that comes on a connection idle for *idle_s* is reset unread.
+
+    This is what a sender sees of a receiver that closes idle connections, where its close and the request cross on the way.
+    """
+
+    def behave(peer: Peer) -> None:
+        while (request := peer.read_request()) is not None:
+            serve(peer, request)
+            answered_at = time.monotonic()
+            select.select([peer.sock], [], [])
+            if time.monotonic() - answered_at >= idle_s:
+                peer.reset()
+                return
+
+    return behave
+
+
+@contextmanager
+def refusing() -> Iterator[int]:
+    """Yield a port on 127.0.0.1 that refuses connections."""
+    with socket.socket() as bound:  # never listens
+        bound.bind(("127.0.0.1", 0))
+        yield int(bound.getsockname()[1])
+
+
+@contextmanager
+def black_hole() -> Iterator[int]:
+    """Yield a port on 127.0.0.1 whose backlog is full: the kernel drops what else wants to connect."""
+    with socket.socket() as listener, ExitStack() as stack:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield int(listener.getsockname()[1])

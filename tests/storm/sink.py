@@ -1,6 +1,7 @@
 """A receiver that counts what arrives, delivery by delivery, while thousands come."""
 
 import re
+import ssl
 from collections import Counter
 from collections.abc import Callable
 
@@ -18,14 +19,21 @@ Answer = Callable[[int, int], bytes]
 class Sink(Receiver):
     """Webhook 2001's URL is `url("/2001")`. *arrivals* counts whole requests by delivery id, *accepted* those answered with 2xx.
 
-    *behaviour* replaces the plain HTTP server by something worse; only what it reads with `Peer.read_request` is counted.
+    *behaviour* replaces the plain HTTP server by something worse, until `heal`; only what it reads with `Peer.read_request` is
+    counted.
     """
 
     def __init__(self, answer: Answer = lambda webhook_id, nth: OK, *, behaviour: Behaviour | None = None) -> None:
         self.arrivals: Counter[int] = Counter()
         self.accepted: Counter[int] = Counter()
         self._answer = answer
-        super().__init__(behaviour or self._serve_http)
+        self._hostile = behaviour
+        super().__init__(self._behave)
+
+    def heal(self, tls: ssl.SSLContext | None = None) -> None:
+        """Hang up, and be a plain HTTP server (with *tls*, an HTTPS server) from now on."""
+        self._hostile, self.tls = None, tls
+        self.hang_up()
 
     def record(self, request: bytes) -> None:
         """Count *request*; a hundred thousand of them are not kept."""
@@ -38,13 +46,20 @@ class Sink(Receiver):
         with self._changed:
             self.accepted[delivery_id] += 1
 
+    def answer(self, peer: Peer, request: bytes) -> None:
+        """Answer *request* as the plain HTTP server does."""
+        delivery_id = delivery_of(request)
+        answer = self._answer(webhook_of(request), self.arrivals[delivery_id])
+        if answer.startswith(b"HTTP/1.1 2"):
+            self.accept(delivery_id)  # before it is sent: who has recorded a success was answered
+        peer.send(answer)
+
+    def _behave(self, peer: Peer) -> None:
+        (self._hostile or self._serve_http)(peer)
+
     def _serve_http(self, peer: Peer) -> None:
         while (request := peer.read_request()) is not None:
-            delivery_id = delivery_of(request)
-            answer = self._answer(webhook_of(request), self.arrivals[delivery_id])
-            if answer.startswith(b"HTTP/1.1 2"):
-                self.accept(delivery_id)  # before it is sent: who has recorded a success was answered
-            peer.send(answer)
+            self.answer(peer, request)
 
 
 def delivery_of(request: bytes) -> int:

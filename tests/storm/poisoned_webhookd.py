@@ -1,0 +1,35 @@
+"""webhookd with poison in its queue: `python poisoned_webhookd.py WEBHOOK_ID WEBHOOKD'S OPTIONS`.
+
+A worker that is about to send a delivery of that webhook dies of SIGKILL, as one would that a body drives into a bug of the
+interpreter. Like failing_webhookd.py, this wraps webhookd's own function before the workers are forked.
+"""
+
+import os
+import signal
+import sys
+
+from webhookd.core import restart
+from webhookd.core.model import Delivery, Outcome
+from webhookd.delivery import Courier
+
+restart.BACKOFF_MAX_S = 0.5
+
+
+def poison(webhook_id: int) -> None:
+    """Have webhook *webhook_id*'s deliveries kill whoever sends them."""
+    deliver = Courier.deliver
+
+    def fatal(self: Courier, delivery: Delivery) -> Outcome:
+        if delivery.webhook_id == webhook_id:
+            print(f"poisoned by {delivery.delivery_id}", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return deliver(self, delivery)
+
+    Courier.deliver = fatal  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    poison(int(sys.argv.pop(1)))
+    from webhookd.cli.main import main
+
+    main()
