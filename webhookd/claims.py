@@ -5,6 +5,7 @@ import math
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -116,8 +117,11 @@ class Claimer:
                 deliveries, rate_limited, heavy = self._take(
                     cursor, lanes, settings, limit=limit, body_bytes=body_bytes, now=now, started=started
                 )
-        if without_lane and started >= self._make_lanes_at and not make_lanes(connection, without_lane):
+        if without_lane and started >= self._make_lanes_at:
             self._make_lanes_at = started + 1.0
+            with suppress(psycopg.OperationalError):  # what was claimed is committed and must be handed out
+                if make_lanes(connection, without_lane):
+                    self._make_lanes_at = -math.inf
         return Claim(
             deliveries,
             rate_limited,

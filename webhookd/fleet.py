@@ -1,10 +1,12 @@
 """The numbered places, the worker in each, and what outlives a worker: port, restart history, leases to release."""
 
+import errno
 import logging
 import random
 import selectors
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -85,10 +87,13 @@ class Fleet:
                 # Whatever made its workers die may be mended by the new configuration.
                 place.restart = Restart.fresh(now)
 
-    def add_place(self, number: int, *, now: float) -> None:
-        """Bind the port of place *number*; its worker is due at once. Raise `UnusableError` if the port is taken."""
+    def add_place(self, number: int, *, now: float, patience_s: float = 0.0) -> None:
+        """Bind the port of place *number*; its worker is due at once. Raise `UnusableError` if the port is taken.
+
+        Blocks for at most *patience_s*, while somebody holds the port.
+        """
         port = self.config.metrics_port
-        listener = _listen(self.config.metrics_host, port + number - 1 if port else 0)
+        listener = _listen(self.config.metrics_host, port + number - 1 if port else 0, until=now + patience_s)
         self.places[number] = Place(number, listener, Restart.fresh(now))
 
     def remove_place(self, number: int) -> None:
@@ -242,7 +247,7 @@ def _detach_worker(places: dict[int, Place], own: Place, detach: Callable[[], No
                 place.child.close()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, *, until: float) -> socket.socket:
     """Return a socket that listens already: only then is a port that somebody else holds sure to be refused."""
     try:
         # Without the port, which it would take modulo 65536: worker 2 beside port 65535 would get just any port.
@@ -250,7 +255,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((address[0], port, *address[2:]))
+            _bind(listener, (address[0], port, *address[2:]), until=until)
             listener.listen(_BACKLOG)
         except BaseException:
             listener.close()
@@ -262,3 +267,14 @@ def _listen(host: str, port: int) -> socket.socket:
             "choose another --metrics-port (worker i takes metrics-port + i - 1)"
         ) from error
     return listener
+
+
+def _bind(listener: socket.socket, address: tuple[object, ...], *, until: float) -> None:
+    while True:
+        try:
+            listener.bind(address)
+            return
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() >= until:
+                raise
+        time.sleep(0.05)

@@ -34,6 +34,8 @@ log = logging.getLogger("webhookd.supervisor")
 # A database that is away must not make the service manager give up on the start.
 _READY_AT_LATEST_S = 10.0
 _QUICK_STOP_S = 2.0
+# The workers of a supervisor that was killed let go of their ports as soon as they notice.
+_PORT_PATIENCE_S = 2.0
 # Later than this behind the next timer means that this process did not run; its workers may not have run either.
 _OVERSLEPT_S = 1.0
 
@@ -85,7 +87,7 @@ class Supervisor:
                 self._selector.register(self._signals, selectors.EVENT_READ)
                 now = time.monotonic()
                 for number in range(1, self._wanted + 1):
-                    self._fleet.add_place(number, now=now)
+                    self._fleet.add_place(number, now=now, patience_s=_PORT_PATIENCE_S)
                 self._ready_at_latest = now + _READY_AT_LATEST_S
                 self._fleet.start_due(now)
                 while self._stop is None or any(self._fleet.children()):

@@ -49,6 +49,8 @@ def run(config: Config, seat: WorkerSeat) -> int:
     threading.excepthook = _end_with_thread
     stop = threading.Event()
     _on_signals(stop.set)
+    lifeline = _Lifeline(seat, stop)
+    threading.Thread(target=lifeline.read, name="webhookd-lifeline", daemon=True).start()
     metrics = Metrics(seat.name, max_webhooks=config.metrics_webhooks)
     store.show_waits(seat.beat)
     state = _Booting(stop)
@@ -58,7 +60,7 @@ def run(config: Config, seat: WorkerSeat) -> int:
         installation = _boot(config, seat, stop)
         if installation is None:
             return ExitCode.DRAINED
-        worker = _Worker(config, seat, metrics, installation)
+        worker = _Worker(config, seat, metrics, installation, lifeline)
         metrics.set_health_check(worker.dispatcher.healthy)
         state.worker = worker
         return worker.run(stop)
@@ -67,6 +69,32 @@ def run(config: Config, seat: WorkerSeat) -> int:
         return ExitCode.UNUSABLE
     finally:
         endpoint.stop()
+
+
+class _Lifeline:
+    """The supervisor's pipe, read from the first moment on: an orphan must let go of its port even while it boots."""
+
+    def __init__(self, seat: WorkerSeat, stop: threading.Event) -> None:
+        self.lost: queue.SimpleQueue[UUID] = queue.SimpleQueue()  # dead siblings whose leases are to be released
+        self._seat = seat
+        self.ended = False
+        self.on_end: Callable[[], None] = stop.set
+
+    def read(self) -> None:
+        """Read until the supervisor is gone."""
+        for incarnation in self._seat.lost:
+            self.lost.put(incarnation)
+        with os.fdopen(self._seat.lifeline_fd, "rb", closefd=False) as lines:
+            for line in lines:
+                try:
+                    self.lost.put(parse_lost_line(line))
+                except ValueError as error:
+                    log.warning("lifeline", extra={"fields": {"error": str(error)}})
+        log.warning("supervisor is gone")
+        # An orphan holds its port no longer than it must: the next supervisor wants it.
+        self._seat.metrics_socket.close()
+        self.ended = True  # before on_end is read: whoever changes that looks here afterwards
+        self.on_end()
 
 
 class _Booting:
@@ -119,8 +147,9 @@ def _boot(config: Config, seat: WorkerSeat, stop: threading.Event) -> str | None
 class _Worker:
     """The parts of a worker, wired."""
 
-    def __init__(self, config: Config, seat: WorkerSeat, metrics: Metrics, installation: str) -> None:
+    def __init__(self, config: Config, seat: WorkerSeat, metrics: Metrics, installation: str, lifeline: _Lifeline) -> None:
         assert config.dsn is not None
+        self._lifeline = lifeline
         self._config = config
         self._seat = seat
         self._worn = False
@@ -174,9 +203,10 @@ class _Worker:
         """Deliver until *stop*, then drain. Returns the exit code."""
         self.recording.start()
         self.housekeeping.start()
-        threading.Thread(target=self._lifeline, name="webhookd-lifeline", daemon=True).start()
+        threading.Thread(target=self._release_lost, name="webhookd-releases", daemon=True).start()
         _on_signals(self.dispatcher.stop)
-        if stop.is_set():
+        self._lifeline.on_end = self.dispatcher.stop
+        if stop.is_set() or self._lifeline.ended:
             self.dispatcher.stop()
         log.info("worker ready")
         self.dispatcher.run()
@@ -198,6 +228,7 @@ class _Worker:
         """Finish what is in flight within the drain timeout, give back the rest, leave."""
         log.info("worker drains", extra={"fields": {"in_hand": self.recording.in_hand()}})
         deadline = time.monotonic() + self._config.drain_timeout
+        self._pool.timeout = 1.0  # a database that is away must not keep it longer than the supervisor waits
         try:
             self.dispatcher.withdraw()
         except psycopg.Error as error:
@@ -222,20 +253,9 @@ class _Worker:
         log.info("worker drained", extra={"fields": {"unfinished": unfinished}})
         return code
 
-    def _lifeline(self) -> None:
-        """Read the supervisor's pipe: releases of dead siblings' leases, and its end."""
-        for incarnation in self._seat.lost:
-            self._release(incarnation)
-        with os.fdopen(self._seat.lifeline_fd, "rb", closefd=False) as lines:
-            for line in lines:
-                try:
-                    self._release(parse_lost_line(line))
-                except ValueError as error:
-                    log.warning("lifeline", extra={"fields": {"error": str(error)}})
-        log.warning("supervisor is gone")
-        # An orphan holds its port no longer than it must: the next supervisor wants it.
-        self._seat.metrics_socket.close()
-        self.dispatcher.stop()
+    def _release_lost(self) -> None:
+        while True:
+            self._release(self._lifeline.lost.get())
 
     def _release(self, incarnation: UUID, *, again: bool = True) -> None:
         if again:

@@ -45,7 +45,7 @@ WITH lane AS (
            lease_token = %(token)s, lease_until = now() + %(lease_s)s * interval '1 second'
      WHERE q.delivery_id = ANY (ARRAY(SELECT delivery_id FROM pick WHERE fits))
     RETURNING q.delivery_id, q.webhook_id, q.message_body::text AS body, q.retry_count, q.max_retries, q.attempts,
-              q.leases_lost, coalesce(extract(epoch FROM now() - q.first_attempted_at), 0)::float8 AS age_s,
+              q.leases_lost, coalesce(extract(epoch FROM now())::float8 - extract(epoch FROM q.first_attempted_at)::float8, 0) AS age_s,
               q.next_retry_at
 ), parked AS (  -- new rows that cannot go now leave queue_new, each once: found again through their lane's timer
     UPDATE pggit.alert_delivery_queue q

@@ -46,6 +46,6 @@ WITH RECURSIVE new (webhook_id, oldest, routed) AS (
       LEFT JOIN pggit.webhook_health_metrics h USING (webhook_id)
 )
 SELECT cause, count(*) AS webhooks, (array_agg(webhook_id ORDER BY oldest, webhook_id))[1:10] AS webhook_ids,
-       extract(epoch FROM now() - min(oldest))::float8 AS oldest_s
+       extract(epoch FROM now())::float8 - extract(epoch FROM min(oldest))::float8 AS oldest_s
   FROM judged
  GROUP BY cause

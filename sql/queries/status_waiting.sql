@@ -1,10 +1,11 @@
--- What waits, by what it waits for (as measure_depth counts it), and how long ago the oldest row of each cause was due.
+-- What waits, by what it waits for (as measure_depth counts it), and how long ago the oldest row of each cause was due (NULL where
+-- that is no time: before PostgreSQL 17 no interval is infinite).
 SELECT CASE WHEN w.webhook_id IS NULL THEN 'unregistered'
             WHEN NOT w.enabled THEN 'paused'
             WHEN NOT q.due THEN 'scheduled'
             ELSE coalesce(h.blocked_by, 'due') END AS cause,
        sum(q.deliveries)::bigint AS deliveries,
-       extract(epoch FROM now() - min(q.oldest) FILTER (WHERE q.due))::float8 AS oldest_due_s
+       extract(epoch FROM now() - nullif(min(q.oldest) FILTER (WHERE q.due), '-infinity'))::float8 AS oldest_due_s
   FROM (SELECT webhook_id, next_retry_at <= now() AS due, count(*) AS deliveries, min(next_retry_at) AS oldest
           FROM pggit.v_waiting_deliveries
          GROUP BY webhook_id, next_retry_at <= now()) q

@@ -28,6 +28,7 @@ from tests.engine import (
     unseen,
 )
 from tests.postgres import Database
+from webhookd import queries
 from webhookd.core.breaker import CircuitState
 from webhookd.core.model import Delivery
 
@@ -697,3 +698,20 @@ def test_a_suspect_counts_for_tokens_in_flight_and_the_probe(database: Database)
         assert (lane(database, 1)["circuit_state"], lane(database, 1)["in_flight"]) == ("closed", 0)
         assert delivery(database, suspect)["delivery_status"] == "delivered"
         assert_books_balance(database)
+
+
+@pytest.mark.every_postgres
+@pytest.mark.parametrize("when", ["infinity", "-infinity"])
+def test_a_row_due_at_an_infinite_time_stops_nobody(database: Database, when: str) -> None:
+    """Before PostgreSQL 17 no interval is infinite, so that a difference of such instants is an error."""
+    database.execute("INSERT INTO pggit.webhooks (webhook_id, url, enabled) VALUES (1, 'x', true), (2, 'x', false)")
+    database.execute(
+        "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, next_retry_at, first_attempted_at)"
+        f" SELECT n, '1', '{when}', '{when}' FROM generate_series(1, 2) n"
+    )
+    with engine(database) as worker:
+        assert len(worker.claim(10).deliveries) == (when == "-infinity")
+        worker.claim(10)
+    for name in ("next_look", "measure_depth", "status_waiting"):
+        database.execute(queries.load(name))
+    database.execute(queries.load("doctor_waiting"), {"overdue_s": 60.0})

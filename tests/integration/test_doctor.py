@@ -44,7 +44,7 @@ def healthy(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing in the queue, and one living worker; nothing moves, so nothing needs to be waited for."""
     monkeypatch.setattr(server, "NOTIFY_S", 0.3)
     monkeypatch.setattr(queue, "SETTLE_S", 0.0)
-    tables = ("alert_delivery_queue", "webhooks", "webhook_health_metrics", "workers")
+    tables = ("alert_delivery_queue", "alert_delivery_log", "webhooks", "webhook_health_metrics", "workers")
     database.execute("SET session_replication_role = replica;" + ";".join(f"DELETE FROM pggit.{table}" for table in tables))
     add_worker(database)
 
