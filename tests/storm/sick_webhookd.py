@@ -1,0 +1,84 @@
+"""webhookd with a worker that falls ill: `python sick_webhookd.py ILLNESS PROBABILITY TIMES WEBHOOKD'S OPTIONS`.
+
+boot        worker 1 dies before it has booted
+dispatcher  waits for ever, outside the database, for what nobody will give it
+exchange    raises after the request was answered
+sender      raises outside an exchange, and so ends its thread
+recorder    raises, and so ends its thread
+
+With PROBABILITY each time that it could, and TIMES altogether; after that all is well. Like failing_webhookd.py this wraps
+webhookd's own functions before the workers are forked.
+"""
+
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from webhookd import worker
+from webhookd.core import restart
+from webhookd.delivery import Courier
+from webhookd.recording import Recording
+from webhookd.senders import Senders
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang() -> None:
+    threading.Event().wait()
+
+
+def fail() -> None:
+    raise RuntimeError("injected")
+
+
+ILLNESSES: dict[str, tuple[Any, str, Callable[[], None]]] = {
+    "boot": (worker, "_boot", die),
+    "dispatcher": (Senders, "submit", hang),
+    "exchange": (Courier, "deliver", fail),
+    "sender": (Senders, "_carry", fail),
+    "recorder": (Recording, "_record", fail),
+}
+
+
+def infect(illness: str, probability: float, times: int) -> None:
+    """Have the fleet fall ill *times*, with *probability* each time that it could."""
+    owner, name, break_out = ILLNESSES[illness]
+    original: Callable[..., Any] = getattr(owner, name)
+    left = multiprocessing.Value("i", times)
+    chance = random.SystemRandom()  # forked workers would share the state of any other
+
+    def due(args: tuple[Any, ...]) -> bool:
+        able = args[1].number == 1 if illness == "boot" else bool(args[-1])  # an empty claim is none
+        if not able or chance.random() >= probability:
+            return False
+        with left.get_lock():
+            left.value -= 1
+            return bool(left.value >= 0)
+
+    def wrapped(*args: Any) -> Any:
+        result = original(*args) if illness == "exchange" else None
+        if due(args):
+            print(f"fell ill: {illness} in process {os.getpid()}", file=sys.stderr, flush=True)
+            break_out()
+        return result if illness == "exchange" else original(*args)
+
+    setattr(owner, name, wrapped)
+
+
+if __name__ == "__main__":
+    illness, probability, times = sys.argv[1:4]
+    del sys.argv[1:4]
+    infect(illness, float(probability), int(times))
+    if illness != "boot":
+        # A storm that ends a worker a second would mostly wait for its places to be filled again.
+        restart.BACKOFF_MAX_S = 0.5
+    from webhookd.cli.main import main
+
+    main()
