@@ -132,7 +132,6 @@ def best_latency_s(storm: Storm, sink: Sink) -> float:
     return min(latency_s(storm, sink) for _ in range(5))
 
 
-@pytest.mark.xfail(strict=False, reason="a --listen-dsn host that answers nothing holds the dispatcher up for 10 s at a time")
 @pytest.mark.xfail(strict=True, reason="a --listen-dsn host that does not answer keeps workers from looking (_keep_listening)")
 def test_listen_falls_silent(storm: Storm, network: Network) -> None:
     with pgbouncer(storm.database, "session", within=network), Sink() as sink:
@@ -182,7 +181,6 @@ def test_every_connection_falls_silent(storm: Storm, network: Network) -> None:
         storm.account(sink, refused=refused(daemon))
 
 
-@pytest.mark.xfail(strict=True, reason="prepared statements do not outlive a transaction behind such a pooler: workers fail")
 @pytest.mark.xfail(strict=True, reason="workers prepare statements, which a transaction pooler does not keep (store.py)")
 def test_a_transaction_pooler(storm: Storm) -> None:
     with pgbouncer(storm.database, "transaction") as folder, Sink() as sink:
