@@ -9,15 +9,15 @@ import logging
 import math
 import random
 import select
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import psycopg
 from psycopg_pool import ConnectionPool
 
 from webhookd.bell import Bell, News
-from webhookd.claims import Claim, Claimer
+from webhookd.claims import Claim, Claimer, ClaimInDoubtError, NextLook
+from webhookd.core.model import Delivery
 from webhookd.counts import Wakeup
 from webhookd.listener import Listener
 from webhookd.metrics import Metrics
@@ -35,6 +35,7 @@ CONTENDED_FIRST_S, CONTENDED_MOST_S = 0.002, 0.05
 NOT_NAMED_S = 0.25  # a worker that hears another named looks a little later: if that one is dead or busy, work is not lost
 SATURATED_S = 0.01  # shorter than this, having no room is an ordinary moment under load
 CALL_EVERY_S = 0.1  # under load every claim is full; then everybody is awake anyway
+SUSPECTS_EVERY_S = 10.0  # while every claim is full nothing else would ask for suspect rows
 DEAF_LOOK_S = 2.0  # without a LISTEN connection
 OUTWAIT_FIRST_S, OUTWAIT_MOST_S = 0.002, 0.25
 # Faster than this, notifications cost more than looking.
@@ -66,7 +67,7 @@ class Dispatcher:
         self._metrics = metrics
         self._beat = beat
         self._bell = bell
-        self._stopping = threading.Event()
+        self.stopped_at: float | None = None  # monotonic
         self._turned_at = time.monotonic()
         self._database_up = False
         self._claimed_once = False
@@ -84,6 +85,7 @@ class Dispatcher:
         self._found_at = -math.inf
         self._alone = False  # a suspect row is due: run dry first
         self._suspect_at = math.inf
+        self._suspects_at = -math.inf
         self._failures = 0
         self._notified: collections.deque[float] = collections.deque(maxlen=BURST_NOTIFIES)
 
@@ -91,7 +93,8 @@ class Dispatcher:
 
     def stop(self) -> None:
         """Have `run` return soon: claim nothing more. May be called from a signal handler."""
-        self._stopping.set()
+        if self.stopped_at is None:
+            self.stopped_at = time.monotonic()
         self._bell.ring(News.STOP)
 
     def healthy(self) -> bool:
@@ -100,13 +103,13 @@ class Dispatcher:
 
     def ready(self) -> bool:
         """Return whether deliveries can be made now."""
-        return self.healthy() and self._claimed_once and not self._stopping.is_set()
+        return self.healthy() and self._claimed_once and self.stopped_at is None
 
     # The loop ------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Claim and submit until `stop`. Raises only for faults of webhookd's own."""
-        while not self._stopping.is_set():
+        while self.stopped_at is None:
             now = self._turned_at = time.monotonic()
             if now >= self._beat_at:
                 self._beat()
@@ -115,6 +118,8 @@ class Dispatcher:
             try:
                 self._turn(now)
             except psycopg.OperationalError as error:
+                if isinstance(error, ClaimInDoubtError):
+                    self._give_back(error.deliveries)
                 self._away(error)
             self._wait()
 
@@ -158,6 +163,8 @@ class Dispatcher:
             if claim.full and now >= self._call_at:
                 self._watch.call_all(connection)
                 self._call_at = now + CALL_EVERY_S
+            if claim.full and now >= self._suspects_at:
+                self._see_suspects(self._claimer.next_look(connection), now)
             if claim.full or not claim.exhausted:
                 self._look_at = now  # the next turn asks for room first
             elif claim.contended:
@@ -172,6 +179,11 @@ class Dispatcher:
         for webhook_id in claim.rate_limited:
             self._metrics.rate_limited(webhook_id, now=now)
         self._came_back()
+
+    def _give_back(self, deliveries: Sequence[Delivery]) -> None:
+        self._recording.enter(len(deliveries))
+        for delivery in deliveries:
+            self._recording.give_back(delivery)
 
     def _look_soon(self, now: float) -> None:
         """Look again in a moment: somebody holds what could be claimed. The longer it lasts the longer the pauses."""
@@ -190,7 +202,7 @@ class Dispatcher:
             return
         self._contended_pause = CONTENDED_FIRST_S
         self._look_at = now + next_look.lane_s + (0.0 if self._watch.keeping else random.uniform(0, NOT_NAMED_S))
-        self._suspect_at = now + next_look.suspect_s
+        self._see_suspects(next_look, now)
         if self._watch.looking and now - self._found_at < QUIET_S:
             self._look_at = min(self._look_at, now + LOOK_EVERY_S)
         elif (not self._watched or self._watch.looking) and self._listener.connected:
@@ -263,6 +275,10 @@ class Dispatcher:
             self._found_at = now
 
     # Suspects ------------------------------------------------------------------------------------------------------
+
+    def _see_suspects(self, next_look: NextLook, now: float) -> None:
+        self._suspect_at = now + next_look.suspect_s
+        self._suspects_at = now + SUSPECTS_EVERY_S
 
     def _look_at_suspect(self, now: float) -> None:
         """Nothing is in hand: try the row that may kill its worker, so that it kills nothing else."""
