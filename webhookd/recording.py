@@ -82,12 +82,14 @@ class Recording:
         """Return how many deliveries have been claimed and are done with."""
         return self._ended
 
-    def stop(self, *, timeout_s: float) -> None:
-        """Record what is there and end the thread; after *timeout_s* give up on a database that is away."""
+    def stop(self, *, timeout_s: float) -> bool:
+        """Record what is there and end the thread; after *timeout_s* give up on a database that is away, and return False."""
         self._results.put(None)
         self._thread.join(timeout_s)
+        recorded = not self._thread.is_alive()
         self._give_up.set()
-        self._thread.join(1.0)
+        self._thread.join(0.5)
+        return recorded
 
     def _run(self) -> None:
         stopping = False
@@ -176,13 +178,15 @@ class Recording:
         if not ended:
             return
         self._hints.recorded({result.delivery.webhook_id for result in recorded.accepted}, now=time.monotonic())
-        self._metrics.recorded(len(recorded.accepted), refused=len(recorded.refused))
+        # What was given back unsent came too late for nobody.
+        late = sum(not isinstance(result.outcome, GivenBack) for result in recorded.refused)
+        self._metrics.recorded(len(recorded.accepted), refused=late)
         self._metrics.observe_attempts([_observed(result) for result in recorded.accepted if _attempted(result)])
         for webhook_id in recorded.tripped:
             self._metrics.circuit_opened(webhook_id)
             log.info("circuit opened", extra={"fields": {"webhook_id": webhook_id}})
-        if recorded.refused:
-            log.warning("results refused by the fence", extra={"fields": {"results": len(recorded.refused)}})
+        if late:
+            log.warning("results refused by the fence", extra={"fields": {"results": late}})
         self._metrics.given_back(sum(isinstance(result.outcome, GivenBack) for result in recorded.accepted))
         self._leave(ended)
         if recorded.next_look_s < math.inf:

@@ -1,6 +1,7 @@
 """Connections to PostgreSQL: two pooled ones a worker, each with settings of its own, and explicit transactions."""
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,15 +35,20 @@ _IMPATIENT = "; SET LOCAL lock_timeout = '50ms'"
 # A host or a network that vanishes without a word is noticed after half a minute; TCP by itself would take hours.
 _NOTICE_SILENCE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 30_000}
 
-_signs_of_life: list[Callable[[], None]] = []  # one in a worker, none elsewhere
+class UnansweredError(psycopg.OperationalError):
+    """The database has not answered, and nobody wants to wait any longer."""
 
 
-def show_waits(beat: Callable[[], None]) -> None:
-    """Have the main thread call *beat*, in this process from now on, ten times a second while it waits for an answer.
+_attendants: list[Callable[[float], None]] = []  # one in a worker, none elsewhere
 
-    A database that hangs must not make its workers look hung: killed, they would send again what they could not record.
+
+def attend_waits(attend: Callable[[float], None]) -> None:
+    """Have the main thread call *attend*, in this process from now on, ten times a second while it waits for an answer.
+
+    It is told how many seconds this wait has lasted, and may end it by raising `UnansweredError`. A database that hangs must not
+    make its workers look hung: killed, they would send again what they could not record.
     """
-    _signs_of_life.append(beat)
+    _attendants.append(attend)
 
 
 # Read-only. (A standby says the second of BEGIN ... READ WRITE, and so does a session whose plans a migration has changed.)
@@ -56,24 +62,28 @@ class _Connection(psycopg.Connection[TupleRow]):
     """
 
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
-        if _signs_of_life and threading.current_thread() is threading.main_thread():
-            gen = _beating(gen)
+        if _attendants and threading.current_thread() is threading.main_thread():
+            gen = _attended(gen)
         try:
             return super().wait(gen, interval, timeout)
+        except UnansweredError:
+            self.close()
+            raise
         except _PASSING as error:
             # As if it were away: this address leads to a standby, and the next connection may lead to the primary.
             self.close()
             raise psycopg.OperationalError(str(error)) from error
 
 
-def _beating(gen: PQGen[RV]) -> PQGen[RV]:
+def _attended(gen: PQGen[RV]) -> PQGen[RV]:
+    began = time.monotonic()
     try:
         wanted = next(gen)
         while True:
             ready = yield wanted
             if not ready:  # nothing has come within the interval
-                for beat in _signs_of_life:
-                    beat()
+                for attend in _attendants:
+                    attend(time.monotonic() - began)
             wanted = gen.send(ready)
     except StopIteration as end:
         result: RV = end.value

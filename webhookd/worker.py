@@ -41,6 +41,7 @@ from webhookd.watch import Watch
 log = logging.getLogger("webhookd.worker")
 
 RELEASE_AGAIN_S = 1.0
+UNANSWERED_S = 2.0  # so long a worker that is to leave waits for an answer of the database
 POOL_SIZE = 2  # with the LISTEN connection that makes three a worker
 
 
@@ -52,8 +53,8 @@ def run(config: Config, seat: WorkerSeat) -> int:
     lifeline = _Lifeline(seat, stop)
     threading.Thread(target=lifeline.read, name="webhookd-lifeline", daemon=True).start()
     metrics = Metrics(seat.name, max_webhooks=config.metrics_webhooks)
-    store.show_waits(seat.beat)
     state = _Booting(stop)
+    store.attend_waits(lambda waited_s: _attend(seat, state, waited_s))
     endpoint = Endpoint(seat.metrics_socket, metrics, alive=state.alive, ready=state.ready, targets=state.targets)
     endpoint.start()
     try:
@@ -114,8 +115,18 @@ class _Booting:
             return (False, "waiting for the database")
         return (True, "ready") if self.worker.dispatcher.ready() else (False, "the database does not answer")
 
+    def stopping(self) -> bool:
+        return self._stop.is_set() or (self.worker is not None and self.worker.dispatcher.stopped_at is not None)
+
     def targets(self) -> TargetGroups | None:
         return self.worker.housekeeping.targets if self.worker else None
+
+
+def _attend(seat: WorkerSeat, state: _Booting, waited_s: float) -> None:
+    """What the main thread does while the database does not answer."""
+    seat.beat()
+    if waited_s > UNANSWERED_S and state.stopping():
+        raise store.UnansweredError(f"no answer within {UNANSWERED_S:g} s, and this worker is to leave")
 
 
 def _boot(config: Config, seat: WorkerSeat, stop: threading.Event) -> str | None:
@@ -155,7 +166,7 @@ class _Worker:
         self._worn = False
         defaults = defaults_of(config)
         # Nobody beats while a connection is waited for.
-        pause_s = min(5.0, config.heartbeat_timeout / 3)
+        pause_s = min(2.0, config.heartbeat_timeout / 3)
         self._pool = store.open_pool(config.dsn, application_name=f"webhookd/{seat.name}/work", size=POOL_SIZE, timeout_s=pause_s)
         recorder = Recorder(worker_id=seat.name, defaults=defaults)
         hints, bell = Hints(), Bell()
@@ -227,8 +238,9 @@ class _Worker:
     def _drain(self) -> int:
         """Finish what is in flight within the drain timeout, give back the rest, leave."""
         log.info("worker drains", extra={"fields": {"in_hand": self.recording.in_hand()}})
-        deadline = time.monotonic() + self._config.drain_timeout
-        self._pool.timeout = 1.0  # a database that is away must not keep it longer than the supervisor waits
+        assert self.dispatcher.stopped_at is not None
+        deadline = self.dispatcher.stopped_at + self._config.drain_timeout
+        self._pool.timeout = 0.5  # a database that is away must not keep it longer than the supervisor waits
         try:
             self.dispatcher.withdraw()
         except psycopg.Error as error:
@@ -237,13 +249,15 @@ class _Worker:
             self._seat.beat()
             time.sleep(0.01)
         unfinished = self._senders.backlog()
-        # The exchanges that are still under way: their rows are released like those of a worker that died.
         code = ExitCode.DRAINED
-        self.recording.stop(timeout_s=max(1.0, deadline - time.monotonic()))
+        recorded = self.recording.stop(timeout_s=max(0.5, deadline - time.monotonic()))
         self.housekeeping.stop()
         try:
+            if not recorded:
+                raise psycopg.OperationalError("results could not be recorded; their leases run out")
             self.housekeeping.publish_activity()
             if unfinished:
+                # The exchanges that are still under way: their rows are released like those of a worker that died.
                 self.housekeeping.release(self._seat.incarnation)
             self.dispatcher.leave()
         except psycopg.Error as error:

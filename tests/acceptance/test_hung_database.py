@@ -3,6 +3,8 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tests.acceptance.daemon import Daemon, arrivals, insert, register, wait_until_delivered, wait_until_ready
 from tests.postgres import Database
@@ -19,6 +21,19 @@ def answer_slowly(peer: Peer) -> None:
         peer.send(OK)
 
 
+@contextmanager
+def hanging(database: Database) -> Iterator[None]:
+    """Have the backends of all workers hang."""
+    backends = [row[0] for row in database.execute(BACKENDS)]
+    for pid in backends:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in backends:
+            os.kill(pid, signal.SIGCONT)
+
+
 def test_workers_outlive_a_database_that_hangs_for_longer_than_the_heartbeat_timeout(database: Database) -> None:
     options = ("--heartbeat-timeout", str(HEARTBEAT_TIMEOUT_S), "--threads", "8")
     with Receiver(answer_slowly) as receiver, Daemon(database.dsn, *options) as daemon:
@@ -27,18 +42,23 @@ def test_workers_outlive_a_database_that_hangs_for_longer_than_the_heartbeat_tim
         workers = sorted(daemon.workers())
         insert(database, 600)
         eventually(lambda: len(receiver.requests) > 50, what="deliveries under way")
-        backends = [row[0] for row in database.execute(BACKENDS)]
-        for pid in backends:
-            os.kill(pid, signal.SIGSTOP)
-        try:
+        with hanging(database):
             # The state that is tested has to last: three times as long as a silent worker would live.
             time.sleep(3 * HEARTBEAT_TIMEOUT_S)
-        finally:
-            for pid in backends:
-                os.kill(pid, signal.SIGCONT)
         wait_until_delivered(database, 600)
         assert sorted(daemon.workers()) == workers, "the same processes"
         assert "worker hung" not in daemon.log()
         assert daemon.stop() == 0
     assert len(receiver.requests) == 600
     assert set(arrivals(receiver).values()) == {1}
+
+
+def test_workers_told_to_leave_do_so_although_the_database_hangs(database: Database) -> None:
+    with Receiver(answer_slowly) as receiver, Daemon(database.dsn, "--drain-timeout", "1") as daemon:
+        register(database, receiver)
+        wait_until_ready(database)
+        insert(database, 600)
+        eventually(lambda: len(receiver.requests) > 50, what="deliveries under way")
+        with hanging(database):
+            assert daemon.stop() == 0
+        assert "worker killed" not in daemon.log()
