@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +42,8 @@ def fail_after(step: str, probability: float, times: int) -> None:
     left = multiprocessing.Value("i", times)
     chance = random.SystemRandom()  # forked workers would share the state of any other
 
+    failing = threading.Lock()  # a second thread would be killed by the first before it has said so
+
     def due() -> bool:
         if chance.random() >= probability:
             return False
@@ -50,13 +53,14 @@ def fail_after(step: str, probability: float, times: int) -> None:
 
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(self, *args, **kwargs)
-        if _happened(step, result) and due():
-            print(f"failpoint {step}", file=sys.stderr, flush=True)
-            if step.endswith("_answer_lost"):
-                cursor: psycopg.Cursor[Any] = args[0]
-                _lose_answer(cursor.connection)
-            else:
-                os.kill(os.getpid(), signal.SIGKILL)
+        with failing:
+            if _happened(step, result) and due():
+                print(f"failpoint {step}", file=sys.stderr, flush=True)
+                if step.endswith("_answer_lost"):
+                    cursor: psycopg.Cursor[Any] = args[0]
+                    _lose_answer(cursor.connection)
+                else:
+                    os.kill(os.getpid(), signal.SIGKILL)
         return result
 
     setattr(owner, name, wrapped)
