@@ -2,28 +2,30 @@
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import psycopg
 from psycopg import sql
-from psycopg.abc import RV, PQGen
+from psycopg.abc import RV, Params, PQGen
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.rows import TupleRow
+from psycopg.pq import TransactionStatus
+from psycopg.rows import Row, TupleRow
 from psycopg_pool import ConnectionPool
 
-Connection = psycopg.Connection[TupleRow]
+T = TypeVar("T")
 
 # Whatever a role's or database's defaults are, webhookd's sessions behave alike. Generic plans: the hot statements run
 # thousands of times with parameters that must not change their plan, and a queue's statistics are stale by nature.
-_SESSION = """
-SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off;
-SET default_transaction_deferrable = off; SET TimeZone = 'UTC'; SET DateStyle = 'ISO'; SET IntervalStyle = 'postgres';
-SET search_path = pg_catalog; SET statement_timeout = '60s'; SET lock_timeout = '5s';
-SET idle_in_transaction_session_timeout = '60s'; SET client_min_messages = 'warning'; SET row_security = on;
-SET plan_cache_mode = 'force_generic_plan'; SET jit = off; SET enable_seqscan = off; SET enable_bitmapscan = off;
-SET synchronous_commit = 'on'
-"""
+_SETTINGS = (
+    *("default_transaction_isolation = 'read committed'", "default_transaction_read_only = off"),
+    *("default_transaction_deferrable = off", "TimeZone = 'UTC'", "DateStyle = 'ISO'", "IntervalStyle = 'postgres'"),
+    *("search_path = pg_catalog", "statement_timeout = '60s'", "lock_timeout = '5s'"),
+    *("idle_in_transaction_session_timeout = '60s'", "client_min_messages = 'warning'", "row_security = on"),
+    *("plan_cache_mode = 'force_generic_plan'", "jit = off", "enable_seqscan = off", "enable_bitmapscan = off"),
+    "synchronous_commit = 'on'",
+)
 
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 # A claim lost in a crash only sends again what nobody recorded; a record must never be lost.
@@ -49,7 +51,40 @@ def show_waits(beat: Callable[[], None]) -> None:
 _PASSING = (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported)
 
 
-class _Connection(psycopg.Connection[TupleRow]):
+class Connection(psycopg.Connection[TupleRow]):
+    """A connection in autocommit mode that leaves nothing behind in a pooler's sessions: `configure` it before all else."""
+
+    local_settings: str | None = None  # behind a pooler: what each transaction sets for itself
+
+    @property
+    def behind_pooler(self) -> bool:
+        return self.local_settings is not None
+
+    @contextmanager
+    def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> Iterator[psycopg.Transaction]:
+        """psycopg's, with webhookd's settings."""
+        begins = self.info.transaction_status == TransactionStatus.IDLE
+        with super().transaction(savepoint_name, force_rollback) as transaction:
+            if begins and self.local_settings:
+                self.execute(self.local_settings.encode())
+            yield transaction
+
+
+class _PooledCursor(psycopg.Cursor[Row]):
+    """Behind a pooler a statement by itself is a transaction, so that it has webhookd's settings, too."""
+
+    def execute(
+        self, query: Any, params: Params | None = None, *, prepare: bool | None = None, binary: bool | None = None
+    ) -> Self:
+        connection = self.connection
+        assert isinstance(connection, Connection)
+        if connection.info.transaction_status != TransactionStatus.IDLE:
+            return super().execute(query, params, prepare=prepare, binary=binary)
+        with transaction(connection):
+            return super().execute(query, params, prepare=prepare, binary=binary)
+
+
+class _WorkersConnection(Connection):
     """Tells the supervisor while the dispatcher (the main thread) waits on it; other threads' waits say nothing of that one.
 
     What passes with another connection raises `psycopg.OperationalError`, like a connection that was cut.
@@ -85,8 +120,12 @@ def connect(dsn: str, *, application_name: str) -> Connection:
 
     Blocks for at most 10 s a host; raises `psycopg.OperationalError`.
     """
-    connection = _Connection.connect(dsn, **_parameters(dsn, application_name))
-    configure(connection)
+    connection = _WorkersConnection.connect(dsn, **_parameters(dsn, application_name))
+    try:
+        configure(connection)
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
@@ -101,16 +140,47 @@ def _parameters(dsn: str, application_name: str) -> dict[str, Any]:
     } | {name: value for name, value in _NOTICE_SILENCE.items() if name not in given}
 
 
-def configure(connection: Connection) -> None:
-    """Apply webhookd's session settings to *connection*."""
-    connection.execute(_SESSION)
+def leads_through_pooler(connection: psycopg.Connection[Any]) -> bool:
+    """Return whether another process answers than was connected to. Blocks for one statement; raises `psycopg.Error`."""
+    return bool(connection.execute("SELECT pg_catalog.pg_backend_pid()").fetchone() != (connection.info.backend_pid,))
+
+
+def configure(connection: Connection, settings: Iterable[str] = _SETTINGS) -> None:
+    """Have whatever runs on *connection*, which is new, run with *settings* (`name = value`). Raises `psycopg.Error`.
+
+    A pooler's sessions are shared: what one client sets or prepares there the next one meets, so nothing may outlive a
+    transaction. (One that pools whole sessions is treated the same: nobody can tell.)
+    """
+    if not leads_through_pooler(connection):
+        connection.execute("; ".join(f"SET {setting}" for setting in settings).encode())
+        return
+    connection.prepare_threshold = None
+    connection.cursor_factory = _PooledCursor
+    connection.isolation_level, connection.read_only = psycopg.IsolationLevel.READ_COMMITTED, False
+    connection.local_settings = "; ".join(f"SET LOCAL {setting}" for setting in settings)
+
+
+def in_background(call: Callable[[], T], *, name: str) -> Future[T]:
+    """Run *call* in a thread called *name* that nobody waits for at the end: connecting takes 10 s a host, or longer."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result = call()
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
 
 
 def open_pool(dsn: str, *, application_name: str, size: int, timeout_s: float = 5.0) -> ConnectionPool[Connection]:
     """Return a pool that connects in the background; taking one blocks for at most *timeout_s* and raises `PoolTimeout`."""
     return ConnectionPool(
         dsn,
-        connection_class=_Connection,
+        connection_class=_WorkersConnection,
         kwargs=_parameters(dsn, application_name),
         configure=configure,
         min_size=size,
@@ -132,7 +202,9 @@ def transaction(
     *durable* False commits without waiting for the disk. *impatient*: a lock that somebody holds for longer than a moment raises
     `psycopg.errors.LockNotAvailable`.
     """
-    connection.execute(_BEGIN + ("" if durable else _NOT_DURABLE) + (_IMPATIENT if impatient else ""))
+    begin = _BEGIN if connection.local_settings is None else f"{_BEGIN}; {connection.local_settings}"
+    # psycopg's own cursor: behind a pooler the connection's would make this a transaction by itself.
+    psycopg.Cursor(connection).execute((begin + ("" if durable else _NOT_DURABLE) + (_IMPATIENT if impatient else "")).encode())
     try:
         with connection.cursor() as cursor:
             yield cursor

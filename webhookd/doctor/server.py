@@ -83,20 +83,25 @@ def listen(installation: Installation) -> Iterator[Finding]:
     except psycopg.OperationalError as failure:
         yield error(f"{option} leads to no database: {adopt.first_line(failure)}; deliveries start up to 2 s late")
         return
+    mend = installation.commands.start("--listen-dsn postgresql://user@host-of-postgresql/database")
     with ear:
+        if option == "--dsn" and store.leads_through_pooler(ear):
+            yield error("--dsn leads through a pooler, where workers LISTEN only if told: deliveries start up to 2 s late", mend)
+            return
         ear.execute(store.listen_statement(channel))
         with installation.connection.transaction():
             installation.connection.execute(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT_S:g}s'".encode())
             installation.connection.execute("SELECT pg_notify(%s, '')", [channel])
         if any(True for _ in ear.notifies(timeout=NOTIFY_S, stop_after=1)):
             return
+        ear.execute(f"UNLISTEN {channel}".encode())  # behind a pooler it is not this session's alone
         other = _place(ear) != _place(installation.connection)
     if other:
         yield error(f"{option} leads to another database than --dsn: workers hear of no insert there")
         return
     yield error(
         f"a NOTIFY is not heard through {option}: a pooler in transaction mode, which LISTEN cannot pass; deliveries start late",
-        installation.commands.start("--listen-dsn postgresql://user@host-of-postgresql/database"),
+        mend,
     )
 
 
