@@ -21,11 +21,12 @@ PORT = 6432
 
 @contextmanager
 def pgbouncer(
-    database: Database, mode: str, *, sessions: int = 50, inside: Sequence[str] = (), addresses: str = ""
+    database: Database, mode: str, *, sessions: int = 50, more: str = "", inside: Sequence[str] = (), addresses: str = ""
 ) -> Iterator[str]:
     """A pgbouncer in front of *database* with at most *sessions* there; yields the folder of its socket.
 
-    *inside* is a command to run it with, such as `ip netns exec NAME`. It listens on *addresses*, too.
+    *more* are lines of its configuration. *inside* is a command to run it with, such as `ip netns exec NAME`. It listens on
+    *addresses*, too.
     """
     program = shutil.which("pgbouncer", path=os.environ["PATH"] + ":/usr/sbin")
     if program is None:
@@ -38,7 +39,7 @@ def pgbouncer(
             f"[databases]\n{database.name} = host={server['host']} port={server['port']} user={server['user']}\n[pgbouncer]\n"
             f"listen_addr = {addresses}\nlisten_port = {PORT}\nunix_socket_dir = {folder}\npool_mode = {mode}\n"
             f"auth_type = any\nmax_client_conn = 100\ndefault_pool_size = {sessions}\n"
-            "ignore_startup_parameters = extra_float_digits\n"
+            f"ignore_startup_parameters = extra_float_digits\n{more}\n"
         )
         settings.chmod(0o644)
         os.chown(folder, account.uid, account.gid)

@@ -22,14 +22,12 @@ class DeafError(psycopg.OperationalError):
 class Listener:
     """One connection that listens, opened by a thread of its own: a host that answers nothing holds nobody up.
 
-    Used by the dispatcher's thread only. *through_pooler*: try LISTEN behind a pooler, too. It works where whole sessions are
-    pooled; else it is found deaf, but may have reached a session that others get next.
+    Used by the dispatcher's thread only.
     """
 
-    def __init__(self, dsn: str, *, application_name: str, through_pooler: bool = False) -> None:
+    def __init__(self, dsn: str, *, application_name: str) -> None:
         self._dsn = dsn
         self._application_name = application_name
-        self._through_pooler = through_pooler
         self._opening: Future[store.Connection] | None = None
         self._connection: store.Connection | None = None
 
@@ -82,16 +80,23 @@ class Listener:
     def _connect(self, pool: ConnectionPool[store.Connection]) -> store.Connection:
         connection = store.connect(self._dsn, application_name=self._application_name)
         try:
-            if connection.behind_pooler and not self._through_pooler:
-                raise DeafError("--dsn leads through a pooler")
+            if connection.behind_pooler and _is_lent(connection, pool):
+                # LISTEN would stay in a session that somebody else gets next.
+                raise DeafError("a pooler in transaction mode")
             connection.execute(store.listen_statement(WAKE_CHANNEL))
             if not _hears(connection, pool):
-                connection.execute(f"UNLISTEN {WAKE_CHANNEL}".encode())  # with some luck it reaches the session that listens
+                if connection.behind_pooler:
+                    connection.execute(f"UNLISTEN {WAKE_CHANNEL}".encode())  # with some luck in the session that listens
                 raise DeafError(f"a NOTIFY did not arrive within {HEARS_WITHIN_S:g} s")
         except BaseException:
             connection.close()
             raise
         return connection
+
+
+def _is_lent(connection: store.Connection, pool: ConnectionPool[store.Connection]) -> bool:
+    with pool.connection() as other:
+        return store.lent_by_transaction(connection, other)
 
 
 def _close_unwanted(future: Future[store.Connection]) -> None:

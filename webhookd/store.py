@@ -33,8 +33,15 @@ _NOT_DURABLE = "; SET LOCAL synchronous_commit = off"
 _IMPATIENT = "; SET LOCAL lock_timeout = '50ms'"
 
 
-# A host or a network that vanishes without a word is noticed after half a minute; TCP by itself would take hours.
-_NOTICE_SILENCE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 30_000}
+# A host or a network that vanishes without a word is noticed after half a minute; TCP by itself would take hours. (A DSN may
+# say otherwise.)
+_NOTICE_SILENCE = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 30_000,
+}
 
 _signs_of_life: list[Callable[[], None]] = []  # one in a worker, none elsewhere
 
@@ -118,7 +125,7 @@ def _beating(gen: PQGen[RV]) -> PQGen[RV]:
 def connect(dsn: str, *, application_name: str) -> Connection:
     """Open a connection in autocommit mode with webhookd's session settings.
 
-    Blocks for at most 10 s a host; raises `psycopg.OperationalError`.
+    Blocks for at most 10 s a host (*dsn* may say otherwise) and what looking it up takes; raises `psycopg.OperationalError`.
     """
     connection = _WorkersConnection.connect(dsn, **_parameters(dsn, application_name))
     try:
@@ -134,15 +141,28 @@ def _parameters(dsn: str, application_name: str) -> dict[str, Any]:
     return {
         "autocommit": True,
         "application_name": application_name,
-        "connect_timeout": 10,
         # From the second time on: the statements are few and always the same.
         "prepare_threshold": 2,
     } | {name: value for name, value in _NOTICE_SILENCE.items() if name not in given}
 
 
-def leads_through_pooler(connection: psycopg.Connection[Any]) -> bool:
-    """Return whether another process answers than was connected to. Blocks for one statement; raises `psycopg.Error`."""
-    return bool(connection.execute("SELECT pg_catalog.pg_backend_pid()").fetchone() != (connection.info.backend_pid,))
+def lent_by_transaction(connection: psycopg.Connection[Any], other: psycopg.Connection[Any]) -> bool:
+    """Return whether *connection* leads through a pooler that lends sessions for a transaction only. Blocks for some statements.
+
+    It does if it is answered by more than one, or by one that answers *other*, too. That leaves nothing behind. False may be
+    wrong where many others use the pooler, or where *other* does not lead through the same. Raises `psycopg.Error`.
+    """
+    for _ in range(3):
+        answering = {_answering(connection), _answering(connection)}
+        if len(answering) > 1 or _answering(other) in answering:
+            return True
+    return False
+
+
+def _answering(connection: psycopg.Connection[Any]) -> int:
+    row = connection.execute("SELECT pg_catalog.pg_backend_pid()").fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def configure(connection: Connection, settings: Iterable[str] = _SETTINGS) -> None:
@@ -151,7 +171,7 @@ def configure(connection: Connection, settings: Iterable[str] = _SETTINGS) -> No
     A pooler's sessions are shared: what one client sets or prepares there the next one meets, so nothing may outlive a
     transaction. (One that pools whole sessions is treated the same: nobody can tell.)
     """
-    if not leads_through_pooler(connection):
+    if _answering(connection) == connection.info.backend_pid:
         connection.execute("; ".join(f"SET {setting}" for setting in settings).encode())
         return
     connection.prepare_threshold = None

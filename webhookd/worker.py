@@ -181,11 +181,7 @@ class _Worker:
             bell=bell,
             backlog=self._senders.backlog,
         )
-        listener = Listener(
-            config.listen_dsn or config.dsn,
-            application_name=f"webhookd/{seat.name}/listen",
-            through_pooler=config.listen_dsn is not None,
-        )
+        listener = Listener(config.listen_dsn or config.dsn, application_name=f"webhookd/{seat.name}/listen")
         self.dispatcher = Dispatcher(
             self._pool,
             Claimer(worker_id=seat.name, incarnation=seat.incarnation, defaults=defaults),

@@ -96,7 +96,6 @@ def best_latency_s(storm: Storm, sink: Sink) -> float:
     return min(latency_s(storm, sink) for _ in range(5))
 
 
-@pytest.mark.xfail(strict=True, reason="a --listen-dsn host that does not answer keeps workers from looking (_keep_listening)")
 def test_listen_falls_silent(storm: Storm, network: Network) -> None:
     with network.pgbouncer(storm.database, "session"), Sink() as sink:
         options = ("--listen-dsn", through(storm.database, LISTEN))

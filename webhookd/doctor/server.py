@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -75,7 +76,6 @@ def listen(installation: Installation) -> Iterator[Finding]:
     dsn, option = installation.config.listen_dsn, "--listen-dsn"
     if dsn is None:
         dsn, option = installation.dsn, "--dsn"
-    channel = f"webhookd_doctor_{uuid4().hex}"
     try:
         ear = psycopg.connect(
             dsn, autocommit=True, application_name=APPLICATION_NAME, connect_timeout=CONNECT_TIMEOUT_S, prepare_threshold=None
@@ -83,26 +83,29 @@ def listen(installation: Installation) -> Iterator[Finding]:
     except psycopg.OperationalError as failure:
         yield error(f"{option} leads to no database: {adopt.first_line(failure)}; deliveries start up to 2 s late")
         return
-    mend = installation.commands.start("--listen-dsn postgresql://user@host-of-postgresql/database")
     with ear:
-        if option == "--dsn" and store.leads_through_pooler(ear):
-            yield error("--dsn leads through a pooler, where workers LISTEN only if told: deliveries start up to 2 s late", mend)
+        lent = store.lent_by_transaction(ear, installation.connection)
+        if not lent and _hears(ear, installation.connection):
             return
-        ear.execute(store.listen_statement(channel))
-        with installation.connection.transaction():
-            installation.connection.execute(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT_S:g}s'".encode())
-            installation.connection.execute("SELECT pg_notify(%s, '')", [channel])
-        if any(True for _ in ear.notifies(timeout=NOTIFY_S, stop_after=1)):
-            return
-        ear.execute(f"UNLISTEN {channel}".encode())  # behind a pooler it is not this session's alone
-        other = _place(ear) != _place(installation.connection)
+        other = not lent and _place(ear) != _place(installation.connection)
     if other:
         yield error(f"{option} leads to another database than --dsn: workers hear of no insert there")
         return
     yield error(
         f"a NOTIFY is not heard through {option}: a pooler in transaction mode, which LISTEN cannot pass; deliveries start late",
-        mend,
+        installation.commands.start("--listen-dsn postgresql://user@host-of-postgresql/database"),
     )
+
+
+def _hears(ear: psycopg.Connection[Any], sender: psycopg.Connection[Any]) -> bool:
+    channel = f"webhookd_doctor_{uuid4().hex}"
+    ear.execute(store.listen_statement(channel))
+    with sender.transaction():
+        sender.execute(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT_S:g}s'".encode())
+        sender.execute("SELECT pg_notify(%s, '')", [channel])
+    heard = any(True for _ in ear.notifies(timeout=NOTIFY_S, stop_after=1))
+    ear.execute(f"UNLISTEN {channel}".encode())  # behind a pooler the session may live on
+    return heard
 
 
 def _place(connection: psycopg.Connection[tuple[object, ...]]) -> tuple[object, ...] | None:
