@@ -20,7 +20,8 @@ from webhookd.errors import UnusableError, WebhookdError
 LIVING_S = 60
 
 SETTINGS = (
-    *("search_path = ''", "TimeZone = 'UTC'", "default_transaction_isolation = 'read committed'"),
+    *("search_path = ''", "TimeZone = 'UTC'", "DateStyle = 'ISO'", "IntervalStyle = 'postgres'"),
+    "default_transaction_isolation = 'read committed'",
     *("default_transaction_read_only = off", "statement_timeout = 0", "idle_in_transaction_session_timeout = 0"),
     *("lock_timeout = 0", "standard_conforming_strings = on", "client_min_messages = warning"),
 )
@@ -78,7 +79,6 @@ def connect(dsn: str, *, role: str) -> Iterator[store.Connection]:
             dsn,
             autocommit=True,
             prepare_threshold=None,
-            application_name=f"webhookd/{role}",
             client_encoding="utf8",
             connect_timeout=10,
         )
@@ -88,7 +88,7 @@ def connect(dsn: str, *, role: str) -> Iterator[store.Connection]:
         raise WebhookdError(f"the database cannot be reached: {first_line(error)}") from error
     with connection:
         try:
-            store.configure(connection, SETTINGS)
+            store.configure(connection, application_name=f"webhookd/{role}", settings=SETTINGS)
             yield connection
         except psycopg.OperationalError as error:
             raise WebhookdError(f"the database failed: {first_line(error)}") from error

@@ -1,9 +1,10 @@
 """Connections to PostgreSQL: two pooled ones a worker, each with settings of its own, and explicit transactions."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Self, TypeVar
 
 import psycopg
@@ -127,20 +128,19 @@ def connect(dsn: str, *, application_name: str) -> Connection:
 
     Blocks for at most 10 s a host (*dsn* may say otherwise) and what looking it up takes; raises `psycopg.OperationalError`.
     """
-    connection = _WorkersConnection.connect(dsn, **_parameters(dsn, application_name))
+    connection = _WorkersConnection.connect(dsn, **_parameters(dsn))
     try:
-        configure(connection)
+        configure(connection, application_name=application_name)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _parameters(dsn: str, application_name: str) -> dict[str, Any]:
+def _parameters(dsn: str) -> dict[str, Any]:
     given = conninfo_to_dict(dsn)
     return {
         "autocommit": True,
-        "application_name": application_name,
         # From the second time on: the statements are few and always the same.
         "prepare_threshold": 2,
     } | {name: value for name, value in _NOTICE_SILENCE.items() if name not in given}
@@ -165,19 +165,20 @@ def _answering(connection: psycopg.Connection[Any]) -> int:
     return int(row[0])
 
 
-def configure(connection: Connection, settings: Iterable[str] = _SETTINGS) -> None:
-    """Have whatever runs on *connection*, which is new, run with *settings* (`name = value`). Raises `psycopg.Error`.
+def configure(connection: Connection, *, application_name: str, settings: Sequence[str] = _SETTINGS) -> None:
+    """Have what runs on *connection*, which is new, run with this name and *settings* (`name = value`); raises `psycopg.Error`.
 
     A pooler's sessions are shared: what one client sets or prepares there the next one meets, so nothing may outlive a
     transaction. (One that pools whole sessions is treated the same: nobody can tell.)
     """
+    named = sql.SQL("application_name = {}").format(sql.Literal(application_name)).as_string(connection)
     if _answering(connection) == connection.info.backend_pid:
-        connection.execute("; ".join(f"SET {setting}" for setting in settings).encode())
+        connection.execute("; ".join(f"SET {setting}" for setting in (named, *settings)).encode())
         return
     connection.prepare_threshold = None
     connection.cursor_factory = _PooledCursor
     connection.isolation_level, connection.read_only = psycopg.IsolationLevel.READ_COMMITTED, False
-    connection.local_settings = "; ".join(f"SET LOCAL {setting}" for setting in settings)
+    connection.local_settings = "; ".join(f"SET LOCAL {setting}" for setting in (named, *settings))
 
 
 def in_background(call: Callable[[], T], *, name: str) -> Future[T]:
@@ -201,8 +202,8 @@ def open_pool(dsn: str, *, application_name: str, size: int, timeout_s: float = 
     return ConnectionPool(
         dsn,
         connection_class=_WorkersConnection,
-        kwargs=_parameters(dsn, application_name),
-        configure=configure,
+        kwargs=_parameters(dsn),
+        configure=partial(configure, application_name=application_name),
         min_size=size,
         max_size=size,
         timeout=timeout_s,

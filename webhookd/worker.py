@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent import futures
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -130,8 +131,9 @@ def _boot(config: Config, seat: WorkerSeat, stop: threading.Event) -> str | None
         seat.beat()
         try:
             asked = store.in_background(partial(_installation, config.dsn, seat.name), name="webhookd-boot")
-            while not asked.done() and not stop.wait(0.05):
+            while not asked.done() and not stop.is_set():
                 seat.beat()  # connecting may take longer than a silent worker lives
+                futures.wait([asked], timeout=0.1)
             return asked.result() if asked.done() else None
         except psycopg.ProgrammingError as error:
             raise UnusableError(f"the database cannot be used: {str(error).strip().partition(chr(10))[0]}") from error

@@ -17,10 +17,12 @@ from webhookd import store
 
 Application = psycopg.Connection[tuple[Any, ...]]
 
-# What a session carries from one transaction to the next. (pgbouncer itself carries a client's name and encodings along.)
+# What a session carries from one transaction to the next. (pgbouncer itself carries some of a client's settings along.)
 SESSION = """
 SELECT name || ' = ' || setting FROM pg_catalog.pg_settings
  WHERE source = 'session' AND name NOT IN ('application_name', 'client_encoding', 'DateStyle', 'TimeZone')
+UNION ALL SELECT name || ' = ' || setting FROM pg_catalog.pg_settings
+           WHERE (name, setting) IN (('TimeZone', 'UTC'), ('DateStyle', 'ISO, MDY')) OR setting LIKE 'webhookd/%'
 UNION ALL SELECT 'prepared: ' || statement FROM pg_catalog.pg_prepared_statements
 UNION ALL SELECT 'listens: ' || c FROM pg_catalog.pg_listening_channels() AS c
 UNION ALL SELECT 'locks: ' || objid FROM pg_catalog.pg_locks
@@ -31,6 +33,8 @@ UNION ALL SELECT 'locks: ' || objid FROM pg_catalog.pg_locks
 @pytest.fixture
 def dsn(database: Database) -> Iterator[str]:
     """The test's database behind a pooler that has a single session, which everybody gets in turn."""
+    name = database.name
+    database.execute(f"ALTER DATABASE {name} SET TimeZone = 'Asia/Tokyo'; ALTER DATABASE {name} SET DateStyle = 'SQL, DMY'")
     with pgbouncer(database, "transaction", sessions=1) as folder:
         yield through(database, folder)
 

@@ -11,7 +11,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from webhookd import adopt, embedded, store
 from webhookd.doctor.findings import Finding, error, note, ok, warning
-from webhookd.doctor.installation import APPLICATION_NAME, CONNECT_TIMEOUT_S, STATEMENT_TIMEOUT_S, Installation
+from webhookd.doctor.installation import CONNECT_TIMEOUT_S, STATEMENT_TIMEOUT_S, Installation
 
 OLDEST_MAJOR, NEWEST_MAJOR = 14, 18
 # Receivers bear five minutes between a signature's time and their own (Standard Webhooks).
@@ -77,9 +77,7 @@ def listen(installation: Installation) -> Iterator[Finding]:
     if dsn is None:
         dsn, option = installation.dsn, "--dsn"
     try:
-        ear = psycopg.connect(
-            dsn, autocommit=True, application_name=APPLICATION_NAME, connect_timeout=CONNECT_TIMEOUT_S, prepare_threshold=None
-        )
+        ear = psycopg.connect(dsn, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S, prepare_threshold=None)
     except psycopg.OperationalError as failure:
         yield error(f"{option} leads to no database: {adopt.first_line(failure)}; deliveries start up to 2 s late")
         return
