@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -48,11 +49,16 @@ def pgbouncer(
             [*inside, program, *switch, str(settings)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
-            eventually(lambda: Path(folder, f".s.PGSQL.{PORT}").exists(), what="pgbouncer listens")
+            eventually(lambda: _listens(f"{folder}/.s.PGSQL.{PORT}"), what="pgbouncer listens")
             yield folder
         finally:
             process.send_signal(signal.SIGQUIT)  # at once
             process.wait(20)
+
+
+def _listens(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(path) == 0
 
 
 def through(database: Database, host: str) -> str:
