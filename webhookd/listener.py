@@ -80,7 +80,7 @@ class Listener:
     def _connect(self, pool: ConnectionPool[store.Connection]) -> store.Connection:
         connection = store.connect(self._dsn, application_name=self._application_name)
         try:
-            if connection.behind_pooler and _is_lent(connection, pool):
+            if connection.behind_pooler and store.lent_by_transaction(connection, pool.connection):
                 # LISTEN would stay in a session that somebody else gets next.
                 raise DeafError("a pooler in transaction mode")
             connection.execute(store.listen_statement(WAKE_CHANNEL))
@@ -92,11 +92,6 @@ class Listener:
             connection.close()
             raise
         return connection
-
-
-def _is_lent(connection: store.Connection, pool: ConnectionPool[store.Connection]) -> bool:
-    with pool.connection() as other:
-        return store.lent_by_transaction(connection, other)
 
 
 def _close_unwanted(future: Future[store.Connection]) -> None:

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Self, TypeVar
 
@@ -16,6 +16,7 @@ from psycopg.rows import Row, TupleRow
 from psycopg_pool import ConnectionPool
 
 T = TypeVar("T")
+AnyConnection = psycopg.Connection[Any]
 
 # Whatever a role's or database's defaults are, webhookd's sessions behave alike. Generic plans: the hot statements run
 # thousands of times with parameters that must not change their plan, and a queue's statistics are stale by nature.
@@ -146,20 +147,23 @@ def _parameters(dsn: str) -> dict[str, Any]:
     } | {name: value for name, value in _NOTICE_SILENCE.items() if name not in given}
 
 
-def lent_by_transaction(connection: psycopg.Connection[Any], other: psycopg.Connection[Any]) -> bool:
+def lent_by_transaction(connection: AnyConnection, other: Callable[[], AbstractContextManager[AnyConnection]]) -> bool:
     """Return whether *connection* leads through a pooler that lends sessions for a transaction only. Blocks for some statements.
 
-    It does if it is answered by more than one, or by one that answers *other*, too. That leaves nothing behind. False may be
-    wrong where many others use the pooler, or where *other* does not lead through the same. Raises `psycopg.Error`.
+    It does if it is answered by more than one, or by one that answers an *other* connection, too. That leaves nothing behind.
+    False may be wrong where many others use the pooler or the other does not lead through it. Raises `psycopg.Error`.
     """
     for _ in range(3):
         answering = {_answering(connection), _answering(connection)}
-        if len(answering) > 1 or _answering(other) in answering:
+        if len(answering) > 1:
             return True
+        with other() as another:  # not for longer: *connection* may hang
+            if _answering(another) in answering:
+                return True
     return False
 
 
-def _answering(connection: psycopg.Connection[Any]) -> int:
+def _answering(connection: AnyConnection) -> int:
     row = connection.execute("SELECT pg_catalog.pg_backend_pid()").fetchone()
     assert row is not None
     return int(row[0])

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -82,7 +83,7 @@ def listen(installation: Installation) -> Iterator[Finding]:
         yield error(f"{option} leads to no database: {adopt.first_line(failure)}; deliveries start up to 2 s late")
         return
     with ear:
-        lent = store.lent_by_transaction(ear, installation.connection)
+        lent = store.lent_by_transaction(ear, lambda: nullcontext(installation.connection))
         if not lent and _hears(ear, installation.connection):
             return
         other = not lent and _place(ear) != _place(installation.connection)
