@@ -19,7 +19,7 @@ from webhookd.bell import Bell, News
 from webhookd.claims import Claim, Claimer, ClaimInDoubtError, NextLook
 from webhookd.core.model import Delivery
 from webhookd.counts import Wakeup
-from webhookd.listener import Listener
+from webhookd.listener import DeafError, Listener
 from webhookd.metrics import Metrics
 from webhookd.recording import Recording
 from webhookd.senders import Senders
@@ -37,6 +37,7 @@ SATURATED_S = 0.01  # shorter than this, having no room is an ordinary moment un
 CALL_EVERY_S = 0.1  # under load every claim is full; then everybody is awake anyway
 SUSPECTS_EVERY_S = 10.0  # while every claim is full nothing else would ask for suspect rows
 DEAF_LOOK_S = 2.0  # without a LISTEN connection
+LISTEN_AGAIN_S, LISTEN_MOST_S = 1.0, 60.0  # between tries to have one
 OUTWAIT_FIRST_S, OUTWAIT_MOST_S = 0.002, 0.25
 # Faster than this, notifications cost more than looking.
 BURST_NOTIFIES, BURST_S = 40, 0.2
@@ -75,6 +76,8 @@ class Dispatcher:
         self._beat_at = -math.inf
         self._look_at = -math.inf
         self._listen_at = -math.inf
+        self._listen_failures = 0
+        self._listen_told = ""
         self._contended_pause = CONTENDED_FIRST_S
         self._outwait_at = math.inf
         self._outwait_pause = OUTWAIT_FIRST_S
@@ -292,33 +295,46 @@ class Dispatcher:
     # Waiting and faults --------------------------------------------------------------------------------------------
 
     def _keep_listening(self, now: float) -> None:
-        if self._listener.connected or now < self._listen_at:
-            return
-        self._listen_at = now + 5.0
-        try:
+        """Whatever fails here but the registration is the listener's own: deliveries go on, unannounced."""
+        if self._listener.opening:
+            try:
+                opened = self._listener.opened()
+            except psycopg.Error as error:
+                self._stay_deaf(error, now)
+                return
+            if opened:
+                self._metrics.set_listener_connected(True)
+                self._listen_failures, self._listen_told = 0, ""
+                # Whatever was notified while nobody listened is found by looking.
+                self._watched = False
+                self._look_at = now
+        elif not self._listener.connected and now >= self._listen_at:
             with self._pool.connection() as connection:
                 self._watch.register(connection)
-                self._listener.open()
-                hears = self._listener.hears(connection)
-        finally:
-            self._metrics.set_listener_connected(self._listener.connected)
-        if not hears:
-            self._listener.close()
+            self._listen_at = now + LISTEN_AGAIN_S
             self._metrics.set_listener_connected(False)
-            self._listen_at = now + 60.0
-            log.warning(
-                "LISTEN is deaf",
-                extra={"fields": {"hint": "a transaction-pooling pgbouncer? give --listen-dsn; until then looking every 2 s"}},
-            )
-        # Whatever was notified while nobody listened is found by looking.
-        self._watched = False
-        self._look_at = now
+            self._listener.open(self._pool, lambda: self._bell.ring(News.LISTENER))
+
+    def _stay_deaf(self, error: psycopg.Error, now: float) -> None:
+        """Look every 2 s, and try to listen again with growing pauses. Say so once."""
+        deaf = isinstance(error, DeafError)
+        self._listen_failures += 1
+        pause = LISTEN_MOST_S if deaf else min(LISTEN_MOST_S, LISTEN_AGAIN_S * 2.0 ** min(self._listen_failures, 10))
+        self._listen_at = now + pause * random.uniform(0.5, 1.0)
+        self._look_at = min(self._look_at, now + DEAF_LOOK_S)
+        event = "LISTEN is deaf" if deaf else "LISTEN connection not to be had"
+        if event == self._listen_told:
+            return
+        self._listen_told = event
+        hint = "a transaction-pooling pgbouncer? give --listen-dsn; " if deaf else ""
+        fields = {"error": _first_line(error), "hint": f"{hint}until then looking every 2 s"}
+        log.warning(event, extra={"fields": fields})
 
     def _wait(self) -> None:
         now = time.monotonic()
         # Without room there is nothing to look for, and nothing to outwait.
         look_at = min(self._look_at, self._outwait_at) if self._room_wanted() else math.inf
-        until = min(self._beat_at, look_at, self._suspect_at, math.inf if self._listener.connected else self._listen_at)
+        until = min(self._beat_at, look_at, self._suspect_at, self._listen_due())
         if self._watch.keeping and self._saturated_since < math.inf:
             until = min(until, self._saturated_since + SATURATED_S)
         if self._senders.tick(now) or self._alone:  # alone: until nothing is in hand
@@ -332,8 +348,13 @@ class Dispatcher:
         except psycopg.OperationalError as error:
             self._listener.close()
             self._metrics.set_listener_connected(False)
+            self._look_at = min(self._look_at, now + DEAF_LOOK_S)
             log.warning("LISTEN connection lost", extra={"fields": {"error": _first_line(error)}})
         self._read_news(now)
+
+    def _listen_due(self) -> float:
+        """Return when to try to listen again; the bell says when such a try has ended."""
+        return math.inf if self._listener.connected or self._listener.opening else self._listen_at
 
     def _room_wanted(self) -> bool:
         return self._saturated_since == math.inf
@@ -343,6 +364,8 @@ class Dispatcher:
             if isinstance(news, float):
                 self._look_at = min(self._look_at, now + max(0.0, news))
                 continue
+            if news is News.LISTENER:
+                continue  # the next turn asks it
             self._look_at = now
             if news is News.ROOM:
                 self._saturated_since = math.inf

@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent import futures
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from uuid import UUID
@@ -139,11 +141,11 @@ def _boot(config: Config, seat: WorkerSeat, stop: threading.Event) -> str | None
     while not stop.is_set():
         seat.beat()
         try:
-            with store.connect(config.dsn, application_name=f"webhookd/{seat.name}/boot") as connection:
-                migrate.check(connection)
-                row = connection.execute("SELECT installation_id FROM pggit.installation").fetchone()
-                assert row is not None
-                return f"wh_{row[0].hex[:16]}"
+            asked = store.in_background(partial(_installation, config.dsn, seat.name), name="webhookd-boot")
+            while not asked.done() and not stop.is_set():
+                seat.beat()  # connecting may take longer than a silent worker lives
+                futures.wait([asked], timeout=0.1)
+            return asked.result() if asked.done() else None
         except psycopg.ProgrammingError as error:
             raise UnusableError(f"the database cannot be used: {str(error).strip().partition(chr(10))[0]}") from error
         except psycopg.OperationalError as error:
@@ -153,6 +155,14 @@ def _boot(config: Config, seat: WorkerSeat, stop: threading.Event) -> str | None
                 log.warning("database unreachable", extra={"fields": {"error": reason}})
             stop.wait(min(2.0, 0.1 * 2.0**failures) * random.uniform(0.5, 1.0))
     return None
+
+
+def _installation(dsn: str, name: str) -> str:
+    with store.connect(dsn, application_name=f"webhookd/{name}/boot") as connection:
+        migrate.check(connection)
+        row = connection.execute("SELECT installation_id FROM pggit.installation").fetchone()
+        assert row is not None
+        return f"wh_{row[0].hex[:16]}"
 
 
 class _Worker:

@@ -2,9 +2,12 @@
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from psycopg.conninfo import make_conninfo
 
 from tests.acceptance.daemon import Daemon, arrivals, insert, register, wait_until_delivered, wait_until_ready
 from tests.postgres import Database
@@ -62,3 +65,23 @@ def test_workers_told_to_leave_do_so_although_the_database_hangs(database: Datab
         with hanging(database):
             assert daemon.stop() == 0
         assert "worker killed" not in daemon.log()
+
+
+def test_a_listen_host_that_hangs_costs_deliveries_nothing_but_the_notice(database: Database) -> None:
+    # It takes connections and never says anything.
+    with socket.create_server(("127.0.0.1", 0)) as silent, Receiver(answer_slowly) as receiver:
+        listen_dsn = make_conninfo(database.dsn, host="127.0.0.1", port=silent.getsockname()[1], connect_timeout=12)
+        with Daemon(database.dsn, "--listen-dsn", listen_dsn, workers=1) as daemon:
+            register(database, receiver)
+            inserted = 0
+            # A first try to connect from its beginning to its end, and some of the next.
+            while daemon.log().count("LISTEN connection not to be had") == 0 or inserted < 60:
+                insert(database, 1)
+                inserted += 1
+                time.sleep(0.25)
+            wait_until_delivered(database, inserted)
+            assert daemon.log().count("LISTEN connection not to be had") == 1, "said once"
+            assert "unreachable" not in daemon.log()
+            waited = "SELECT extract(epoch FROM max(delivered_at - created_at))::float8 FROM pggit.alert_delivery_queue"
+            assert database.execute(waited)[0][0] < 8.0, "a look every 2 s, and room for a busy machine"
+            assert daemon.stop() == 0

@@ -55,7 +55,10 @@ class Member:
         self.connection = store.connect(database.dsn, application_name="test/work")
         self.watch = Watch(self.listener, worker_id="test", incarnation=self.incarnation, metrics_address="127.0.0.1:1")
         self.watch.register(self.connection)
-        self.listener.open()
+        with store.open_pool(database.dsn, application_name="test/probe", size=1) as pool:
+            ended = threading.Event()
+            self.listener.open(pool, ended.set)
+            assert ended.wait(20) and self.listener.opened()
 
     def take(self) -> bool:
         return self.watch.take(self.connection)
@@ -792,8 +795,11 @@ class MindsItsOwnNameOnly(Dispatcher):
 
 
 class NeverListensAgain(Dispatcher):
+    listened = False
+
     def _keep_listening(self, now: float) -> None:
-        if not self._claimed_once:
+        self.listened = self.listened or self._listener.connected
+        if not self.listened:
             super()._keep_listening(now)
 
 
