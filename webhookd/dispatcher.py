@@ -19,6 +19,7 @@ from webhookd.bell import Bell, News
 from webhookd.claims import Claim, Claimer, ClaimInDoubtError, NextLook
 from webhookd.core.model import Delivery
 from webhookd.counts import Wakeup
+from webhookd.errors import first_line
 from webhookd.listener import DeafError, Listener
 from webhookd.metrics import Metrics
 from webhookd.recording import Recording
@@ -327,7 +328,7 @@ class Dispatcher:
             return
         self._listen_told = event
         hint = "a transaction-pooling pgbouncer? give --listen-dsn; " if deaf else ""
-        fields = {"error": _first_line(error), "hint": f"{hint}until then looking every 2 s"}
+        fields = {"error": first_line(error), "hint": f"{hint}until then looking every 2 s"}
         log.warning(event, extra={"fields": fields})
 
     def _wait(self) -> None:
@@ -349,7 +350,7 @@ class Dispatcher:
             self._listener.close()
             self._metrics.set_listener_connected(False)
             self._look_at = min(self._look_at, now + DEAF_LOOK_S)
-            log.warning("LISTEN connection lost", extra={"fields": {"error": _first_line(error)}})
+            log.warning("LISTEN connection lost", extra={"fields": {"error": first_line(error)}})
         self._read_news(now)
 
     def _listen_due(self) -> float:
@@ -388,7 +389,7 @@ class Dispatcher:
         if self._failures == 3:  # one cut connection is nobody's business
             self._database_up = False
             self._metrics.set_database_up(False)
-            log.warning("database unreachable", extra={"fields": {"error": _first_line(error)}})
+            log.warning("database unreachable", extra={"fields": {"error": first_line(error)}})
 
     def _came_back(self) -> None:
         if not self._database_up:
@@ -397,7 +398,3 @@ class Dispatcher:
             log.info("database answers")
         self._failures = 0
         self._claimed_once = True
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]

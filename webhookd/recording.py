@@ -15,6 +15,7 @@ from webhookd.bell import Bell
 from webhookd.core.answer import AnswerKind
 from webhookd.core.model import Attempted, Delivery, GivenBack, Result
 from webhookd.counts import AttemptStatus, ObservedAttempt
+from webhookd.errors import first_line
 from webhookd.hints import Hints
 from webhookd.metrics import Metrics
 from webhookd.records import Recorded, Recorder
@@ -159,7 +160,7 @@ class Recording:
         error = state.outcome.exception() if state.outcome else None
         if state.attempt_number in (3, 30, 300):  # a deadlock or one cut connection is nobody's business
             self._metrics.set_database_up(False)
-            log.warning("record waits for the database", extra={"fields": {"error": _first_line(error)}})
+            log.warning("record waits for the database", extra={"fields": {"error": first_line(error)}})
 
     def _record_one_by_one(self, batch: Sequence[Result], error: psycopg.Error) -> None:
         """One result that the database cannot take must not keep the others from being recorded."""
@@ -169,7 +170,7 @@ class Recording:
             return
         log.error(
             "result cannot be recorded; its lease will run out",
-            extra={"fields": {"delivery_id": batch[0].delivery.delivery_id, "error": _first_line(error)}},
+            extra={"fields": {"delivery_id": batch[0].delivery.delivery_id, "error": first_line(error)}},
         )
         self._leave(1)
 
@@ -212,7 +213,3 @@ def _observed(result: Result) -> ObservedAttempt:
     else:
         status = AttemptStatus.FAILED
     return ObservedAttempt(result.delivery.webhook_id, status, answer.elapsed_s, answer)
-
-
-def _first_line(error: BaseException | None) -> str:
-    return str(error).strip().partition("\n")[0]

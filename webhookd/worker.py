@@ -26,7 +26,7 @@ from webhookd.core.model import Result
 from webhookd.delivery import Courier
 from webhookd.dispatcher import Dispatcher
 from webhookd.egress import Egress
-from webhookd.errors import UnusableError
+from webhookd.errors import UnusableError, first_line
 from webhookd.hints import Hints
 from webhookd.housekeeping import Housekeeping
 from webhookd.http_endpoint import Endpoint
@@ -147,12 +147,11 @@ def _boot(config: Config, seat: WorkerSeat, stop: threading.Event) -> str | None
                 futures.wait([asked], timeout=0.1)
             return asked.result() if asked.done() else None
         except psycopg.ProgrammingError as error:
-            raise UnusableError(f"the database cannot be used: {str(error).strip().partition(chr(10))[0]}") from error
+            raise UnusableError(f"the database cannot be used: {first_line(error)}") from error
         except psycopg.OperationalError as error:
             failures += 1
             if failures == 1:
-                reason = str(error).strip().partition("\n")[0]
-                log.warning("database unreachable", extra={"fields": {"error": reason}})
+                log.warning("database unreachable", extra={"fields": {"error": first_line(error)}})
             stop.wait(min(2.0, 0.1 * 2.0**failures) * random.uniform(0.5, 1.0))
     return None
 
