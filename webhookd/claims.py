@@ -242,7 +242,7 @@ class Claimer:
             {
                 "webhook_ids": store.number_array([lane.webhook_id for lane in lanes]),
                 "quotas": store.number_array([admission.quota for admission in admissions]),
-                "blocked_bys": [admission.blocked_by for admission in admissions],
+                "blocked_bys": store.text_array([admission.blocked_by for admission in admissions]),
                 "runnable_ats": store.number_array([admission.runnable_at for admission in admissions]),
                 "tokens": store.number_array(
                     [self._tokens(lane, settings.get(lane.webhook_id), now=now) for lane in lanes]

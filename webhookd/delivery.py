@@ -11,6 +11,7 @@ from webhookd.hints import Hints
 from webhookd.transport import Transport
 
 USER_AGENT = f"webhookd/{__version__}"
+_HEADERS = (("content-type", "application/json"), ("user-agent", USER_AGENT))
 
 
 class Courier:
@@ -39,12 +40,7 @@ class Courier:
         message_id = self.webhook_id_header(delivery.delivery_id)
         # By the database's clock, which all hosts share: receivers refuse a timestamp that is minutes off.
         timestamp = int(delivery.claimed_at + time.monotonic() - delivery.claimed)
-        headers = [
-            ("content-type", "application/json"),
-            ("user-agent", USER_AGENT),
-            ("webhook-id", message_id),
-            ("webhook-timestamp", str(timestamp)),
-        ]
+        stamp = f"webhook-id: {message_id}\r\nwebhook-timestamp: {timestamp}\r\n"
         if settings.secret is not None:
             try:
                 key = parse_secret(settings.secret)
@@ -52,6 +48,11 @@ class Courier:
                 # Unsigned would be worse than undelivered: the receiver relies on the signature.
                 return Answer(AnswerKind.NOT_ALLOWED, 0.0, error="the webhook's secret is not whsec_ and base64")
             signature = sign(key, webhook_id=message_id, timestamp=timestamp, body=delivery.body)
-            headers.append(("webhook-signature", signature))
-        headers.extend(settings.headers)
-        return self._transport.post(settings.url, headers=headers, body=delivery.body, timeout_s=settings.timeout_s)
+            stamp += f"webhook-signature: {signature}\r\n"
+        return self._transport.post(
+            settings.url,
+            headers=_HEADERS + settings.headers,
+            stamp=stamp.encode(),
+            body=delivery.body,
+            timeout_s=settings.timeout_s,
+        )

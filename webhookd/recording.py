@@ -2,10 +2,9 @@
 
 import logging
 import math
-import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import psycopg
 import tenacity
@@ -19,11 +18,11 @@ from webhookd.errors import first_line
 from webhookd.hints import Hints
 from webhookd.metrics import Metrics
 from webhookd.records import Recorded, Recorder
+from webhookd.results import Results
 from webhookd.store import Connection
 
 log = logging.getLogger("webhookd.recorder")
 
-BATCH = 200
 GATHER_S = 0.04
 DEFER_S = 0.003  # a lane is usually locked by another worker's claim, for a millisecond or two
 DEFER_MOST_S = 0.25
@@ -36,20 +35,17 @@ class Recording:
         self,
         pool: ConnectionPool[Connection],
         recorder: Recorder,
-        results: "queue.SimpleQueue[Result | None]",
+        results: Results,
         *,
         hints: Hints,
         metrics: Metrics,
         bell: Bell,
-        backlog: Callable[[], int],
     ) -> None:
-        """*backlog* says how many further *results* are to be expected from the senders."""
         self._results = results
         self._pool = pool
         self._recorder = recorder
         self._hints = hints
         self._metrics = metrics
-        self._backlog = backlog
         self._bell = bell
         self._lock = threading.Lock()
         self._in_hand = self._ended = 0
@@ -69,11 +65,11 @@ class Recording:
 
     def give_back(self, delivery: Delivery) -> None:
         """Have *delivery* recorded as not attempted."""
-        self._results.put(Result(delivery, GivenBack()))
+        self._results.put(Result(delivery, GivenBack()), last=True)
 
     def settled(self) -> bool:
         """Return whether no finished exchange waits to be recorded."""
-        return self._results.qsize() == 0 and not self._deferred
+        return len(self._results) == 0 and not self._deferred
 
     def in_hand(self) -> int:
         """Return how many deliveries are claimed and not yet recorded."""
@@ -85,7 +81,7 @@ class Recording:
 
     def stop(self, *, timeout_s: float) -> bool:
         """Record what is there and end the thread; after *timeout_s* give up on a database that is away, and return False."""
-        self._results.put(None)
+        self._results.close()
         self._thread.join(timeout_s)
         recorded = not self._thread.is_alive()
         self._give_up.set()
@@ -93,39 +89,20 @@ class Recording:
         return recorded
 
     def _run(self) -> None:
-        stopping = False
-        while not (stopping and not self._deferred):
+        while not (self._results.ended and not self._deferred):
             if self._give_up.is_set():
                 return
-            batch, stopping = self._gather(stopping)
-            if batch:
+            if batch := self._gather():
                 self._record(batch)
 
-    def _gather(self, stopping: bool) -> tuple[list[Result], bool]:
-        """Return the next batch; blocks for the first result, then only while more are to be expected, for 40 ms at most."""
+    def _gather(self) -> list[Result]:
+        """Return what was put off and what has come since; blocks for the first, and for 40 ms while there is more to come."""
         deferred, self._deferred = self._deferred, []
-        batch = list(deferred)
-        deadline = math.inf if not batch else time.monotonic() + self._defer_s
-        while len(batch) < BATCH and not stopping:
-            try:
-                result = self._results.get_nowait()
-            except queue.Empty:
-                now = time.monotonic()
-                fresh = len(batch) > len(deferred)
-                if now >= deadline or (fresh and self._backlog() == 0):
-                    break
-                try:
-                    result = self._results.get(timeout=None if deadline == math.inf else deadline - now)
-                except queue.Empty:
-                    break
-            if result is None:
-                stopping = True
-                break
-            batch.append(result)
-            deadline = min(deadline, time.monotonic() + GATHER_S)
-        if stopping and deferred:
+        if not deferred:
+            return self._results.take(within_s=None, gather_s=GATHER_S)
+        if self._results.ended:
             self._give_up.wait(self._defer_s)
-        return batch, stopping
+        return deferred + self._results.take(within_s=self._defer_s, gather_s=0.0)
 
     def _record(self, batch: Sequence[Result]) -> None:
         try:

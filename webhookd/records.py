@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -153,14 +154,14 @@ class Recorder:
             {
                 "delivery_ids": store.number_array([result.delivery.delivery_id for result, _ in settled]),
                 "tokens": store.number_array([result.delivery.token for result, _ in settled]),
-                "statuses": [settlement.status.value for _, settlement in settled],
+                "statuses": store.text_array([settlement.status.value for _, settlement in settled]),
                 "delays": store.number_array([settlement.delay_s for _, settlement in settled]),
                 "retries": store.number_array([int(settlement.spends_retry) for _, settlement in settled]),
                 "losses": store.number_array([int(settlement.loses_lease) for _, settlement in settled]),
                 "ages": store.number_array([_age_s(result, now=ended) for result, _ in settled]),
                 "webhook_ids": store.number_array([result.delivery.webhook_id for result, _ in settled]),
-                "events": [settlement.event for _, settlement in settled],
-                "details": [_details(result, settlement) for result, settlement in settled],
+                "events": store.text_array([settlement.event for _, settlement in settled]),
+                "details": store.text_array([_details(result, settlement) for result, settlement in settled]),
                 "http_statuses": store.number_array([None if answer is None else answer.http_status for answer in answers]),
                 "times_ms": store.number_array([None if answer is None else answer.elapsed_s * 1000 for answer in answers]),
                 "worker_id": self._worker_id,
@@ -205,9 +206,9 @@ def _lane_parameters(after: Sequence[Lane], accepted: Sequence[tuple[Result, Set
         "sums_ms": store.number_array([math.fsum(its) for its in times]),
         "mins_ms": store.number_array([min(its, default=None) for its in times]),
         "maxs_ms": store.number_array([max(its, default=None) for its in times]),
-        "health_statuses": [lane.health for lane in after],
+        "health_statuses": store.text_array([lane.health for lane in after]),
         "failures": store.number_array([lane.breaker.failures for lane in after]),
-        "circuit_states": [lane.breaker.state.value for lane in after],
+        "circuit_states": store.text_array([lane.breaker.state.value for lane in after]),
         "circuit_epochs": store.number_array([lane.breaker.epoch for lane in after]),
         "circuit_untils": store.number_array([lane.breaker.until for lane in after]),
         "hold_untils": store.number_array([lane.hold_until for lane in after]),
@@ -215,7 +216,7 @@ def _lane_parameters(after: Sequence[Lane], accepted: Sequence[tuple[Result, Set
         "tokens_ats": store.number_array([lane.bucket.at for lane in after]),
         "in_flights": store.number_array([lane.in_flight for lane in after]),
         "runnable_ats": store.number_array([lane.runnable_at for lane in after]),
-        "blocked_bys": [lane.blocked_by for lane in after],
+        "blocked_bys": store.text_array([lane.blocked_by for lane in after]),
     }
 
 
@@ -229,13 +230,22 @@ def _age_s(result: Result, *, now: float) -> float | None:
 def _details(result: Result, settlement: Settlement) -> str | None:
     if settlement.event is None:
         return None
-    details: dict[str, Any] = {"reason": _storable(settlement.reason)}
+    attempt, excerpt = None, ""
     if isinstance(result.outcome, Attempted):
-        details["attempt"] = result.delivery.attempts + 1
-        if result.outcome.answer.excerpt:
-            details["excerpt"] = _storable(result.outcome.answer.excerpt)
-    if settlement.delay_s is not None:
-        details["retry_in_s"] = round(settlement.delay_s, 3)
+        attempt, excerpt = result.delivery.attempts + 1, result.outcome.answer.excerpt
+    return _event_details(settlement.reason, attempt, excerpt, settlement.delay_s)
+
+
+@lru_cache(maxsize=1024)
+def _event_details(reason: str, attempt: int | None, excerpt: str, delay_s: float | None) -> str:
+    """Return event_details as JSON; most attempts have the same."""
+    details: dict[str, Any] = {"reason": _storable(reason)}
+    if attempt is not None:
+        details["attempt"] = attempt
+    if excerpt:
+        details["excerpt"] = _storable(excerpt)
+    if delay_s is not None:
+        details["retry_in_s"] = round(delay_s, 3)
     return json.dumps(details)
 
 

@@ -15,6 +15,7 @@ from webhookd.bell import Bell, News
 from webhookd.claims import BODY_BYTES
 from webhookd.core.model import Delivery, Lost, Outcome, Result
 from webhookd.delivery import Courier
+from webhookd.results import Results
 
 log = logging.getLogger("webhookd.senders")
 
@@ -24,6 +25,8 @@ IDLE_EXIT_S = 10.0
 WORK_AHEAD_S = 0.1  # claims are sized to so much work
 SMALLEST_CAPACITY = 16
 LARGEST_CAPACITY = 400
+# No record needs a body, and results may have to wait for a database that is away; but a copy costs more than a small one holds.
+SMALL_BODY_BYTES = 4096
 
 
 @dataclass(slots=True)
@@ -37,7 +40,7 @@ class Senders:
     """Takes deliveries from the dispatcher, carries them out on its threads, and puts results where the recorder finds them."""
 
     def __init__(
-        self, courier: Courier, results: "queue.SimpleQueue[Result | None]", *, most: int, bell: Bell
+        self, courier: Courier, results: Results, *, most: int, bell: Bell
     ) -> None:
         self._courier = courier
         self._results = results
@@ -160,8 +163,9 @@ class Senders:
         sender.since = None
         self._finished += 1
         self._hold(-len(delivery.body))
-        # Without the body, which no record needs: results may have to wait for a database that is away.
-        self._results.put(Result(replace(delivery, body=b""), outcome))
+        if len(delivery.body) > SMALL_BODY_BYTES:
+            delivery = replace(delivery, body=b"")
+        self._results.put(Result(delivery, outcome), last=self._queue.empty() and self.backlog() == 0)
         if self._wants_room and self.room() > 0:
             self._wants_room = False
             self._bell.ring(News.ROOM)

@@ -256,6 +256,16 @@ def number_array(values: Iterable[float | int | None]) -> str:
     return "{" + ",".join(["NULL" if value is None else repr(value) for value in values]) + "}"
 
 
+def text_array(values: Iterable[str | None]) -> str:
+    """Return *values* as PostgreSQL's array literal, for the same reason."""
+    return "{" + ",".join(["NULL" if value is None else _quoted(value) for value in values]) + "}"
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
 def listen_statement(channel: str) -> sql.Composed:
     """Return LISTEN for *channel*, which cannot be a parameter."""
     return sql.SQL("LISTEN {}").format(sql.Identifier(channel))

@@ -22,7 +22,6 @@ from webhookd import migrate, store
 from webhookd.bell import Bell
 from webhookd.claims import Claimer, defaults_of
 from webhookd.config import Config
-from webhookd.core.model import Result
 from webhookd.delivery import Courier
 from webhookd.dispatcher import Dispatcher
 from webhookd.egress import Egress
@@ -34,6 +33,7 @@ from webhookd.listener import Listener
 from webhookd.metrics import Metrics
 from webhookd.recording import Recording
 from webhookd.records import Recorder
+from webhookd.results import Results
 from webhookd.seat import ExitCode, WorkerSeat, parse_lost_line
 from webhookd.senders import Senders
 from webhookd.targets import TargetGroups, address_of
@@ -181,7 +181,7 @@ class _Worker:
         hints, bell = Hints(), Bell()
         egress = Egress(config.allow_http, config.allow_network)
         self._transport = Transport(egress, connections_per_origin=config.threads)
-        results: queue.SimpleQueue[Result | None] = queue.SimpleQueue()
+        results = Results()
         courier = Courier(self._transport, hints, installation=installation)
         self._senders = Senders(courier, results, most=config.threads, bell=bell)
         self.recording = Recording(
@@ -191,7 +191,6 @@ class _Worker:
             hints=hints,
             metrics=metrics,
             bell=bell,
-            backlog=self._senders.backlog,
         )
         listener = Listener(config.listen_dsn or config.dsn, application_name=f"webhookd/{seat.name}/listen")
         self.dispatcher = Dispatcher(

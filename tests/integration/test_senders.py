@@ -1,6 +1,5 @@
 """The sender pool against real receivers: it grows for blocked exchanges only, and hands back what it has not begun."""
 
-import queue
 import threading
 import time
 from collections.abc import Iterator
@@ -10,10 +9,11 @@ from tests.receivers import OK, Behaviour, Peer, Receiver
 from tests.values import delivery, settings
 from tests.waiting import eventually
 from webhookd.bell import Bell, News
-from webhookd.core.model import Attempted, Delivery, GivenBack, Result
+from webhookd.core.model import Attempted, Delivery, GivenBack
 from webhookd.delivery import Courier
 from webhookd.egress import Egress
 from webhookd.hints import Hints
+from webhookd.results import Results
 from webhookd.senders import Senders
 from webhookd.transport import Transport
 
@@ -23,7 +23,7 @@ class Rig:
 
     def __init__(self, receiver: Receiver, *, most: int) -> None:
         self.transport = Transport(Egress(True, ["127.0.0.0/8"]))
-        self.results: queue.SimpleQueue[Result | None] = queue.SimpleQueue()
+        self.results = Results()
         self.bell = Bell()
         courier = Courier(self.transport, Hints(), installation="wh_test")
         self.senders = Senders(courier, self.results, most=most, bell=self.bell)
@@ -66,7 +66,7 @@ def test_the_pool_grows_to_its_limit_while_receivers_keep_every_sender_waiting()
             made.tick()
         assert made.senders.threads == 8
         release.set()
-        eventually(lambda: made.results.qsize() == 20)
+        eventually(lambda: len(made.results) == 20)
 
 
 def test_a_fast_receiver_is_served_by_one_sender() -> None:
@@ -76,11 +76,10 @@ def test_a_fast_receiver_is_served_by_one_sender() -> None:
 
     with rig(fast, most=8) as (made, _):
         made.senders.submit(made.deliveries(200))
-        eventually(lambda: made.results.qsize() == 200)
+        eventually(lambda: len(made.results) == 200)
         assert made.senders.threads == 1
         assert made.senders.backlog() == 0
-        first = made.results.get()
-        assert first is not None
+        first = made.results.take(within_s=0.0, gather_s=0.0)[0]
         assert isinstance(first.outcome, Attempted)
         assert first.outcome.answer.http_status == 200
 

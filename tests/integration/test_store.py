@@ -24,3 +24,11 @@ def test_a_plan_that_a_migration_changed_costs_the_connection_only(database: Dat
         with pytest.raises(psycopg.OperationalError, match="cached plan"):
             connection.execute("SELECT * FROM pggit.later")
         assert connection.closed
+
+
+@pytest.mark.every_postgres
+def test_array_literals_hold_whatever_text_there_is(database: Database) -> None:
+    texts = ["", "NULL", "null", None, 'a "quoted" one', "back\\slash", '\\"', "{1,2}", "a,b", " blank ", "line\nbreak\t", "ü€𝄞", "'"]
+    with store.connect(database.dsn, application_name="test") as connection:
+        [(back,)] = connection.execute("SELECT %s::text[]", [store.text_array(texts)])
+    assert back == texts

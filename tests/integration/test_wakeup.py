@@ -4,7 +4,6 @@ The choreographies run a real dispatcher without the housekeeping's sweep: a wak
 model of the protocol that tries all interleavings; here the worst of them are danced with PostgreSQL itself.
 """
 
-import queue
 import random
 import threading
 import time
@@ -23,7 +22,6 @@ from tests.waiting import eventually
 from webhookd import queries, store
 from webhookd.bell import Bell, News
 from webhookd.claims import BODY_BYTES, Claim, Claimer, Defaults, NextLook
-from webhookd.core.model import Result
 from webhookd.delivery import Courier
 from webhookd.dispatcher import Dispatcher
 from webhookd.egress import Egress
@@ -32,6 +30,7 @@ from webhookd.listener import WAKE_CHANNEL, Listener
 from webhookd.metrics import Metrics
 from webhookd.recording import Recording
 from webhookd.records import Recorder
+from webhookd.results import Results
 from webhookd.senders import Senders
 from webhookd.transport import Transport
 from webhookd.watch import Watch
@@ -420,14 +419,11 @@ class Stage:
         self.pool = store.open_pool(database.dsn, application_name="test/pool", size=2)
         self.transport = Transport(Egress(True, ["127.0.0.0/8"]))
         metrics, hints = Metrics("test", max_webhooks=10), Hints()
-        results: queue.SimpleQueue[Result | None] = queue.SimpleQueue()
+        results = Results()
         courier = Courier(self.transport, hints, installation="wh_test")
         self.senders = CuedSenders(courier, results, most=4, bell=self.bell)
         recorder = Recorder(worker_id="test", defaults=DEFAULTS)
-        backlog = self.senders.backlog
-        self.recording = Recording(
-            self.pool, recorder, results, hints=hints, metrics=metrics, bell=self.bell, backlog=backlog
-        )
+        self.recording = Recording(self.pool, recorder, results, hints=hints, metrics=metrics, bell=self.bell)
         incarnation = uuid4()
         listener = Listener(database.dsn, application_name="test/listen")
         self.watch = watch(listener, worker_id="test", incarnation=incarnation, metrics_address="127.0.0.1:1")

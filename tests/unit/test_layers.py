@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("webhookd", "webhookd.core.*"),
     ("errors", "option_kinds", "config", "logs", "queries", "seat", "sdnotify", "signalbox", "targets"),
     ("store", "listener", "resolver", "egress", "exchange", "connection", "transport"),
-    ("counts", "metrics", "exposition", "http_endpoint", "bell", "hints"),
+    ("counts", "metrics", "exposition", "http_endpoint", "bell", "hints", "results"),
     ("earlier", "adopt", "migrate", "postgres_programs", "embedded"),
     ("claims", "delivery", "records", "recording", "housekeeping", "watch"),
     ("senders", "dispatcher"),

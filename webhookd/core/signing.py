@@ -6,6 +6,7 @@ Source: github.com/standard-webhooks/standard-webhooks, spec/standard-webhooks.m
 import base64
 import binascii
 import hmac
+from functools import lru_cache
 
 SECRET_PREFIX = "whsec_"
 MIN_KEY_BYTES = 24
@@ -13,6 +14,7 @@ MAX_KEY_BYTES = 64
 _VERSION = "v1,"
 
 
+@lru_cache(maxsize=4096)
 def parse_secret(text: str) -> bytes:
     """Return the key inside *text*, `whsec_` and base64. Raise ValueError, the secret not in it, for others."""
     if not text.startswith(SECRET_PREFIX):
