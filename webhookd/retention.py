@@ -116,9 +116,12 @@ class Retention:
             due = math.ceil(max(pages, 1) * min(1.0, elapsed_s / removal.round_s))
             if elapsed_s < removal.round_s and due < self._pages[removal.table_name]:
                 return  # not worth a statement yet
-            statement = self._statement(cursor, removal)
+            statement = removing(cursor, removal)
+        if statement is None:
+            self._tell(f"nothing is removed from {removal.table_name}: a foreign key onto it has no index, see webhookd doctor")
+            return
         until = time.monotonic() + TURN_S
-        while statement is not None and due > 0 and not stopped() and time.monotonic() < until:
+        while due > 0 and not stopped() and time.monotonic() < until:
             done = self._stretch(connection, removal, statement, most=due)
             if done is None:
                 return
@@ -159,22 +162,22 @@ class Retention:
         self._metrics.removed(removal.table_name, removed)
         return most
 
-    def _statement(self, cursor: Cursor[TupleRow], removal: Removal) -> str | None:
-        """Return the statement that removes what nothing refers to; None where removing would read whole tables for each row."""
-        conditions = ""
-        for reference in references(cursor, removal.table_name):
-            if not reference.indexed:
-                self._tell(f"nothing is removed from {removal.table_name}: {reference.name} of {reference.referrer} has no index")
-                return None
-            if reference.keeps and reference.readable:
-                # Not EXISTS: that becomes a join, and a planner may read the whole of an index for it.
-                conditions += f" AND (SELECT true FROM {reference.referrer} r WHERE {reference.condition} LIMIT 1) IS NULL"
-        return queries.load(removal.statement).replace(_UNREFERENCED, conditions.replace("%", "%%"))
-
     def _tell(self, what: str) -> None:
         if what not in self._told:
             self._told.add(what)
             log.warning(what)
+
+
+def removing(cursor: Cursor[TupleRow], removal: Removal) -> str | None:
+    """Return the statement that removes what nothing refers to; None where each row would cost a look at a whole other table."""
+    conditions = ""
+    for reference in references(cursor, removal.table_name):
+        if not reference.indexed:
+            return None
+        if reference.keeps and reference.readable:
+            # Not EXISTS: that becomes a join, and a planner may read the whole of an index for it.
+            conditions += f" AND (SELECT true FROM {reference.referrer} r WHERE {reference.condition} LIMIT 1) IS NULL"
+    return queries.load(removal.statement).replace(_UNREFERENCED, conditions.replace("%", "%%"))
 
 
 def references(cursor: Cursor[TupleRow], table_name: str) -> list[Reference]:
