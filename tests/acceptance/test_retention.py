@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from tests.acceptance.daemon import Daemon, answer_ok
+from tests.acceptance.daemon import Daemon, answer_ok, arrivals, register
 from tests.postgres import Database
-from tests.receivers import answering
+from tests.receivers import Receiver
 from tests.waiting import eventually
 
 SECONDS = 1 / 86_400  # of a day
@@ -25,8 +25,8 @@ def value(database: Database, statement: str) -> int:
 
 @pytest.mark.every_postgres
 def test_rows_go_while_workers_deliver_and_are_killed(database: Database) -> None:
-    with answering(answer_ok) as receiver:
-        database.execute("INSERT INTO pggit.webhooks (webhook_id, url, rate_limit_per_second) VALUES (1, %s, 0)", [receiver.url])
+    with Receiver(answer_ok) as receiver:
+        register(database, receiver, count=1, first=1)
         database.execute(FINISHED, [40_000])
         kept = "--keep-delivered", str(6 * SECONDS), "--keep-log", str(20 * SECONDS), "--keep-failed", "0"
         with Daemon(database.dsn, *kept) as daemon:
@@ -39,7 +39,7 @@ def test_rows_go_while_workers_deliver_and_are_killed(database: Database) -> Non
                     os.kill(daemon.workers()[0], signal.SIGKILL)
                 time.sleep(0.1)
             eventually(lambda: value(database, "SELECT count(*) FROM pggit.alert_delivery_queue") == 0, 60.0)
-            assert len({request.headers["webhook-id"] for request in receiver.requests}) == inserted
+            assert len(arrivals(receiver)) == inserted
             eventually(lambda: value(database, "SELECT count(*) FROM pggit.alert_delivery_log") == 0, 60.0)
             assert database.execute("SELECT * FROM pggit.count_pending_by_status()") == [(0, 0, 0, 0, 0)]
             total = value(database, "SELECT removed FROM pggit.retention WHERE table_name = 'alert_delivery_queue'")
