@@ -14,6 +14,7 @@ import pytest
 from tests.engine import answered, engine, insert, let_pass, register, unseen
 from tests.postgres import Database
 from webhookd import queries, store
+from webhookd.cli.main import cli
 from webhookd.config import Config
 from webhookd.core.model import Result
 from webhookd.metrics import Metrics
@@ -459,3 +460,12 @@ def test_the_first_guides_statements_go_on_working(database: Database, connectio
     whole_round(database, connection)
     with database.connect() as reader:
         reader.execute(path.read_text().replace("?", "1").encode())
+
+
+def test_a_delivery_that_outlives_its_attempts_says_so(database: Database, capsys: pytest.CaptureFixture[str]) -> None:
+    [done] = finished(database, 1, days=20, status="failed")
+    [new] = insert(database, 1)
+    for command in ("show", "explain"):
+        for delivery_id, words in ((done, "no longer in the attempt log"), (new, "no attempt yet")):
+            cli.main(["delivery", command, str(delivery_id), "--dsn", database.dsn], standalone_mode=False)
+            assert words in capsys.readouterr().out
