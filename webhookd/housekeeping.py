@@ -120,8 +120,7 @@ class Housekeeping:
         self.publish_activity()
         self._read_fleet()
         if "retain" in chores:
-            with self._pool.connection() as connection:
-                self._retention.turn(connection, stopped=self._stop.is_set)
+            self._retention.turn(self._pool.connection, stopped=self._stop.is_set)
 
     def publish_activity(self) -> None:
         """Store what this worker did since it last said so. Blocks for one statement; raises `psycopg.Error`, and tries again

@@ -9,9 +9,11 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Self
 
+import psycopg
 from psycopg import Cursor, errors
 from psycopg.rows import TupleRow
 
@@ -26,9 +28,12 @@ ROUNDS = 20  # while a row is kept: it stays a twentieth longer at most
 TURN_S = 1.0  # for a table at a time; workers take a turn every four seconds
 # Of one statement: some 50 rows a page at most. Fewer where it takes long, as with large messages; more while it is quick.
 MOST_PAGES, FIRST_PAGES = 64, 8
-QUICK_S, SLOW_S = 0.05, 0.2
+QUICK_S, SLOW_S = 0.02, 0.1
 
-# Somebody's open transaction is in the way of what hangs on a row, or something began to refer to it just now.
+# Takes a connection for one stretch, as a pool does: a worker has two, and its claims and records need them.
+Connect = Callable[[], AbstractContextManager[store.Connection]]
+
+# Somebody's open transaction is in the way of what hangs on a row, or something refers to it that this role may not read.
 _HELD = (errors.LockNotAvailable, errors.DeadlockDetected, errors.ForeignKeyViolation)
 _UNREFERENCED = "/* and nothing refers to it */"
 
@@ -94,21 +99,21 @@ class Retention:
         self._pages = {removal.table_name: FIRST_PAGES for removal in self._removals}
         self._told: set[str] = set()
 
-    def turn(self, connection: store.Connection, *, stopped: Callable[[], bool] = lambda: False) -> None:
+    def turn(self, connect: Connect, *, stopped: Callable[[], bool] = lambda: False) -> None:
         """Go through the pages that are due, unless another worker is at it.
 
         Blocks for about a second a table, and for a lock 50 ms at most; raises `psycopg.Error`.
         """
         for removal in self._removals:
             try:
-                self._advance(connection, removal, stopped)
+                self._advance(connect, removal, stopped)
             except errors.LockNotAvailable:
                 log.debug("table is locked", extra={"fields": {"table": removal.table_name}})
 
-    def _advance(self, connection: store.Connection, removal: Removal, stopped: Callable[[], bool]) -> None:
+    def _advance(self, connect: Connect, removal: Removal, stopped: Callable[[], bool]) -> None:
         if removal.round_s is None:
             return
-        with store.transaction(connection, impatient=True) as cursor:
+        with connect() as connection, store.transaction(connection, impatient=True) as cursor:
             row = cursor.execute(queries.load("retention_take"), {"table_name": removal.table_name}).fetchone()
             if row is None:
                 return
@@ -122,7 +127,8 @@ class Retention:
             return
         until = time.monotonic() + TURN_S
         while due > 0 and not stopped() and time.monotonic() < until:
-            done = self._stretch(connection, removal, statement, most=due)
+            with connect() as connection:
+                done = self._stretch(connection, removal, statement, most=due)
             if done is None:
                 return
             due -= done
@@ -132,9 +138,14 @@ class Retention:
         started, size = time.monotonic(), self._pages[removal.table_name]
         try:
             done = self._step(connection, removal, statement, min(size, most))
-        except _HELD as error:
-            # All of these pages, since what is held cannot be told from what is not. The next round tries again.
-            log.debug("pages left out", extra={"fields": {"table": removal.table_name, "reason": str(error).partition("\n")[0]}})
+        except psycopg.DatabaseError as error:
+            if connection.closed:
+                raise
+            reason = str(error).partition("\n")[0]
+            if not isinstance(error, _HELD):  # a trigger of somebody's, or the like
+                self._tell(f"rows of {removal.table_name} cannot be removed: {reason}")
+            log.debug("pages left out", extra={"fields": {"table": removal.table_name, "reason": reason}})
+            # All of them, since what is held cannot be told from what is not. The next round tries again.
             return self._step(connection, removal, None, min(size, most))
         took_s = time.monotonic() - started
         if took_s > SLOW_S:

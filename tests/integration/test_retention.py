@@ -4,6 +4,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def whole_round(database: Database, connection: store.Connection, keep: Keep = K
     """Go through both tables once."""
     rounds_are_due(database)
     before = laps(database)
-    retention(keep).turn(connection)
+    retention(keep).turn(lambda: nullcontext(connection))
     assert all(after > earlier for after, earlier in zip(laps(database), before, strict=True))
 
 
@@ -122,9 +123,9 @@ def test_zero_is_for_ever(database: Database, connection: store.Connection) -> N
     logged(database, 2, days=3000)
     whole_rounds = Keep.of(Config(keep_delivered=0, keep_failed=0, keep_log=0))
     rounds_are_due(database)
-    retention(whole_rounds).turn(connection)
+    retention(whole_rounds).turn(lambda: nullcontext(connection))
     assert ids(database) == {*failed, *delivered}
-    retention(Keep.of(Config(keep_delivered=1, keep_failed=0, keep_log=0))).turn(connection)
+    retention(Keep.of(Config(keep_delivered=1, keep_failed=0, keep_log=0))).turn(lambda: nullcontext(connection))
     assert ids(database) == set(failed)
     assert count(database, LOG) == 2
 
@@ -246,7 +247,7 @@ def test_a_locked_table_is_waited_for_no_longer_than_a_moment(
     with database.connect(autocommit=False) as operator:
         operator.execute(f"LOCK TABLE pggit.alert_delivery_queue IN {mode} MODE".encode())
         started = time.monotonic()
-        retention().turn(connection)
+        retention().turn(lambda: nullcontext(connection))
         assert time.monotonic() - started < 1.5
         assert count(database, LOG) == 0
     assert len(ids(database)) == 200
@@ -281,7 +282,7 @@ def test_two_workers_at_once_remove_each_row_once(database: Database) -> None:
             with store.connect(database.dsn, application_name="webhookd/worker-1/test") as mine:
                 own = retention()
                 while not ended.is_set():
-                    own.turn(mine)
+                    own.turn(lambda: nullcontext(mine))
         except BaseException as failure:
             failures.append(failure)
 
@@ -332,11 +333,11 @@ def test_a_turn_goes_through_as_many_pages_as_time_has_passed(database: Database
     for share in (0.1, 0.25):
         [(before,)] = database.execute("SELECT next_page FROM pggit.retention WHERE table_name = %s", [QUEUE])
         database.execute("UPDATE pggit.retention SET turned_at = now() - %s * interval '1 s'", [share * round_s])
-        own.turn(connection)
+        own.turn(lambda: nullcontext(connection))
         [(after,)] = database.execute("SELECT next_page FROM pggit.retention WHERE table_name = %s", [QUEUE])
         assert share * pages <= after - before <= share * pages + 2
     database.execute("UPDATE pggit.retention SET turned_at = now() - %s * interval '1 s'", [0.5 * FIRST_PAGES / pages * round_s])
-    retention().turn(connection)
+    retention().turn(lambda: nullcontext(connection))
     assert database.execute("SELECT next_page FROM pggit.retention WHERE table_name = %s", [QUEUE]) == [(after,)]
 
 
@@ -389,7 +390,7 @@ def test_nothing_is_removed_where_each_row_would_cost_a_whole_table(
     finished(database, 10, days=8)
     database.execute("CREATE TABLE public.invoice (delivery_id bigint REFERENCES pggit.alert_delivery_queue)")
     rounds_are_due(database)
-    retention().turn(connection)
+    retention().turn(lambda: nullcontext(connection))
     assert len(ids(database)) == 10
     assert "a foreign key onto it has no index" in caplog.text
     database.execute("CREATE INDEX ON public.invoice (delivery_id)")
@@ -416,6 +417,22 @@ def test_a_row_that_cannot_be_looked_for_holds_up_its_own_pages_only(database: D
         assert_counts_are_true(database)
     finally:
         database.execute("DROP OWNED BY worker_of_retention; DROP ROLE worker_of_retention")
+
+
+def test_a_trigger_that_forbids_it_holds_up_its_own_pages_only(
+    database: Database, connection: store.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = finished(database, 3000, days=8)
+    database.execute(
+        "CREATE FUNCTION public.forbid() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'this one stays'; END $$;"
+        f"CREATE TRIGGER forbid BEFORE DELETE ON pggit.alert_delivery_queue FOR EACH ROW WHEN (OLD.delivery_id = {old[0]})"
+        " EXECUTE FUNCTION public.forbid()"
+    )
+    whole_round(database, connection)
+    assert old[0] in ids(database)
+    assert len(ids(database)) < 2000
+    assert caplog.text.count("this one stays") == 1
+    assert_counts_are_true(database)
 
 
 def test_an_installation_is_upgraded_with_its_rows(empty_database: Database) -> None:
