@@ -205,7 +205,8 @@ def retention(installation: Installation) -> Iterator[Finding]:
         if all(reference.indexed for reference in references) and took_s[removal.table_name] > 2 * removal.round_s + LATE_S:
             yield warning(
                 f"old rows of {table} stay: workers should go through it in {removal.round_s:.0f} s and have been at it for"
-                f" {took_s[removal.table_name]:.0f} s; none runs, somebody locks it, or more comes than they can remove",
+                f" {took_s[removal.table_name]:.0f} s; none runs, somebody locks it, or more comes than they can remove"
+                " (give doctor the service's --keep-... options)",
                 installation.commands.start(),
             )
 
