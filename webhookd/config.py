@@ -114,7 +114,9 @@ class Config:
         5, _DELIVERY, Whole(1, 1_000_000), "Consecutive failures that open a webhook's circuit."
     )
     circuit_open: float = _option(60.0, _DELIVERY, Seconds(), "How long an open circuit waits before its probe.")
-    keep_delivered: float = _option(7.0, _KEPT, Number(0, 36_500, "DAYS"), "Keep what was delivered for so long; fractions are fine, 0 is for ever.")
+    keep_delivered: float = _option(
+        7.0, _KEPT, Number(0, 36_500, "DAYS"), "Keep what was delivered for so long; fractions are fine, 0 is for ever."
+    )
     keep_failed: float = _option(30.0, _KEPT, Number(0, 36_500, "DAYS"), "Keep what failed for good; 0 is for ever.")
     keep_log: float = _option(30.0, _KEPT, Number(0, 36_500, "DAYS"), "Keep the attempt log; 0 is for ever.")
     log_format: str = _option("text", _LOGS, Choice(("text", "json")), "Lines of key=value, or of JSON.")
