@@ -486,3 +486,15 @@ def test_a_delivery_that_outlives_its_attempts_says_so(database: Database, capsy
         for delivery_id, words in ((done, "no longer in the attempt log"), (new, "no attempt yet")):
             cli.main(["delivery", command, str(delivery_id), "--dsn", database.dsn], standalone_mode=False)
             assert words in capsys.readouterr().out
+
+
+def test_attempts_that_somebody_holds_are_left_to_the_next_round(database: Database, connection: store.Connection) -> None:
+    logged(database, 20_000, days=31)
+    with database.connect(autocommit=False) as operator:
+        operator.execute("SELECT FROM pggit.alert_delivery_log ORDER BY log_id LIMIT 1 FOR UPDATE")
+        started = time.monotonic()
+        whole_round(database, connection)
+        assert time.monotonic() - started < 2.0
+        assert 1 <= count(database, LOG) < 5000
+    whole_round(database, connection)
+    assert count(database, LOG) == 0
