@@ -13,22 +13,18 @@ from typing import Any
 
 import psycopg
 
+from webhookd import store
 from webhookd.errors import UnusableError, WebhookdError
 
 # How long ago a worker of a living fleet may have reported at most, in seconds.
 LIVING_S = 60
 
-SESSION = """
-    SET search_path = '';
-    SET TimeZone = 'UTC';
-    SET default_transaction_isolation = 'read committed';
-    SET default_transaction_read_only = off;
-    SET statement_timeout = 0;
-    SET idle_in_transaction_session_timeout = 0;
-    SET lock_timeout = 0;
-    SET standard_conforming_strings = on;
-    SET client_min_messages = warning;
-"""
+SETTINGS = (
+    *("search_path = ''", "TimeZone = 'UTC'", "DateStyle = 'ISO'", "IntervalStyle = 'postgres'"),
+    "default_transaction_isolation = 'read committed'",
+    *("default_transaction_read_only = off", "statement_timeout = 0", "idle_in_transaction_session_timeout = 0"),
+    *("lock_timeout = 0", "standard_conforming_strings = on", "client_min_messages = warning"),
+)
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -73,17 +69,16 @@ def refuse_copy(connection: Connection) -> None:
 
 
 @contextmanager
-def connect(dsn: str, *, role: str) -> Iterator[Connection]:
+def connect(dsn: str, *, role: str) -> Iterator[store.Connection]:
     """Open a connection in autocommit mode that no default of a role or database can mislead.
 
     Raise `UnusableError` for a malformed *dsn*, `WebhookdError` for a database that cannot be reached or goes away.
     """
     try:
-        connection = psycopg.connect(
+        connection = store.Connection.connect(
             dsn,
             autocommit=True,
             prepare_threshold=None,
-            application_name=f"webhookd/{role}",
             client_encoding="utf8",
             connect_timeout=10,
         )
@@ -93,7 +88,7 @@ def connect(dsn: str, *, role: str) -> Iterator[Connection]:
         raise WebhookdError(f"the database cannot be reached: {first_line(error)}") from error
     with connection:
         try:
-            connection.execute(SESSION.encode())
+            store.configure(connection, application_name=f"webhookd/{role}", settings=SETTINGS)
             yield connection
         except psycopg.OperationalError as error:
             raise WebhookdError(f"the database failed: {first_line(error)}") from error

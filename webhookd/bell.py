@@ -11,6 +11,7 @@ class News(StrEnum):
     LOST = "lost"  # leases of a dead worker were released
     SWEEP = "sweep"  # something may have been missed, or nobody keeps the watch
     UNREGISTERED = "unregistered"  # this worker's row has vanished
+    LISTENER = "listener"  # it listens, or has failed to
     STOP = "stop"
 
 

@@ -4,8 +4,8 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from webhookd.core.model import Delivery, Settings
 
 BODY_BYTES = 32 << 20  # bodies that one worker holds; one more may begin below it
 ROWS_PER_LANE = 20  # fewer lanes with more rows each cost fewer state writes; more would let one webhook crowd a claim
+NARROWER = 1.25  # by how much fewer lanes are looked at once they were more than enough
 LEASE_MARGIN_S = 30.0  # a lease outlives the exchange by so much local waiting
 SAFETY_S = 1.0  # an exchange whose lease is that close to its end does not start
 
@@ -71,6 +72,18 @@ class Claim:
     contended: bool = False
 
 
+class ClaimInDoubtError(psycopg.OperationalError):
+    """The answer to a claim's COMMIT was lost: *deliveries* are this worker's or they are not.
+
+    Recorded as given back they wait for no lease's end. If the claim was rolled back the fence refuses that; if the server is
+    still about to commit, it holds their lanes' locks, and the record is put off.
+    """
+
+    def __init__(self, deliveries: Sequence[Delivery]) -> None:
+        super().__init__("the answer to a claim's COMMIT was lost")
+        self.deliveries = deliveries
+
+
 class NextLook(NamedTuple):
     """When to look again unasked, in seconds (<= 0: now; inf: not at all). *new_rows*: some that nobody has looked at."""
 
@@ -88,6 +101,7 @@ class Claimer:
         self._defaults = defaults
         self._make_lanes_at = -math.inf  # monotonic
         self._cursor = 0  # new rows of webhooks after this one come first: no lane starves behind a hundred others
+        self._rows_per_lane = float(ROWS_PER_LANE)  # as the last claims found them
         self._lock_lanes = queries.load("lock_lanes")
         self._lock_suspect = queries.load("lock_suspect_lane")
         self._read_settings = queries.load("read_settings")
@@ -99,30 +113,30 @@ class Claimer:
     def claim(self, connection: store.Connection, *, limit: int, body_bytes: int = BODY_BYTES) -> Claim:
         """Claim at most *limit* (>= 1) due rows, and no more once their bodies come to *body_bytes* (>= 1).
 
-        Blocks for one transaction; raises `psycopg.Error`.
+        Blocks for one transaction; raises `psycopg.Error`, `ClaimInDoubtError` among them.
         """
         started = time.monotonic()
-        lanes_wanted = max(1, -(-limit // ROWS_PER_LANE))
-        with store.transaction(connection, durable=False) as cursor:
+        lanes_wanted = math.ceil(limit / self._rows_per_lane)
+        with _transaction(connection) as (cursor, deliveries):
             rows = cursor.execute(self._lock_lanes, {"cursor": self._cursor, "lanes": lanes_wanted}).fetchall()
             now, last_fresh, fresh, without_lane = rows[0][12:16]
             self._cursor = last_fresh if fresh == lanes_wanted else 0
             lanes = [lane_of(row) for row in rows if row[0] is not None]
-            deliveries: list[Delivery] = []
             rate_limited: list[int] = []
             heavy = False
             if lanes:
                 settings = self._settings_of(cursor, [lane.webhook_id for lane in lanes])
                 lanes = self._recounted(cursor, lanes, settings)
-                deliveries, rate_limited, heavy = self._take(
+                taken, rate_limited, heavy = self._take(
                     cursor, lanes, settings, limit=limit, body_bytes=body_bytes, now=now, started=started
                 )
+                deliveries.extend(taken)
         if without_lane and started >= self._make_lanes_at:
             self._make_lanes_at = started + 1.0
             with suppress(psycopg.OperationalError):  # what was claimed is committed and must be handed out
                 if make_lanes(connection, without_lane):
                     self._make_lanes_at = -math.inf
-        return Claim(
+        claim = Claim(
             deliveries,
             rate_limited,
             lanes=len(lanes),
@@ -130,6 +144,15 @@ class Claimer:
             exhausted=len(lanes) < lanes_wanted,
             contended=len(lanes) < fresh,
         )
+        self._widen_or_narrow(claim)
+        return claim
+
+    def _widen_or_narrow(self, claim: Claim) -> None:
+        """Have the next claim look at as many lanes as it takes to be full: few deep ones, hundreds of one row each."""
+        if claim.full or claim.exhausted:
+            self._rows_per_lane = min(ROWS_PER_LANE, self._rows_per_lane * NARROWER)
+        else:
+            self._rows_per_lane = min(ROWS_PER_LANE, max(1.0, len(claim.deliveries) / claim.lanes))
 
     def next_look(self, connection: store.Connection) -> NextLook:
         """Return when this worker must look again although nobody wakes it. One statement; raises `psycopg.Error`."""
@@ -139,14 +162,16 @@ class Claimer:
         return NextLook(math.inf if lane_s is None else lane_s, math.inf if suspect_s is None else suspect_s, new_rows)
 
     def claim_suspect(self, connection: store.Connection) -> Claim:
-        """Claim one due row that lost three leases or more, if its lane lets it go. Blocks for one transaction."""
+        """Claim one due row that lost three leases or more, if its lane lets it go. Blocks and raises as `claim` does."""
         started = time.monotonic()
-        with store.transaction(connection, durable=False) as cursor:
+        with _transaction(connection) as (cursor, deliveries):
             row = cursor.execute(self._lock_suspect).fetchone()
             if row is None:
                 return Claim()
-            lane, now, delivery_id = lane_of(row), float(row[12]), int(row[13])
-            settings = self._settings_of(cursor, [lane.webhook_id]).get(lane.webhook_id)
+            now, delivery_id = float(row[12]), int(row[13])
+            of_webhook = self._settings_of(cursor, [row[0]])
+            [lane] = self._recounted(cursor, [lane_of(row)], of_webhook)
+            settings = of_webhook.get(lane.webhook_id)
             admission = admit(lane, settings, now=now, wish=1)
             lease_s = (settings.timeout_s if settings else 0.0) + LEASE_MARGIN_S
             token = secrets.randbits(63)
@@ -159,17 +184,17 @@ class Claimer:
                     # A lane that nothing will unblock by itself is asked again in a minute.
                     "again_at": admission.runnable_at or now + 60.0,
                     "tokens": self._tokens(lane, settings, now=now),
+                    "in_flight": lane.in_flight,
                     "worker_id": self._worker_id,
                     "incarnation": self._incarnation,
                     "token": token,
                     "lease_s": lease_s,
                 },
             ).fetchone()
-        if claimed is None or settings is None:
-            return Claim(lanes=1)
-        breaker = _breaker_at_claim(lane, admission, lease_until=now + lease_s)
-        stub = Stub(token, started, now, lease_s)
-        return Claim([_delivery_of(claimed, settings, breaker, stub)], lanes=1)
+            if claimed is not None and settings is not None:
+                breaker = _breaker_at_claim(lane, admission, lease_until=now + lease_s)
+                deliveries.append(_delivery_of(claimed, settings, breaker, Stub(token, started, now, lease_s)))
+        return Claim(deliveries, lanes=1)
 
     def _settings_of(self, cursor: psycopg.Cursor[TupleRow], webhook_ids: Sequence[int]) -> dict[int, Settings]:
         rows = cursor.execute(self._read_settings, {"webhook_ids": store.number_array(webhook_ids)}).fetchall()
@@ -269,6 +294,19 @@ class Claimer:
         if settings is None or settings.rate == 0:
             return None
         return lane.bucket.level(now, rate=settings.rate, burst=settings.burst)
+
+
+@contextmanager
+def _transaction(connection: store.Connection) -> Iterator[tuple[psycopg.Cursor[TupleRow], list[Delivery]]]:
+    """Run a claim's transaction; the body puts what it takes into the list, last of all."""
+    taken: list[Delivery] = []
+    try:
+        with store.transaction(connection, durable=False) as cursor:
+            yield cursor, taken
+    except psycopg.OperationalError as error:
+        if taken:
+            raise ClaimInDoubtError(taken) from error
+        raise
 
 
 def make_lanes(connection: store.Connection, webhook_ids: Sequence[int]) -> bool:

@@ -9,17 +9,18 @@ import logging
 import math
 import random
 import select
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import psycopg
 from psycopg_pool import ConnectionPool
 
 from webhookd.bell import Bell, News
-from webhookd.claims import Claim, Claimer
+from webhookd.claims import Claim, Claimer, ClaimInDoubtError, NextLook
+from webhookd.core.model import Delivery
 from webhookd.counts import Wakeup
-from webhookd.listener import Listener
+from webhookd.errors import first_line
+from webhookd.listener import DeafError, Listener
 from webhookd.metrics import Metrics
 from webhookd.recording import Recording
 from webhookd.senders import Senders
@@ -35,7 +36,9 @@ CONTENDED_FIRST_S, CONTENDED_MOST_S = 0.002, 0.05
 NOT_NAMED_S = 0.25  # a worker that hears another named looks a little later: if that one is dead or busy, work is not lost
 SATURATED_S = 0.01  # shorter than this, having no room is an ordinary moment under load
 CALL_EVERY_S = 0.1  # under load every claim is full; then everybody is awake anyway
+SUSPECTS_EVERY_S = 10.0  # while every claim is full nothing else would ask for suspect rows
 DEAF_LOOK_S = 2.0  # without a LISTEN connection
+LISTEN_AGAIN_S, LISTEN_MOST_S = 1.0, 60.0  # between tries to have one
 OUTWAIT_FIRST_S, OUTWAIT_MOST_S = 0.002, 0.25
 # Faster than this, notifications cost more than looking.
 BURST_NOTIFIES, BURST_S = 40, 0.2
@@ -66,7 +69,7 @@ class Dispatcher:
         self._metrics = metrics
         self._beat = beat
         self._bell = bell
-        self._stopping = threading.Event()
+        self.stopped_at: float | None = None  # monotonic
         self._turned_at = time.monotonic()
         self._database_up = False
         self._claimed_once = False
@@ -74,6 +77,8 @@ class Dispatcher:
         self._beat_at = -math.inf
         self._look_at = -math.inf
         self._listen_at = -math.inf
+        self._listen_failures = 0
+        self._listen_told = ""
         self._contended_pause = CONTENDED_FIRST_S
         self._outwait_at = math.inf
         self._outwait_pause = OUTWAIT_FIRST_S
@@ -84,6 +89,7 @@ class Dispatcher:
         self._found_at = -math.inf
         self._alone = False  # a suspect row is due: run dry first
         self._suspect_at = math.inf
+        self._suspects_at = -math.inf
         self._failures = 0
         self._notified: collections.deque[float] = collections.deque(maxlen=BURST_NOTIFIES)
 
@@ -91,7 +97,8 @@ class Dispatcher:
 
     def stop(self) -> None:
         """Have `run` return soon: claim nothing more. May be called from a signal handler."""
-        self._stopping.set()
+        if self.stopped_at is None:
+            self.stopped_at = time.monotonic()
         self._bell.ring(News.STOP)
 
     def healthy(self) -> bool:
@@ -100,13 +107,13 @@ class Dispatcher:
 
     def ready(self) -> bool:
         """Return whether deliveries can be made now."""
-        return self.healthy() and self._claimed_once and not self._stopping.is_set()
+        return self.healthy() and self._claimed_once and self.stopped_at is None
 
     # The loop ------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Claim and submit until `stop`. Raises only for faults of webhookd's own."""
-        while not self._stopping.is_set():
+        while self.stopped_at is None:
             now = self._turned_at = time.monotonic()
             if now >= self._beat_at:
                 self._beat()
@@ -115,6 +122,8 @@ class Dispatcher:
             try:
                 self._turn(now)
             except psycopg.OperationalError as error:
+                if isinstance(error, ClaimInDoubtError):
+                    self._give_back(error.deliveries)
                 self._away(error)
             self._wait()
 
@@ -158,6 +167,8 @@ class Dispatcher:
             if claim.full and now >= self._call_at:
                 self._watch.call_all(connection)
                 self._call_at = now + CALL_EVERY_S
+            if claim.full and now >= self._suspects_at:
+                self._see_suspects(self._claimer.next_look(connection), now)
             if claim.full or not claim.exhausted:
                 self._look_at = now  # the next turn asks for room first
             elif claim.contended:
@@ -172,6 +183,11 @@ class Dispatcher:
         for webhook_id in claim.rate_limited:
             self._metrics.rate_limited(webhook_id, now=now)
         self._came_back()
+
+    def _give_back(self, deliveries: Sequence[Delivery]) -> None:
+        self._recording.enter(len(deliveries))
+        for delivery in deliveries:
+            self._recording.give_back(delivery)
 
     def _look_soon(self, now: float) -> None:
         """Look again in a moment: somebody holds what could be claimed. The longer it lasts the longer the pauses."""
@@ -190,7 +206,7 @@ class Dispatcher:
             return
         self._contended_pause = CONTENDED_FIRST_S
         self._look_at = now + next_look.lane_s + (0.0 if self._watch.keeping else random.uniform(0, NOT_NAMED_S))
-        self._suspect_at = now + next_look.suspect_s
+        self._see_suspects(next_look, now)
         if self._watch.looking and now - self._found_at < QUIET_S:
             self._look_at = min(self._look_at, now + LOOK_EVERY_S)
         elif (not self._watched or self._watch.looking) and self._listener.connected:
@@ -264,6 +280,10 @@ class Dispatcher:
 
     # Suspects ------------------------------------------------------------------------------------------------------
 
+    def _see_suspects(self, next_look: NextLook, now: float) -> None:
+        self._suspect_at = now + next_look.suspect_s
+        self._suspects_at = now + SUSPECTS_EVERY_S
+
     def _look_at_suspect(self, now: float) -> None:
         """Nothing is in hand: try the row that may kill its worker, so that it kills nothing else."""
         with self._pool.connection() as connection:
@@ -276,33 +296,46 @@ class Dispatcher:
     # Waiting and faults --------------------------------------------------------------------------------------------
 
     def _keep_listening(self, now: float) -> None:
-        if self._listener.connected or now < self._listen_at:
-            return
-        self._listen_at = now + 5.0
-        try:
+        """Whatever fails here but the registration is the listener's own: deliveries go on, unannounced."""
+        if self._listener.opening:
+            try:
+                opened = self._listener.opened()
+            except psycopg.Error as error:
+                self._stay_deaf(error, now)
+                return
+            if opened:
+                self._metrics.set_listener_connected(True)
+                self._listen_failures, self._listen_told = 0, ""
+                # Whatever was notified while nobody listened is found by looking.
+                self._watched = False
+                self._look_at = now
+        elif not self._listener.connected and now >= self._listen_at:
             with self._pool.connection() as connection:
                 self._watch.register(connection)
-                self._listener.open()
-                hears = self._listener.hears(connection)
-        finally:
-            self._metrics.set_listener_connected(self._listener.connected)
-        if not hears:
-            self._listener.close()
+            self._listen_at = now + LISTEN_AGAIN_S
             self._metrics.set_listener_connected(False)
-            self._listen_at = now + 60.0
-            log.warning(
-                "LISTEN is deaf",
-                extra={"fields": {"hint": "a transaction-pooling pgbouncer? give --listen-dsn; until then looking every 2 s"}},
-            )
-        # Whatever was notified while nobody listened is found by looking.
-        self._watched = False
-        self._look_at = now
+            self._listener.open(self._pool, lambda: self._bell.ring(News.LISTENER))
+
+    def _stay_deaf(self, error: psycopg.Error, now: float) -> None:
+        """Look every 2 s, and try to listen again with growing pauses. Say so once."""
+        deaf = isinstance(error, DeafError)
+        self._listen_failures += 1
+        pause = LISTEN_MOST_S if deaf else min(LISTEN_MOST_S, LISTEN_AGAIN_S * 2.0 ** min(self._listen_failures, 10))
+        self._listen_at = now + pause * random.uniform(0.5, 1.0)
+        self._look_at = min(self._look_at, now + DEAF_LOOK_S)
+        event = "LISTEN is deaf" if deaf else "LISTEN connection not to be had"
+        if event == self._listen_told:
+            return
+        self._listen_told = event
+        hint = "a transaction-pooling pgbouncer? give --listen-dsn; " if deaf else ""
+        fields = {"error": first_line(error), "hint": f"{hint}until then looking every 2 s"}
+        log.warning(event, extra={"fields": fields})
 
     def _wait(self) -> None:
         now = time.monotonic()
         # Without room there is nothing to look for, and nothing to outwait.
         look_at = min(self._look_at, self._outwait_at) if self._room_wanted() else math.inf
-        until = min(self._beat_at, look_at, self._suspect_at, math.inf if self._listener.connected else self._listen_at)
+        until = min(self._beat_at, look_at, self._suspect_at, self._listen_due())
         if self._watch.keeping and self._saturated_since < math.inf:
             until = min(until, self._saturated_since + SATURATED_S)
         if self._senders.tick(now) or self._alone:  # alone: until nothing is in hand
@@ -316,8 +349,13 @@ class Dispatcher:
         except psycopg.OperationalError as error:
             self._listener.close()
             self._metrics.set_listener_connected(False)
-            log.warning("LISTEN connection lost", extra={"fields": {"error": _first_line(error)}})
+            self._look_at = min(self._look_at, now + DEAF_LOOK_S)
+            log.warning("LISTEN connection lost", extra={"fields": {"error": first_line(error)}})
         self._read_news(now)
+
+    def _listen_due(self) -> float:
+        """Return when to try to listen again; the bell says when such a try has ended."""
+        return math.inf if self._listener.connected or self._listener.opening else self._listen_at
 
     def _room_wanted(self) -> bool:
         return self._saturated_since == math.inf
@@ -327,6 +365,8 @@ class Dispatcher:
             if isinstance(news, float):
                 self._look_at = min(self._look_at, now + max(0.0, news))
                 continue
+            if news is News.LISTENER:
+                continue  # the next turn asks it
             self._look_at = now
             if news is News.ROOM:
                 self._saturated_since = math.inf
@@ -349,7 +389,7 @@ class Dispatcher:
         if self._failures == 3:  # one cut connection is nobody's business
             self._database_up = False
             self._metrics.set_database_up(False)
-            log.warning("database unreachable", extra={"fields": {"error": _first_line(error)}})
+            log.warning("database unreachable", extra={"fields": {"error": first_line(error)}})
 
     def _came_back(self) -> None:
         if not self._database_up:
@@ -358,7 +398,3 @@ class Dispatcher:
             log.info("database answers")
         self._failures = 0
         self._claimed_once = True
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -7,3 +7,8 @@ class WebhookdError(Exception):
 
 class UnusableError(WebhookdError):
     """Arguments, configuration or a schema that cannot be used as they are; exit code 2."""
+
+
+def first_line(error: BaseException | None) -> str:
+    """Return the first line of what *error* says: a driver's messages go on with hints and positions."""
+    return str(error).strip().partition("\n")[0]

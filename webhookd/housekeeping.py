@@ -68,9 +68,9 @@ class Housekeeping:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread; waits for at most 5 s."""
+        """End the thread; waits for half a second, and no longer for a statement under way."""
         self._stop.set()
-        self._thread.join(5.0)
+        self._thread.join(0.5)
 
     def release(self, incarnation: UUID) -> None:
         """Release the leases of a dead *incarnation* now, and strike it from the workers. Blocks; raises `psycopg.Error`."""

@@ -2,34 +2,69 @@
 
 import select
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from uuid import uuid4
+
+import psycopg
+from psycopg_pool import ConnectionPool
 
 from webhookd import store
 
 WAKE_CHANNEL = "webhookd_wake"
+HEARS_WITHIN_S = 3.0
+
+
+class DeafError(psycopg.OperationalError):
+    """What is notified does not arrive: the connection leads through a pooler, or to another database."""
 
 
 class Listener:
-    """One connection that listens. Used by the dispatcher's thread only; any method may raise `psycopg.OperationalError`."""
+    """One connection that listens, opened by a thread of its own: a host that answers nothing holds nobody up.
+
+    Used by the dispatcher's thread only.
+    """
 
     def __init__(self, dsn: str, *, application_name: str) -> None:
         self._dsn = dsn
         self._application_name = application_name
+        self._opening: Future[store.Connection] | None = None
         self._connection: store.Connection | None = None
 
     @property
     def connected(self) -> bool:
+        """Whatever is committed while this is true is heard."""
         return self._connection is not None and not self._connection.closed
 
-    def open(self) -> None:
-        """Connect and LISTEN; whatever is committed after this returns is heard. Blocks for at most 10 s a host."""
+    @property
+    def opening(self) -> bool:
+        return self._opening is not None
+
+    def open(self, pool: ConnectionPool[store.Connection], done: Callable[[], None]) -> None:
+        """Begin to connect, to LISTEN and to see whether a NOTIFY sent through *pool* arrives; returns at once.
+
+        In the end *done* is called, in another thread, and `opened` says what has become of it.
+        """
         self.close()
-        connection = store.connect(self._dsn, application_name=self._application_name)
-        connection.execute(store.listen_statement(WAKE_CHANNEL))
-        self._connection = connection
+        self._opening = store.in_background(lambda: self._connect(pool), name="webhookd-listener")
+        self._opening.add_done_callback(lambda _: done())
+
+    def opened(self) -> bool:
+        """Return whether what `open` began has ended well, False while it lasts; raises what it failed with.
+
+        That is `DeafError` or another `psycopg.Error`. Whatever was notified before this is lost.
+        """
+        if self._opening is None or not self._opening.done():
+            return False
+        ended, self._opening = self._opening, None
+        self._connection = ended.result()
+        return True
 
     def close(self) -> None:
-        """Close the connection, if there is one."""
+        """Close the connection, if there is one, and give up opening one."""
+        if self._opening is not None:
+            self._opening.add_done_callback(_close_unwanted)
+            self._opening = None
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -39,27 +74,47 @@ class Listener:
         return -1 if self._connection is None or self._connection.closed else self._connection.fileno()
 
     def drain(self) -> list[str]:
-        """Return the payloads that have arrived, without blocking."""
-        if self._connection is None:
-            return []
-        pgconn = self._connection.pgconn
-        pgconn.consume_input()
-        payloads = []
-        while (notification := pgconn.notifies()) is not None:
-            payloads.append(notification.extra.decode())
-        return payloads
+        """Return the payloads that have arrived, without blocking. Raises `psycopg.OperationalError`."""
+        return [] if self._connection is None else _payloads(self._connection)
 
-    def hears(self, sender: store.Connection, *, timeout_s: float = 3.0) -> bool:
-        """Return whether a NOTIFY sent through *sender* arrives here within *timeout_s*.
+    def _connect(self, pool: ConnectionPool[store.Connection]) -> store.Connection:
+        connection = store.connect(self._dsn, application_name=self._application_name)
+        try:
+            if connection.behind_pooler and store.lent_by_transaction(connection, pool.connection):
+                # LISTEN would stay in a session that somebody else gets next.
+                raise DeafError("a pooler in transaction mode")
+            connection.execute(store.listen_statement(WAKE_CHANNEL))
+            if not _hears(connection, pool):
+                if connection.behind_pooler:
+                    connection.execute(f"UNLISTEN {WAKE_CHANNEL}".encode())  # with some luck in the session that listens
+                raise DeafError(f"a NOTIFY did not arrive within {HEARS_WITHIN_S:g} s")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
-        It does not through a transaction-pooling pgbouncer, which accepts LISTEN and then delivers nothing. Payloads that
-        arrive meanwhile are not kept: the caller looks at the queue afterwards in any case.
-        """
-        word = f"probe {uuid4()}"
+
+def _close_unwanted(future: Future[store.Connection]) -> None:
+    if future.exception() is None:
+        future.result().close()
+
+
+def _payloads(connection: store.Connection) -> list[str]:
+    connection.pgconn.consume_input()
+    payloads = []
+    while (notification := connection.pgconn.notifies()) is not None:
+        payloads.append(notification.extra.decode())
+    return payloads
+
+
+def _hears(connection: store.Connection, pool: ConnectionPool[store.Connection]) -> bool:
+    """Return whether a NOTIFY sent through *pool* arrives; what arrives before it is not kept."""
+    word = f"probe {uuid4()}"
+    with pool.connection() as sender:
         sender.execute("SELECT pg_notify(%s, %s)", [WAKE_CHANNEL, word])
-        deadline = time.monotonic() + timeout_s
-        while (left := deadline - time.monotonic()) > 0:
-            select.select([self.fileno()], [], [], left)
-            if word in self.drain():
-                return True
-        return False
+    deadline = time.monotonic() + HEARS_WITHIN_S
+    while (left := deadline - time.monotonic()) > 0:
+        select.select([connection], [], [], left)
+        if word in _payloads(connection):
+            return True
+    return False

@@ -70,6 +70,9 @@ def migrate(dsn: str, *, migrations: Sequence[Migration] | None = None, patience
     """
     known = load() if migrations is None else migrations
     with adopt.connect(dsn, role="migrate") as connection:
+        if connection.behind_pooler:
+            # Its lock belongs to a session, and a pooler may give each statement another.
+            raise UnusableError("migrate cannot go through a pooler such as pgbouncer: give --dsn PostgreSQL's own address")
         _refuse_old_server(connection)
         _take_turn(connection)
         applied = _applied(connection)

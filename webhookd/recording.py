@@ -15,6 +15,7 @@ from webhookd.bell import Bell
 from webhookd.core.answer import AnswerKind
 from webhookd.core.model import Attempted, Delivery, GivenBack, Result
 from webhookd.counts import AttemptStatus, ObservedAttempt
+from webhookd.errors import first_line
 from webhookd.hints import Hints
 from webhookd.metrics import Metrics
 from webhookd.records import Recorded, Recorder
@@ -82,12 +83,14 @@ class Recording:
         """Return how many deliveries have been claimed and are done with."""
         return self._ended
 
-    def stop(self, *, timeout_s: float) -> None:
-        """Record what is there and end the thread; after *timeout_s* give up on a database that is away."""
+    def stop(self, *, timeout_s: float) -> bool:
+        """Record what is there and end the thread; after *timeout_s* give up on a database that is away, and return False."""
         self._results.put(None)
         self._thread.join(timeout_s)
+        recorded = not self._thread.is_alive()
         self._give_up.set()
-        self._thread.join(1.0)
+        self._thread.join(0.5)
+        return recorded
 
     def _run(self) -> None:
         stopping = False
@@ -157,7 +160,7 @@ class Recording:
         error = state.outcome.exception() if state.outcome else None
         if state.attempt_number in (3, 30, 300):  # a deadlock or one cut connection is nobody's business
             self._metrics.set_database_up(False)
-            log.warning("record waits for the database", extra={"fields": {"error": _first_line(error)}})
+            log.warning("record waits for the database", extra={"fields": {"error": first_line(error)}})
 
     def _record_one_by_one(self, batch: Sequence[Result], error: psycopg.Error) -> None:
         """One result that the database cannot take must not keep the others from being recorded."""
@@ -167,7 +170,7 @@ class Recording:
             return
         log.error(
             "result cannot be recorded; its lease will run out",
-            extra={"fields": {"delivery_id": batch[0].delivery.delivery_id, "error": _first_line(error)}},
+            extra={"fields": {"delivery_id": batch[0].delivery.delivery_id, "error": first_line(error)}},
         )
         self._leave(1)
 
@@ -176,13 +179,15 @@ class Recording:
         if not ended:
             return
         self._hints.recorded({result.delivery.webhook_id for result in recorded.accepted}, now=time.monotonic())
-        self._metrics.recorded(len(recorded.accepted), refused=len(recorded.refused))
+        # What was given back unsent came too late for nobody.
+        late = sum(not isinstance(result.outcome, GivenBack) for result in recorded.refused)
+        self._metrics.recorded(len(recorded.accepted), refused=late)
         self._metrics.observe_attempts([_observed(result) for result in recorded.accepted if _attempted(result)])
         for webhook_id in recorded.tripped:
             self._metrics.circuit_opened(webhook_id)
             log.info("circuit opened", extra={"fields": {"webhook_id": webhook_id}})
-        if recorded.refused:
-            log.warning("results refused by the fence", extra={"fields": {"results": len(recorded.refused)}})
+        if late:
+            log.warning("results refused by the fence", extra={"fields": {"results": late}})
         self._metrics.given_back(sum(isinstance(result.outcome, GivenBack) for result in recorded.accepted))
         self._leave(ended)
         if recorded.next_look_s < math.inf:
@@ -208,7 +213,3 @@ def _observed(result: Result) -> ObservedAttempt:
     else:
         status = AttemptStatus.FAILED
     return ObservedAttempt(result.delivery.webhook_id, status, answer.elapsed_s, answer)
-
-
-def _first_line(error: BaseException | None) -> str:
-    return str(error).strip().partition("\n")[0]

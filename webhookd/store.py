@@ -1,29 +1,34 @@
 """Connections to PostgreSQL: two pooled ones a worker, each with settings of its own, and explicit transactions."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any, Self, TypeVar
 
 import psycopg
 from psycopg import sql
-from psycopg.abc import RV, PQGen
+from psycopg.abc import RV, Params, PQGen
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.rows import TupleRow
+from psycopg.pq import TransactionStatus
+from psycopg.rows import Row, TupleRow
 from psycopg_pool import ConnectionPool
 
-Connection = psycopg.Connection[TupleRow]
+T = TypeVar("T")
+AnyConnection = psycopg.Connection[Any]
 
 # Whatever a role's or database's defaults are, webhookd's sessions behave alike. Generic plans: the hot statements run
 # thousands of times with parameters that must not change their plan, and a queue's statistics are stale by nature.
-_SESSION = """
-SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off;
-SET default_transaction_deferrable = off; SET TimeZone = 'UTC'; SET DateStyle = 'ISO'; SET IntervalStyle = 'postgres';
-SET search_path = pg_catalog; SET statement_timeout = '60s'; SET lock_timeout = '5s';
-SET idle_in_transaction_session_timeout = '60s'; SET client_min_messages = 'warning'; SET row_security = on;
-SET plan_cache_mode = 'force_generic_plan'; SET jit = off; SET enable_seqscan = off; SET enable_bitmapscan = off;
-SET synchronous_commit = 'on'
-"""
+_SETTINGS = (
+    *("default_transaction_isolation = 'read committed'", "default_transaction_read_only = off"),
+    *("default_transaction_deferrable = off", "TimeZone = 'UTC'", "DateStyle = 'ISO'", "IntervalStyle = 'postgres'"),
+    *("search_path = pg_catalog", "statement_timeout = '60s'", "lock_timeout = '5s'"),
+    *("idle_in_transaction_session_timeout = '60s'", "client_min_messages = 'warning'", "row_security = on"),
+    *("plan_cache_mode = 'force_generic_plan'", "jit = off", "enable_seqscan = off", "enable_bitmapscan = off"),
+    "synchronous_commit = 'on'",
+)
 
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 # A claim lost in a crash only sends again what nobody recorded; a record must never be lost.
@@ -31,49 +36,98 @@ _NOT_DURABLE = "; SET LOCAL synchronous_commit = off"
 _IMPATIENT = "; SET LOCAL lock_timeout = '50ms'"
 
 
-# A host or a network that vanishes without a word is noticed after half a minute; TCP by itself would take hours.
-_NOTICE_SILENCE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 30_000}
+# A host or a network that vanishes without a word is noticed after half a minute; TCP by itself would take hours. (A DSN may
+# say otherwise.)
+_NOTICE_SILENCE = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 30_000,
+}
 
-_signs_of_life: list[Callable[[], None]] = []  # one in a worker, none elsewhere
+class UnansweredError(psycopg.OperationalError):
+    """The database has not answered, and nobody wants to wait any longer."""
 
 
-def show_waits(beat: Callable[[], None]) -> None:
-    """Have the main thread call *beat*, in this process from now on, ten times a second while it waits for an answer.
+_attendants: list[Callable[[float], None]] = []  # one in a worker, none elsewhere
 
-    A database that hangs must not make its workers look hung: killed, they would send again what they could not record.
+
+def attend_waits(attend: Callable[[float], None]) -> None:
+    """Have the main thread call *attend*, in this process from now on, ten times a second while it waits for an answer.
+
+    It is told how many seconds this wait has lasted, and may end it by raising `UnansweredError`. A database that hangs must not
+    make its workers look hung: killed, they would send again what they could not record.
     """
-    _signs_of_life.append(beat)
+    _attendants.append(attend)
 
 
 # Read-only. (A standby says the second of BEGIN ... READ WRITE, and so does a session whose plans a migration has changed.)
 _PASSING = (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported)
 
 
-class _Connection(psycopg.Connection[TupleRow]):
+class Connection(psycopg.Connection[TupleRow]):
+    """A connection in autocommit mode that leaves nothing behind in a pooler's sessions: `configure` it before all else."""
+
+    local_settings: str | None = None  # behind a pooler: what each transaction sets for itself
+
+    @property
+    def behind_pooler(self) -> bool:
+        return self.local_settings is not None
+
+    @contextmanager
+    def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> Iterator[psycopg.Transaction]:
+        """psycopg's, with webhookd's settings."""
+        begins = self.info.transaction_status == TransactionStatus.IDLE
+        with super().transaction(savepoint_name, force_rollback) as transaction:
+            if begins and self.local_settings:
+                self.execute(self.local_settings.encode())
+            yield transaction
+
+
+class _PooledCursor(psycopg.Cursor[Row]):
+    """Behind a pooler a statement by itself is a transaction, so that it has webhookd's settings, too."""
+
+    def execute(
+        self, query: Any, params: Params | None = None, *, prepare: bool | None = None, binary: bool | None = None
+    ) -> Self:
+        connection = self.connection
+        assert isinstance(connection, Connection)
+        if connection.info.transaction_status != TransactionStatus.IDLE:
+            return super().execute(query, params, prepare=prepare, binary=binary)
+        with transaction(connection):
+            return super().execute(query, params, prepare=prepare, binary=binary)
+
+
+class _WorkersConnection(Connection):
     """Tells the supervisor while the dispatcher (the main thread) waits on it; other threads' waits say nothing of that one.
 
     What passes with another connection raises `psycopg.OperationalError`, like a connection that was cut.
     """
 
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
-        if _signs_of_life and threading.current_thread() is threading.main_thread():
-            gen = _beating(gen)
+        if _attendants and threading.current_thread() is threading.main_thread():
+            gen = _attended(gen)
         try:
             return super().wait(gen, interval, timeout)
+        except UnansweredError:
+            self.close()
+            raise
         except _PASSING as error:
             # As if it were away: this address leads to a standby, and the next connection may lead to the primary.
             self.close()
             raise psycopg.OperationalError(str(error)) from error
 
 
-def _beating(gen: PQGen[RV]) -> PQGen[RV]:
+def _attended(gen: PQGen[RV]) -> PQGen[RV]:
+    began = time.monotonic()
     try:
         wanted = next(gen)
         while True:
             ready = yield wanted
             if not ready:  # nothing has come within the interval
-                for beat in _signs_of_life:
-                    beat()
+                for attend in _attendants:
+                    attend(time.monotonic() - began)
             wanted = gen.send(ready)
     except StopIteration as end:
         result: RV = end.value
@@ -83,36 +137,87 @@ def _beating(gen: PQGen[RV]) -> PQGen[RV]:
 def connect(dsn: str, *, application_name: str) -> Connection:
     """Open a connection in autocommit mode with webhookd's session settings.
 
-    Blocks for at most 10 s a host; raises `psycopg.OperationalError`.
+    Blocks for at most 10 s a host (*dsn* may say otherwise) and what looking it up takes; raises `psycopg.OperationalError`.
     """
-    connection = _Connection.connect(dsn, **_parameters(dsn, application_name))
-    configure(connection)
+    connection = _WorkersConnection.connect(dsn, **_parameters(dsn))
+    try:
+        configure(connection, application_name=application_name)
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
-def _parameters(dsn: str, application_name: str) -> dict[str, Any]:
+def _parameters(dsn: str) -> dict[str, Any]:
     given = conninfo_to_dict(dsn)
     return {
         "autocommit": True,
-        "application_name": application_name,
-        "connect_timeout": 10,
         # From the second time on: the statements are few and always the same.
         "prepare_threshold": 2,
     } | {name: value for name, value in _NOTICE_SILENCE.items() if name not in given}
 
 
-def configure(connection: Connection) -> None:
-    """Apply webhookd's session settings to *connection*."""
-    connection.execute(_SESSION)
+def lent_by_transaction(connection: AnyConnection, other: Callable[[], AbstractContextManager[AnyConnection]]) -> bool:
+    """Return whether *connection* leads through a pooler that lends sessions for a transaction only. Blocks for some statements.
+
+    It does if it is answered by more than one, or by one that answers an *other* connection, too. That leaves nothing behind.
+    False may be wrong where many others use the pooler or the other does not lead through it. Raises `psycopg.Error`.
+    """
+    for _ in range(3):
+        answering = {_answering(connection), _answering(connection)}
+        if len(answering) > 1:
+            return True
+        with other() as another:  # not for longer: *connection* may hang
+            if _answering(another) in answering:
+                return True
+    return False
+
+
+def _answering(connection: AnyConnection) -> int:
+    row = connection.execute("SELECT pg_catalog.pg_backend_pid()").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def configure(connection: Connection, *, application_name: str, settings: Sequence[str] = _SETTINGS) -> None:
+    """Have what runs on *connection*, which is new, run with this name and *settings* (`name = value`); raises `psycopg.Error`.
+
+    A pooler's sessions are shared: what one client sets or prepares there the next one meets, so nothing may outlive a
+    transaction. (One that pools whole sessions is treated the same: nobody can tell.)
+    """
+    named = sql.SQL("application_name = {}").format(sql.Literal(application_name)).as_string(connection)
+    if _answering(connection) == connection.info.backend_pid:
+        connection.execute("; ".join(f"SET {setting}" for setting in (named, *settings)).encode())
+        return
+    connection.prepare_threshold = None
+    connection.cursor_factory = _PooledCursor
+    connection.isolation_level, connection.read_only = psycopg.IsolationLevel.READ_COMMITTED, False
+    connection.local_settings = "; ".join(f"SET LOCAL {setting}" for setting in (named, *settings))
+
+
+def in_background(call: Callable[[], T], *, name: str) -> Future[T]:
+    """Run *call* in a thread called *name* that nobody waits for at the end: connecting takes 10 s a host, or longer."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result = call()
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
 
 
 def open_pool(dsn: str, *, application_name: str, size: int, timeout_s: float = 5.0) -> ConnectionPool[Connection]:
     """Return a pool that connects in the background; taking one blocks for at most *timeout_s* and raises `PoolTimeout`."""
     return ConnectionPool(
         dsn,
-        connection_class=_Connection,
-        kwargs=_parameters(dsn, application_name),
-        configure=configure,
+        connection_class=_WorkersConnection,
+        kwargs=_parameters(dsn),
+        configure=partial(configure, application_name=application_name),
         min_size=size,
         max_size=size,
         timeout=timeout_s,
@@ -132,7 +237,9 @@ def transaction(
     *durable* False commits without waiting for the disk. *impatient*: a lock that somebody holds for longer than a moment raises
     `psycopg.errors.LockNotAvailable`.
     """
-    connection.execute(_BEGIN + ("" if durable else _NOT_DURABLE) + (_IMPATIENT if impatient else ""))
+    begin = _BEGIN if connection.local_settings is None else f"{_BEGIN}; {connection.local_settings}"
+    # psycopg's own cursor: behind a pooler the connection's would make this a transaction by itself.
+    psycopg.Cursor(connection).execute((begin + ("" if durable else _NOT_DURABLE) + (_IMPATIENT if impatient else "")).encode())
     try:
         with connection.cursor() as cursor:
             yield cursor

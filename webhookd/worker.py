@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent import futures
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from uuid import UUID
@@ -24,7 +26,7 @@ from webhookd.core.model import Result
 from webhookd.delivery import Courier
 from webhookd.dispatcher import Dispatcher
 from webhookd.egress import Egress
-from webhookd.errors import UnusableError
+from webhookd.errors import UnusableError, first_line
 from webhookd.hints import Hints
 from webhookd.housekeeping import Housekeeping
 from webhookd.http_endpoint import Endpoint
@@ -42,6 +44,7 @@ from webhookd.watch import Watch
 log = logging.getLogger("webhookd.worker")
 
 RELEASE_AGAIN_S = 1.0
+UNANSWERED_S = 2.0  # so long a worker that is to leave waits for an answer of the database
 POOL_SIZE = 2  # with the LISTEN connection that makes three a worker
 
 
@@ -53,8 +56,8 @@ def run(config: Config, seat: WorkerSeat) -> int:
     lifeline = _Lifeline(seat, stop)
     threading.Thread(target=lifeline.read, name="webhookd-lifeline", daemon=True).start()
     metrics = Metrics(seat.name, max_webhooks=config.metrics_webhooks)
-    store.show_waits(seat.beat)
     state = _Booting(stop)
+    store.attend_waits(lambda waited_s: _attend(seat, state, waited_s))
     endpoint = Endpoint(seat.metrics_socket, metrics, alive=state.alive, ready=state.ready, targets=state.targets)
     endpoint.start()
     try:
@@ -115,8 +118,18 @@ class _Booting:
             return (False, "waiting for the database")
         return (True, "ready") if self.worker.dispatcher.ready() else (False, "the database does not answer")
 
+    def stopping(self) -> bool:
+        return self._stop.is_set() or (self.worker is not None and self.worker.dispatcher.stopped_at is not None)
+
     def targets(self) -> TargetGroups | None:
         return self.worker.housekeeping.targets if self.worker else None
+
+
+def _attend(seat: WorkerSeat, state: _Booting, waited_s: float) -> None:
+    """What the main thread does while the database does not answer."""
+    seat.beat()
+    if waited_s > UNANSWERED_S and state.stopping():
+        raise store.UnansweredError(f"no answer within {UNANSWERED_S:g} s, and this worker is to leave")
 
 
 def _boot(config: Config, seat: WorkerSeat, stop: threading.Event) -> str | None:
@@ -129,20 +142,27 @@ def _boot(config: Config, seat: WorkerSeat, stop: threading.Event) -> str | None
     while not stop.is_set():
         seat.beat()
         try:
-            with store.connect(config.dsn, application_name=f"webhookd/{seat.name}/boot") as connection:
-                migrate.check(connection)
-                row = connection.execute("SELECT installation_id FROM pggit.installation").fetchone()
-                assert row is not None
-                return f"wh_{row[0].hex[:16]}"
+            asked = store.in_background(partial(_installation, config.dsn, seat.name), name="webhookd-boot")
+            while not asked.done() and not stop.is_set():
+                seat.beat()  # connecting may take longer than a silent worker lives
+                futures.wait([asked], timeout=0.1)
+            return asked.result() if asked.done() else None
         except psycopg.ProgrammingError as error:
-            raise UnusableError(f"the database cannot be used: {str(error).strip().partition(chr(10))[0]}") from error
+            raise UnusableError(f"the database cannot be used: {first_line(error)}") from error
         except psycopg.OperationalError as error:
             failures += 1
             if failures == 1:
-                reason = str(error).strip().partition("\n")[0]
-                log.warning("database unreachable", extra={"fields": {"error": reason}})
+                log.warning("database unreachable", extra={"fields": {"error": first_line(error)}})
             stop.wait(min(2.0, 0.1 * 2.0**failures) * random.uniform(0.5, 1.0))
     return None
+
+
+def _installation(dsn: str, name: str) -> str:
+    with store.connect(dsn, application_name=f"webhookd/{name}/boot") as connection:
+        migrate.check(connection)
+        row = connection.execute("SELECT installation_id FROM pggit.installation").fetchone()
+        assert row is not None
+        return f"wh_{row[0].hex[:16]}"
 
 
 class _Worker:
@@ -156,7 +176,7 @@ class _Worker:
         self._worn = False
         defaults = defaults_of(config)
         # Nobody beats while a connection is waited for.
-        pause_s = min(5.0, config.heartbeat_timeout / 3)
+        pause_s = min(2.0, config.heartbeat_timeout / 3)
         self._pool = store.open_pool(config.dsn, application_name=f"webhookd/{seat.name}/work", size=POOL_SIZE, timeout_s=pause_s)
         recorder = Recorder(worker_id=seat.name, defaults=defaults)
         hints, bell = Hints(), Bell()
@@ -229,8 +249,9 @@ class _Worker:
     def _drain(self) -> int:
         """Finish what is in flight within the drain timeout, give back the rest, leave."""
         log.info("worker drains", extra={"fields": {"in_hand": self.recording.in_hand()}})
-        deadline = time.monotonic() + self._config.drain_timeout
-        self._pool.timeout = 1.0  # a database that is away must not keep it longer than the supervisor waits
+        assert self.dispatcher.stopped_at is not None
+        deadline = self.dispatcher.stopped_at + self._config.drain_timeout
+        self._pool.timeout = 0.5  # a database that is away must not keep it longer than the supervisor waits
         try:
             self.dispatcher.withdraw()
         except psycopg.Error as error:
@@ -239,13 +260,15 @@ class _Worker:
             self._seat.beat()
             time.sleep(0.01)
         unfinished = self._senders.backlog()
-        # The exchanges that are still under way: their rows are released like those of a worker that died.
         code = ExitCode.DRAINED
-        self.recording.stop(timeout_s=max(1.0, deadline - time.monotonic()))
+        recorded = self.recording.stop(timeout_s=max(0.5, deadline - time.monotonic()))
         self.housekeeping.stop()
         try:
+            if not recorded:
+                raise psycopg.OperationalError("results could not be recorded; their leases run out")
             self.housekeeping.publish_activity()
             if unfinished:
+                # The exchanges that are still under way: their rows are released like those of a worker that died.
                 self.housekeeping.release(self._seat.incarnation)
             self.dispatcher.leave()
         except psycopg.Error as error:

@@ -12,7 +12,7 @@ WITH claimed AS (
      WHERE q.delivery_id = %(delivery_id)s AND NOT %(admitted)s
 ), moved AS (
     UPDATE pggit.webhook_health_metrics h
-       SET tokens = %(tokens)s::float8 - 1, tokens_at = now(), in_flight = h.in_flight + 1,
+       SET tokens = %(tokens)s::float8 - 1, tokens_at = now(), in_flight = %(in_flight)s::int + 1,
            circuit_state = CASE WHEN %(probe)s THEN 'half_open' ELSE h.circuit_state END,
            circuit_epoch = h.circuit_epoch + %(probe)s::int,
            circuit_until = CASE WHEN %(probe)s THEN c.lease_until ELSE h.circuit_until END,

@@ -4,7 +4,9 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
+import psycopg
 import pytest
 
 from tests.engine import (
@@ -29,6 +31,7 @@ from tests.engine import (
 )
 from tests.postgres import Database
 from webhookd import queries
+from webhookd.claims import ClaimInDoubtError
 from webhookd.core.breaker import CircuitState
 from webhookd.core.model import Delivery
 
@@ -179,6 +182,23 @@ def test_a_body_larger_than_the_bytes_asked_for_goes_alone(database: Database, w
     insert(database, 1, 2)
     for _ in range(2):
         assert len(worker.claimer.claim(worker.connection, limit=100, body_bytes=1).deliveries) == 1
+
+
+def test_a_claim_looks_at_as_many_lanes_as_it_takes_to_be_full(database: Database, worker: Engine) -> None:
+    """One row a lane needs wide claims; once the lanes are deep again a claim reaches for few of them."""
+    register(database, *range(1, 1001))
+    lanes_of(database, *range(1, 1001))
+    one_each = "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) SELECT i, '{}' FROM generate_series(1, 1000) i"
+    database.execute(one_each)
+    brought = [len(worker.claim(100).deliveries) for _ in range(20)]
+    assert brought[0] == 5  # as many lanes as deep ones would need
+    assert sum(brought) == 1000
+    assert sum(count > 0 for count in brought) < 16
+    database.execute(one_each.replace("1000", "50"))
+    for _ in range(20):
+        database.execute(one_each.replace("1000", "50") + ", generate_series(1, 40)")
+        lanes = worker.claim(100).lanes
+    assert lanes <= 10  # five with new rows, five whose timer has come
 
 
 def test_lanes_behind_the_limit_get_their_turn_with_the_next_claims(database: Database, worker: Engine) -> None:
@@ -505,6 +525,58 @@ def test_the_sweep_mends_a_counter_that_blocks_nothing_yet(database: Database, w
     assert lane(database, 1)["in_flight"] == 2
 
 
+# A claim in doubt -----------------------------------------------------------------------------------------------------
+
+
+def lose_the_commits_answer(worker: Engine, monkeypatch: pytest.MonkeyPatch, *, stored: bool) -> None:
+    """Have the connection break with the next COMMIT: after it was *stored*, or before it was sent."""
+    execute = worker.connection.execute
+
+    def breaking(query: Any, *args: Any, **kwargs: Any) -> Any:
+        if query == "COMMIT":
+            if stored:
+                execute(query)
+            worker.connection.close()
+            raise psycopg.OperationalError("connection lost")
+        return execute(query, *args, **kwargs)
+
+    monkeypatch.setattr(worker.connection, "execute", breaking)
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["stored", "rolled back"])
+@pytest.mark.parametrize("suspect", [False, True], ids=["a claim", "a suspect's claim"])
+def test_a_claim_whose_commit_was_not_answered_can_be_given_back_at_once(
+    database: Database, worker: Engine, other: Engine, monkeypatch: pytest.MonkeyPatch, suspect: bool, stored: bool
+) -> None:
+    register(database, 1, rate_limit_per_second=0.01, rate_limit_burst=20)
+    lanes_of(database, 1)
+    due = insert(database, 1)
+    if suspect:
+        with unseen(database) as connection:
+            connection.execute("UPDATE pggit.alert_delivery_queue SET leases_lost = 3, routed = true")
+    lose_the_commits_answer(worker, monkeypatch, stored=stored)
+    with pytest.raises(ClaimInDoubtError) as doubt:
+        worker.claimer.claim_suspect(worker.connection) if suspect else worker.claim()
+    assert ids(doubt.value.deliveries) == due
+    assert statuses(database) == {"sending" if stored else "pending": 1}
+    recorded = other.finish(doubt.value.deliveries, given_back())
+    assert (len(recorded.accepted), len(recorded.refused)) == ((1, 0) if stored else (0, 1))
+    row, state = delivery(database, due[0]), lane(database, 1)
+    assert (row["delivery_status"], row["leases_lost"], row["attempts"]) == ("pending", 3 if suspect else 0, 0)
+    assert (state["in_flight"], state["tokens"] or 20) == (0, pytest.approx(20, abs=0.1))
+    again = other.claimer.claim_suspect(other.connection) if suspect else other.claim()
+    assert ids(again.deliveries) == due
+
+
+def test_a_claim_that_failed_before_it_took_anything_is_in_no_doubt(
+    database: Database, worker: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose_the_commits_answer(worker, monkeypatch, stored=True)
+    with pytest.raises(psycopg.OperationalError) as failure:
+        worker.claim()
+    assert not isinstance(failure.value, ClaimInDoubtError)
+
+
 # The probe ----------------------------------------------------------------------------------------------------------
 
 
@@ -636,7 +708,7 @@ def test_a_row_that_lost_three_leases_is_claimed_alone_and_nowhere_else(database
     assert ids(worker.take_all()) == [healthy]
     [claimed] = worker.claimer.claim_suspect(worker.connection).deliveries
     assert (claimed.delivery_id, claimed.leases_lost) == (suspect, 3)
-    assert worker.claimer.claim_suspect(worker.connection).deliveries == ()
+    assert not worker.claimer.claim_suspect(worker.connection).deliveries
     worker.finish([claimed], answered(200))
     assert delivery(database, suspect)["delivery_status"] == "delivered"
 
@@ -675,7 +747,7 @@ def test_a_suspect_of_a_blocked_webhook_waits_and_goes_out_once_it_is_free(
             "UPDATE pggit.alert_delivery_queue SET leases_lost = 3, routed = true WHERE delivery_id = %s", [suspect]
         )
     lanes_of(database, 1)
-    assert worker.claimer.claim_suspect(worker.connection).deliveries == ()
+    assert not worker.claimer.claim_suspect(worker.connection).deliveries
     assert worker.claimer.next_look(worker.connection).suspect_s > 0
     assert delivery(database, suspect)["leases_lost"] == 3
     unblock(database, worker, cause, in_flight)
@@ -698,6 +770,20 @@ def test_a_suspect_counts_for_tokens_in_flight_and_the_probe(database: Database)
         assert (lane(database, 1)["circuit_state"], lane(database, 1)["in_flight"]) == ("closed", 0)
         assert delivery(database, suspect)["delivery_status"] == "delivered"
         assert_books_balance(database)
+
+
+def test_a_counter_that_is_wrong_does_not_keep_a_suspect_from_its_turn(database: Database, worker: Engine) -> None:
+    register(database, 1, max_in_flight=2)
+    [suspect, *others] = insert(database, 1, 3)
+    with unseen(database) as connection:
+        connection.execute(
+            "UPDATE pggit.alert_delivery_queue SET leases_lost = 3, routed = true WHERE delivery_id = %s", [suspect]
+        )
+    assert ids(worker.take_all()) == others
+    database.execute("DELETE FROM pggit.alert_delivery_queue WHERE delivery_status = 'sending'")
+    assert lane(database, 1)["in_flight"] == 2
+    assert ids(worker.claimer.claim_suspect(worker.connection).deliveries) == [suspect]
+    assert lane(database, 1)["in_flight"] == 1
 
 
 @pytest.mark.every_postgres

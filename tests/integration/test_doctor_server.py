@@ -1,20 +1,17 @@
 """The doctor's findings that need a server of their own, a pooler, or a long history."""
 
-import os
-import shutil
 import signal
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
-from pathlib import Path
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import conninfo_to_dict
 
 from tests.integration.test_doctor import SCHEMA, add_worker, findings, run, wrong
+from tests.pgbouncer import pgbouncer, through
 from tests.postgres import SETTINGS, Database, Server, running_server
 from tests.waiting import eventually
 from webhookd import postgres_programs, queries
@@ -118,37 +115,21 @@ def as_account(*command: str) -> Iterator[None]:
         process.wait(20)
 
 
-@contextmanager
-def pgbouncer(database: Database) -> Iterator[str]:
-    """A pgbouncer in transaction mode in front of *database*; yields the DSN that leads through it."""
-    program = shutil.which("pgbouncer", path=os.environ["PATH"] + ":/usr/sbin")
-    if program is None:
-        pytest.skip("NO PGBOUNCER: install Debian's pgbouncer")
-    server = conninfo_to_dict(database.dsn)
-    with tempfile.TemporaryDirectory(prefix="webhookd-", dir="/tmp") as folder:
-        Path(folder, "pgbouncer.ini").write_text(
-            f"[databases]\n{database.name} = host={server['host']} port={server['port']} user={server['user']}\n[pgbouncer]\n"
-            f"listen_addr =\nlisten_port = 6432\nunix_socket_dir = {folder}\npool_mode = transaction\nauth_type = any\n"
-        )
-        Path(folder, "pgbouncer.ini").chmod(0o644)
-        account = postgres_programs.server_account()
-        os.chown(folder, account.uid, account.gid)
-        with as_account(program, f"{folder}/pgbouncer.ini"):
-            eventually(lambda: Path(folder, ".s.PGSQL.6432").exists(), what="pgbouncer listens")
-            yield make_conninfo(database.dsn, host=folder, port=6432)
-
-
 def test_listen_through_a_pooler(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_checks, "NOTIFY_S", 0.3)
     add_worker(database)
-    with pgbouncer(database) as dsn:
+    with pgbouncer(database, "transaction", sessions=1) as folder:
+        dsn = through(database, folder)
         (finding,) = wrong(database, dsn=dsn)
         assert (finding.name, finding.severity) == ("listen", Severity.ERROR)
         assert "--listen-dsn" in (finding.run or "")
+        (finding,) = wrong(database, listen_dsn=dsn)
+        assert (finding.name, finding.severity) == ("listen", Severity.ERROR)
         assert wrong(database, dsn=dsn, listen_dsn=database.dsn) == []
         with psycopg.connect(dsn, prepare_threshold=None) as connection:  # the sessions behind the pooler are left as they were
             assert connection.execute("SHOW transaction_read_only").fetchone() == ("off",)
             assert connection.execute("SHOW enable_seqscan").fetchone() == ("on",)
+            assert connection.execute("SELECT pg_listening_channels()").fetchall() == []
 
 
 HISTORY, WAITING, LANES = 30_000, 6_000, 50

@@ -8,7 +8,7 @@ wrong. A schedule is nothing but its seed, which a failure names.
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,7 +22,7 @@ from tests.engine import ROOMY, Engine, answered, engine, given_back, register
 from tests.integration.test_fence import Fault
 from tests.postgres import Database, Server
 from webhookd import store
-from webhookd.claims import Claimer
+from webhookd.claims import Claimer, ClaimInDoubtError
 from webhookd.core.model import Delivery, Outcome, Result
 
 WORKERS = 3
@@ -141,7 +141,6 @@ class Schedule:
         self._rows: dict[int, Row] = {}
         self._stranded: Counter[int] = Counter()
         self._dead: set[UUID] = set()  # the supervisor saw them die
-        self._leases_must_run_out = False
         self.happened: Counter[str] = Counter()
 
     def run(self, steps: int) -> None:
@@ -180,31 +179,26 @@ class Schedule:
         stored = self._breaks("claim")
         try:
             deliveries = claim()
-        except Broken:
+        except ClaimInDoubtError as doubt:
+            # As the dispatcher does: it cannot tell whether the claim was stored.
+            worker.results += [(Result(delivery, given_back()), "given back") for delivery in doubt.deliveries]
             if stored:
-                self._find_unknown_claims(worker)
+                self.happened["claimed unheard"] += len(doubt.deliveries)
+                self._hold(worker, doubt.deliveries, suspect=suspect)
+            return
+        except Broken:
             return
         if suspect and deliveries:
             self.happened["suspect claimed"] += 1
+        self._hold(worker, deliveries, suspect=suspect)
+        worker.hands += deliveries
+
+    def _hold(self, worker: Worker, deliveries: Sequence[Delivery], *, suspect: bool) -> None:
         for delivery in deliveries:
             row = self._rows[delivery.delivery_id]
             assert row.waiting and row.holder is None, "claimed though it has an owner, or is at its end"
             assert (row.losses >= 3) == suspect, "a suspect row was not tried alone"
             row.status, row.holder = "sending", (worker.engine, delivery.token)
-            worker.hands.append(delivery)
-
-    def _find_unknown_claims(self, worker: Worker) -> None:
-        """The worker does not know of them: nothing but the end of their leases (or its own) brings them back."""
-        rows = self._session.execute(
-            "SELECT delivery_id, lease_token FROM pggit.alert_delivery_queue WHERE leased_by = %s", [worker.engine.incarnation]
-        ).fetchall()
-        for delivery_id, token in rows:
-            row = self._rows[delivery_id]
-            if row.waiting:
-                row.status = "sending"
-                row.holder = (worker.engine, token)
-                self._leases_must_run_out = True
-                self.happened["claimed unheard"] += 1
 
     def _posts(self) -> None:
         worker = self._one_of([worker for worker in self._workers if worker.hands])
@@ -342,9 +336,6 @@ class Schedule:
     def _come_to_an_end(self) -> None:
         """Without faults from now on: deaths that were seen need no lease to run out, and no sweep mends a counter."""
         self._faults_left = False
-        if self._leases_must_run_out:
-            for delivery_id in [key for key, row in self._rows.items() if row.holder]:
-                self._expire(delivery_id)
         for _ in range(10 + len(self._rows)):
             for worker in self._workers:
                 for read in (self._reads_what_ran_out, *[self._reads_what_the_dead_held] * (len(self._dead) + 1)):
@@ -410,7 +401,7 @@ _STEPS = {
     "reads_what_ran_out": 3,
     "reads_what_the_dead_held": 5,
     "records_what_was_lost": 4,
-    "dies": 1,
+    "dies": 2,
     "is_operated": 2,
     "time_passes": 6,
 }
@@ -454,7 +445,7 @@ def run_schedules(database: Database, seeds: range, *, steps: int = 100, mutate:
 
 
 def test_whatever_breaks_each_row_has_one_owner_and_one_end(scheduled: Database) -> None:
-    happened = run_schedules(scheduled, range(6))
+    happened = run_schedules(scheduled, range(8))
     # What a schedule is for did happen.
     expected = ("refused", "released", "suspect claimed", "claimed unheard", "recorded unheard", "given up")
     assert all(happened[what] for what in expected), happened

@@ -55,7 +55,10 @@ class Member:
         self.connection = store.connect(database.dsn, application_name="test/work")
         self.watch = Watch(self.listener, worker_id="test", incarnation=self.incarnation, metrics_address="127.0.0.1:1")
         self.watch.register(self.connection)
-        self.listener.open()
+        with store.open_pool(database.dsn, application_name="test/probe", size=1) as pool:
+            ended = threading.Event()
+            self.listener.open(pool, ended.set)
+            assert ended.wait(20) and self.listener.opened()
 
     def take(self) -> bool:
         return self.watch.take(self.connection)
@@ -729,6 +732,24 @@ def test_a_suspect_row_is_tried_when_it_is_due(database: Database) -> None:
         assert stage.arrived(1, within_s=20)
 
 
+def test_a_suspect_row_has_its_turn_while_every_claim_is_full(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("webhookd.dispatcher.SUSPECTS_EVERY_S", 0.05)
+    with staged(database) as stage:
+        stage.start()
+        stage.lose_room()
+        database.execute(INSERT)
+        database.execute("UPDATE pggit.alert_delivery_queue SET routed = true, leases_lost = 3")
+        [(suspect,)] = database.execute("SELECT delivery_id FROM pggit.alert_delivery_queue")
+        # Many lanes: one alone would look empty whenever a record has it locked.
+        database.execute(
+            "INSERT INTO pggit.webhooks (webhook_id, url) SELECT 1 + i, url FROM pggit.webhooks, generate_series(1, 20) i"
+        )
+        database.execute(INSERT.replace("VALUES (1, '{}')", "SELECT 2 + i % 20, '{}' FROM generate_series(1, 1000) i"))
+        stage.find_room()  # for one at a time: a claim is full as long as there is anything
+        assert stage.arrived(1001, within_s=60)
+        assert [f"wh_test_{suspect}\r\n".encode() in request for request in stage.receiver.requests].index(True) < 900
+
+
 # The same with a step left out: the choreographies must notice -------------------------------------------------------
 
 
@@ -774,8 +795,11 @@ class MindsItsOwnNameOnly(Dispatcher):
 
 
 class NeverListensAgain(Dispatcher):
+    listened = False
+
     def _keep_listening(self, now: float) -> None:
-        if not self._claimed_once:
+        self.listened = self.listened or self._listener.connected
+        if not self.listened:
             super()._keep_listening(now)
 
 

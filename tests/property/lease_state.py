@@ -127,8 +127,8 @@ class Fleet(NamedTuple):
 
     @property
     def needs_leases_to_run_out(self) -> bool:
-        """Return whether rows may be left that nobody knows of: a claim's answer was lost, or a death was not seen."""
-        return bool(self.faults.unseen or self.faults.lost_claims)
+        """Return whether rows may be left that nobody knows of: a death was not seen."""
+        return bool(self.faults.unseen)
 
 
 class State(NamedTuple):

@@ -65,6 +65,7 @@ class Defect(StrEnum):
     ATTEMPT_NOT_COUNTED = "an attempt is not counted"
     POSTED_GIVEN_BACK = "a worker gives back what it has posted"
     FAILED_RECORD_BELIEVED = "a worker takes a record that failed for stored"
+    DOUBT_FORGOTTEN = "a worker forgets a claim whose COMMIT was not answered"
     CLAIM_IN_TWO = "a claim commits its rows before it has stored the lane"
     RECORD_IN_TWO = "a record commits its rows before it has stored the lane"
     GIVEN_BACK_AGAIN = "a worker gives back what it has recorded"
@@ -162,7 +163,17 @@ class Model:
             ended = self._rests(claimed._replace(in_flight=now_in_flight), number)
             yield Move(label, ended.with_worker(number, hands=in_order((*worker.hands, *claims))))
             if taken and state.left.lost_claims:
-                yield Move(f"{label} and does not hear of it", ended.less("lost_claims"), Kind.FAULT)
+                yield from self._claims_in_doubt(label, state.less("lost_claims"), ended.less("lost_claims"), number, claims)
+
+    def _claims_in_doubt(
+        self, label: str, before: State, committed: State, number: int, claims: Sequence[Claim]
+    ) -> Iterator[Move]:
+        """Yield a claim whose COMMIT was not answered: the worker cannot tell one from the other, and gives it back."""
+        hands = before.workers[number - 1].hands
+        if Defect.DOUBT_FORGOTTEN not in self._defects:
+            hands = in_order((*hands, *(claim._replace(end=End.GIVEN_BACK) for claim in claims)))
+        yield Move(f"{label} and does not hear of it", committed.with_worker(number, hands=hands), Kind.FAULT)
+        yield Move("cannot commit its claim", self._rests(before.with_worker(number, hands=hands), number), Kind.FAULT)
 
     def _given(self, state: State, number: int, rows: Sequence[int]) -> tuple[State, list[Claim]]:
         """Return *state* with *rows* leased to a worker, and what it knows of them then."""

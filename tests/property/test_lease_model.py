@@ -12,10 +12,11 @@ from webhookd.core import lifecycle
 RETRIES = Fleet(rows=1, workers=2, max_retries=1, faults=Faults(stalls=1))
 DEATHS = Fleet(rows=2, workers=2, faults=Faults(crashes=1))
 LOST_ANSWERS = Fleet(rows=1, workers=2, faults=Faults(stalls=1, lost_records=1))
-UNSEEN = Fleet(rows=1, workers=2, faults=Faults(unseen=1, stalls=1, lost_claims=1))
+DOUBTS = Fleet(rows=1, workers=2, max_retries=1, faults=Faults(stalls=1, lost_claims=1))
+UNSEEN = Fleet(rows=1, workers=2, faults=Faults(unseen=1, stalls=2))
 OPERATOR = Fleet(rows=1, workers=1, max_retries=1, cap=1, faults=Faults(operations=2))
 POISON = Fleet(rows=2, workers=1, poison=True)
-FLEETS = (RETRIES, DEATHS, LOST_ANSWERS, UNSEEN, OPERATOR, POISON)
+FLEETS = (RETRIES, DEATHS, LOST_ANSWERS, DOUBTS, UNSEEN, OPERATOR, POISON)
 
 # Where a defect shows; elsewhere two workers and their retries do.
 NEEDS = {
@@ -32,6 +33,7 @@ NEEDS = {
     Defect.NO_RELEASE: DEATHS,
     Defect.DEAD_FORGOTTEN: Fleet(rows=1, workers=2, faults=Faults(crashes=2)),
     Defect.FAILED_RECORD_BELIEVED: LOST_ANSWERS,
+    Defect.DOUBT_FORGOTTEN: DOUBTS,
     Defect.CLAIM_IN_TWO: DEATHS,
     Defect.RECORD_IN_TWO: DEATHS,
 }
@@ -40,6 +42,7 @@ PLACES = {
     RETRIES: "is refused by the fence",
     DEATHS: "reads what a dead one held",
     LOST_ANSWERS: "records and does not hear of it",
+    DOUBTS: "cannot commit its claim",
     UNSEEN: "claims 1 suspect",
     OPERATOR: "is made new",
     POISON: "claims 1 suspect",

@@ -1,8 +1,8 @@
 """webhookd with a failpoint: `python failing_webhookd.py STEP PROBABILITY TIMES WEBHOOKD'S OPTIONS`.
 
 Having taken the step, a worker dies of SIGKILL with that probability, or (`..._answer_lost`) its database connection does, just
-after a COMMIT whose answer it therefore never gets. After TIMES failures all is well. This program wraps webhookd's own
-functions before the workers are forked; webhookd itself knows nothing of failpoints.
+after the COMMIT of that step, whose answer it therefore never gets. After TIMES failures all is well. This program wraps
+webhookd's own functions before the workers are forked; webhookd itself knows nothing of failpoints.
 """
 
 import multiprocessing
@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -26,11 +27,11 @@ restart.BACKOFF_MAX_S = 0.5
 STEPS: dict[str, tuple[type, str]] = {
     "claim_uncommitted": (Claimer, "_take"),
     "claimed": (Claimer, "claim"),
-    "claim_answer_lost": (Claimer, "claim"),
+    "claim_answer_lost": (Claimer, "_take"),
     "sent": (Courier, "deliver"),
     "record_uncommitted": (Recorder, "_record_in"),
     "recorded": (Recorder, "record"),
-    "record_answer_lost": (Recorder, "record"),
+    "record_answer_lost": (Recorder, "_record_in"),
 }
 
 
@@ -41,6 +42,8 @@ def fail_after(step: str, probability: float, times: int) -> None:
     left = multiprocessing.Value("i", times)
     chance = random.SystemRandom()  # forked workers would share the state of any other
 
+    failing = threading.Lock()  # a second thread would be killed by the first before it has said so
+
     def due() -> bool:
         if chance.random() >= probability:
             return False
@@ -50,21 +53,41 @@ def fail_after(step: str, probability: float, times: int) -> None:
 
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(self, *args, **kwargs)
-        if _happened(step, result) and due():
-            print(f"failpoint {step}", file=sys.stderr, flush=True)
-            if step.endswith("_answer_lost"):
-                connection: psycopg.Connection[Any] = args[0]
-                connection.close()
-                raise psycopg.OperationalError("the answer to COMMIT was lost")
-            os.kill(os.getpid(), signal.SIGKILL)
+        with failing:
+            if _happened(step, result) and due():
+                print(f"failpoint {step}", file=sys.stderr, flush=True)
+                if step.endswith("_answer_lost"):
+                    cursor: psycopg.Cursor[Any] = args[0]
+                    _lose_answer(cursor.connection)
+                else:
+                    os.kill(os.getpid(), signal.SIGKILL)
         return result
 
     setattr(owner, name, wrapped)
 
 
+def _lose_answer(connection: psycopg.Connection[Any]) -> None:
+    """Have *connection* break right after its next COMMIT."""
+    execute = connection.execute
+
+    def breaks_after_commit(query: Any, *args: Any, **kwargs: Any) -> Any:
+        cursor = execute(query, *args, **kwargs)
+        if query == "COMMIT":
+            connection.close()
+            raise psycopg.OperationalError("the answer to COMMIT was lost")
+        return cursor
+
+    connection.execute = breaks_after_commit  # type: ignore[method-assign]
+
+
 def _happened(step: str, result: Any) -> bool:
     """Return whether the step did anything: an idle look is none."""
-    return bool(result.deliveries) if step in ("claimed", "claim_answer_lost") else True
+    match step:
+        case "claimed":
+            return bool(result.deliveries)
+        case "claim_uncommitted" | "claim_answer_lost":
+            return bool(result[0])
+    return True
 
 
 if __name__ == "__main__":

@@ -121,20 +121,20 @@ class Storm:
         return self._acknowledged - self.unfinished()
 
     def unfinished(self) -> int:
-        """Return how many are not."""
-        found: int = self.database.execute(UNFINISHED)[0][0]
-        return found
+        """Return how many are not; waits for a database that is away."""
+
+        def rows() -> list[tuple[int]]:
+            try:
+                return self.database.execute(UNFINISHED)
+            except psycopg.OperationalError:
+                return []
+
+        return eventually(rows, 60.0, what="the database answers")[0][0]
 
     def settle(self, *, timeout_s: float = 90.0) -> None:
         """Wait until every delivery is delivered or failed and nothing is in flight."""
-
-        def done() -> bool:
-            try:
-                return self.unfinished() == 0
-            except psycopg.OperationalError:
-                return False
-
-        eventually(done, timeout_s, what="every delivery is finished", every_s=0.2)  # it reads the whole queue
+        # Not too often: it reads the whole queue.
+        eventually(lambda: self.unfinished() == 0, timeout_s, what="every delivery is finished", every_s=0.2)
         # Whoever recorded the last result is about to commit, or a lane's counter is mended by the next sweep.
         in_flight = "SELECT webhook_id, in_flight FROM pggit.webhook_health_metrics WHERE in_flight <> 0"
         eventually(lambda: not self.database.execute(in_flight), 45.0, what="nothing is in flight")

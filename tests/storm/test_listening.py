@@ -3,33 +3,26 @@
 import os
 import re
 import shutil
-import signal
 import subprocess
-import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import pytest
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.acceptance.daemon import Daemon, refused, wait_until_ready
+from tests.pgbouncer import pgbouncer, through
 from tests.postgres import Database
 from tests.receivers import OK
 from tests.storm.sink import Sink
 from tests.storm.storm import Storm
 from tests.waiting import eventually
-from webhookd import postgres_programs
 
 pytestmark = [pytest.mark.storm, pytest.mark.timeout(400)]
 
-PORT = 6432
 # The range for tests of network devices (RFC 2544): nobody's.
 OUTSIDE, WORK, LISTEN = "198.18.77.1", "198.18.77.2", "198.18.77.3"
-# What pgbouncer takes for connections of its own or the sessions behind it is not in the way of three workers.
-SETTINGS = "auth_type = any\nmax_client_conn = 100\ndefault_pool_size = 50\nignore_startup_parameters = extra_float_digits\n"
 
 
 class Network:
@@ -56,6 +49,12 @@ class Network:
         _ip("-n", self.name, "link", "set", ends[1], "up")
 
     @contextmanager
+    def pgbouncer(self, database: Database, mode: str) -> Iterator[None]:
+        """A pgbouncer on all addresses of the network."""
+        with pgbouncer(database, mode, inside=("ip", "netns", "exec", self.name), addresses="0.0.0.0"):
+            yield
+
+    @contextmanager
     def silent(self, address: str) -> Iterator[None]:
         """Have *address* drop whatever it would send, answers to a connection's end included."""
         _ip("-n", self.name, "rule", "add", "from", address, "blackhole")
@@ -69,45 +68,10 @@ def _ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True)
 
 
-@contextmanager
-def pgbouncer(database: Database, mode: str, *, within: Network | None = None) -> Iterator[str]:
-    """A pgbouncer in front of *database*; yields the folder of its socket. *within* a network it listens on all addresses."""
-    program = shutil.which("pgbouncer", path=os.environ["PATH"] + ":/usr/sbin")
-    if program is None:
-        pytest.skip("NO PGBOUNCER: install Debian's pgbouncer")
-    server = conninfo_to_dict(database.dsn)
-    account = postgres_programs.server_account()
-    with tempfile.TemporaryDirectory(prefix="webhookd-", dir="/tmp") as folder:
-        Path(folder, "pgbouncer.ini").write_text(
-            f"[databases]\n{database.name} = host={server['host']} port={server['port']} user={server['user']}\n[pgbouncer]\n"
-            f"listen_addr = {'0.0.0.0' if within else ''}\nlisten_port = {PORT}\nunix_socket_dir = {folder}\n"
-            f"pool_mode = {mode}\n{SETTINGS}"
-        )
-        Path(folder, "pgbouncer.ini").chmod(0o644)
-        os.chown(folder, account.uid, account.gid)
-        inside = ["ip", "netns", "exec", within.name] if within else []
-        switch = ["-u", account.name] if account.switch else []
-        process = subprocess.Popen(
-            [*inside, program, *switch, f"{folder}/pgbouncer.ini"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            eventually(lambda: Path(folder, f".s.PGSQL.{PORT}").exists(), what="pgbouncer listens")
-            yield folder
-        finally:
-            process.send_signal(signal.SIGQUIT)  # at once
-            process.wait(20)
-
-
 @pytest.fixture
 def network() -> Iterator[Network]:
     with ExitStack() as stack:
         yield Network(stack)
-
-
-def through(storm: Storm, host: str) -> str:
-    return make_conninfo(storm.database.dsn, host=host, port=PORT)
 
 
 def listeners(daemon: Daemon) -> list[int]:
@@ -132,11 +96,10 @@ def best_latency_s(storm: Storm, sink: Sink) -> float:
     return min(latency_s(storm, sink) for _ in range(5))
 
 
-@pytest.mark.xfail(strict=True, reason="a --listen-dsn host that does not answer keeps workers from looking (_keep_listening)")
 def test_listen_falls_silent(storm: Storm, network: Network) -> None:
-    with pgbouncer(storm.database, "session", within=network), Sink() as sink:
-        options = ("--listen-dsn", through(storm, LISTEN))
-        with Daemon(through(storm, WORK), *options) as daemon:
+    with network.pgbouncer(storm.database, "session"), Sink() as sink:
+        options = ("--listen-dsn", through(storm.database, LISTEN))
+        with Daemon(through(storm.database, WORK), *options) as daemon:
             storm.register(sink)
             wait_until_ready(storm.database)
             eventually(lambda: listeners(daemon) == [1, 1, 1])
@@ -163,7 +126,7 @@ def test_every_connection_falls_silent(storm: Storm, network: Network) -> None:
         time.sleep(0.02)
         return OK
 
-    with pgbouncer(storm.database, "session", within=network), Sink(slowly) as sink, Daemon(through(storm, WORK)) as daemon:
+    with network.pgbouncer(storm.database, "session"), Sink(slowly) as sink, Daemon(through(storm.database, WORK)) as daemon:
         storm.register(sink, settings="timeout_seconds = 5")
         wait_until_ready(storm.database)
         workers = daemon.workers()
@@ -181,11 +144,10 @@ def test_every_connection_falls_silent(storm: Storm, network: Network) -> None:
         storm.account(sink, refused=refused(daemon))
 
 
-@pytest.mark.xfail(strict=True, reason="workers prepare statements, which a transaction pooler does not keep (store.py)")
 def test_a_transaction_pooler(storm: Storm) -> None:
     with pgbouncer(storm.database, "transaction") as folder, Sink() as sink:
         storm.register(sink)
-        with Daemon(through(storm, folder)) as daemon:
+        with Daemon(through(storm.database, folder)) as daemon:
             eventually(lambda: daemon.log().count("LISTEN is deaf") == 3, 60.0, what="said by each worker")
             assert listeners(daemon) == [0, 0, 0]
             storm.inject("LISTEN through a transaction pooler", 3)
@@ -195,7 +157,7 @@ def test_a_transaction_pooler(storm: Storm) -> None:
                     storm.settle()
             assert daemon.log().count("LISTEN is deaf") == 3
             assert daemon.stop() == 0
-        with Daemon(through(storm, folder), "--listen-dsn", storm.database.dsn) as daemon:
+        with Daemon(through(storm.database, folder), "--listen-dsn", storm.database.dsn) as daemon:
             wait_until_ready(storm.database)
             eventually(lambda: listeners(daemon) == [1, 1, 1])
             assert best_latency_s(storm, sink) < 0.5

@@ -266,7 +266,7 @@ def test_stopped_while_postgresql_is_away(server_storm: Storm, private_server: S
             private_server.halt()
             daemons.current.signal(signal.SIGTERM)
             storm.inject("PostgreSQL stopped, then TERM")
-            daemons.current.wait()
+            assert daemons.current.wait() == 0, "workers left by themselves"
             private_server.restart()
             daemons.start()
         with storm.recovering():  # what could not be recorded is sent again when its lease runs out

@@ -82,6 +82,9 @@ def test_dying_at(storm: Storm, step: str, probability: float) -> None:
         storm.inject(f"died {step}" if kills else step, deaths, kills=deaths if kills else 0)
         assert daemon.stop() == 0
         storm.account(sink, refused=refused(daemon))
+        if step == "claim_answer_lost":  # given back at once: no lease ran out, nothing was sent twice
+            assert storm.database.execute("SELECT sum(leases_lost)::int FROM pggit.alert_delivery_queue") == [(0,)]
+            assert set(sink.arrivals.values()) == {1}
 
 
 def test_stopped_past_the_lease(storm: Storm) -> None:

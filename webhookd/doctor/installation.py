@@ -20,7 +20,8 @@ APPLICATION_NAME = "webhookd/doctor"
 # Set for a transaction and never for the session: behind a pooler the next transaction is somebody else's. The planner is held to
 # the indexes like a worker's, since the history is long and the statistics of a queue are old.
 _BEGIN = f"""
-BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL search_path = pg_catalog; SET LOCAL TimeZone = 'UTC';
+BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL application_name = '{APPLICATION_NAME}';
+SET LOCAL search_path = pg_catalog; SET LOCAL TimeZone = 'UTC';
 SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT_S:g}s'; SET LOCAL lock_timeout = '1s';
 SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL jit = off
 """
@@ -68,7 +69,6 @@ def open_installation(dsn: str, config: Config, commands: Commands) -> Iterator[
             dsn,
             autocommit=True,
             prepare_threshold=None,
-            application_name=APPLICATION_NAME,
             client_encoding="utf8",
             connect_timeout=CONNECT_TIMEOUT_S,
         )

@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -10,7 +12,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from webhookd import adopt, embedded, store
 from webhookd.doctor.findings import Finding, error, note, ok, warning
-from webhookd.doctor.installation import APPLICATION_NAME, CONNECT_TIMEOUT_S, STATEMENT_TIMEOUT_S, Installation
+from webhookd.doctor.installation import CONNECT_TIMEOUT_S, STATEMENT_TIMEOUT_S, Installation
 
 OLDEST_MAJOR, NEWEST_MAJOR = 14, 18
 # Receivers bear five minutes between a signature's time and their own (Standard Webhooks).
@@ -75,22 +77,16 @@ def listen(installation: Installation) -> Iterator[Finding]:
     dsn, option = installation.config.listen_dsn, "--listen-dsn"
     if dsn is None:
         dsn, option = installation.dsn, "--dsn"
-    channel = f"webhookd_doctor_{uuid4().hex}"
     try:
-        ear = psycopg.connect(
-            dsn, autocommit=True, application_name=APPLICATION_NAME, connect_timeout=CONNECT_TIMEOUT_S, prepare_threshold=None
-        )
+        ear = psycopg.connect(dsn, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S, prepare_threshold=None)
     except psycopg.OperationalError as failure:
         yield error(f"{option} leads to no database: {adopt.first_line(failure)}; deliveries start up to 2 s late")
         return
     with ear:
-        ear.execute(store.listen_statement(channel))
-        with installation.connection.transaction():
-            installation.connection.execute(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT_S:g}s'".encode())
-            installation.connection.execute("SELECT pg_notify(%s, '')", [channel])
-        if any(True for _ in ear.notifies(timeout=NOTIFY_S, stop_after=1)):
+        lent = store.lent_by_transaction(ear, lambda: nullcontext(installation.connection))
+        if not lent and _hears(ear, installation.connection):
             return
-        other = _place(ear) != _place(installation.connection)
+        other = not lent and _place(ear) != _place(installation.connection)
     if other:
         yield error(f"{option} leads to another database than --dsn: workers hear of no insert there")
         return
@@ -98,6 +94,17 @@ def listen(installation: Installation) -> Iterator[Finding]:
         f"a NOTIFY is not heard through {option}: a pooler in transaction mode, which LISTEN cannot pass; deliveries start late",
         installation.commands.start("--listen-dsn postgresql://user@host-of-postgresql/database"),
     )
+
+
+def _hears(ear: psycopg.Connection[Any], sender: psycopg.Connection[Any]) -> bool:
+    channel = f"webhookd_doctor_{uuid4().hex}"
+    ear.execute(store.listen_statement(channel))
+    with sender.transaction():
+        sender.execute(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT_S:g}s'".encode())
+        sender.execute("SELECT pg_notify(%s, '')", [channel])
+    heard = any(True for _ in ear.notifies(timeout=NOTIFY_S, stop_after=1))
+    ear.execute(f"UNLISTEN {channel}".encode())  # behind a pooler the session may live on
+    return heard
 
 
 def _place(connection: psycopg.Connection[tuple[object, ...]]) -> tuple[object, ...] | None:
