@@ -19,6 +19,7 @@ from psycopg.rows import TupleRow
 
 from webhookd import queries, store
 from webhookd.config import Config
+from webhookd.errors import first_line
 from webhookd.metrics import Metrics
 
 log = logging.getLogger("webhookd.retention")
@@ -141,7 +142,7 @@ class Retention:
         except psycopg.DatabaseError as error:
             if connection.closed:
                 raise
-            reason = str(error).partition("\n")[0]
+            reason = first_line(error)
             if not isinstance(error, _HELD):  # a trigger of somebody's, or the like
                 self._tell(f"rows of {removal.table_name} cannot be removed: {reason}")
             log.debug("pages left out", extra={"fields": {"table": removal.table_name, "reason": reason}})
