@@ -1,6 +1,6 @@
 """What dashboards and `webhookd status` cost on a long history: time and pages of each statement; does it scan the history?
 
-    python bench/history.py [--rows 10000000] [--waiting 1000]
+    python -m bench.history [--rows 10000000] [--waiting 1000]
 
 Fills a queue and its attempt log with finished deliveries of the last 30 days (one in 50 failed) and some that wait, then runs
 every statement that a view, a dashboard or `status` repeats, five times each. Needs some 6 GB below the temporary directory.
@@ -10,14 +10,13 @@ import argparse
 import json
 import re
 import statistics
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg
-
-from webhookd import embedded, queries
+from bench.deliveries import Connection
+from bench.postgres import running_postgres
+from webhookd import queries
 from webhookd.migrate import migrate
 
 DASHBOARDS = Path(__file__).parents[1] / "monitoring" / "grafana" / "dashboards"
@@ -60,22 +59,17 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000_000, help="finished deliveries")
     parser.add_argument("--waiting", type=int, default=1000, help="deliveries that wait")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="webhookd-bench-") as home:
-        Path(home).chmod(0o755)
-        server = embedded.start(Path(home) / "pg", settings=("fsync=off", "max_wal_size=4GB", "shared_buffers=512MB"))
-        try:
-            migrate(server.dsn)
-            with psycopg.connect(server.dsn, autocommit=True) as connection:
-                fill(connection, rows=options.rows, waiting=options.waiting)
-                print(f"{options.rows:,} finished deliveries, {options.waiting:,} waiting; medians of {ROUNDS}")
-                print(f"{'ms':>10} {'pages':>9}  history scanned?  statement")
-                for name, statement in statements():
-                    print(measure(connection, name, statement), flush=True)
-        finally:
-            server.stop()
+    with running_postgres("fsync=off") as postgres:
+        migrate(postgres.create("history"))
+        with postgres.connect("history") as connection:
+            fill(connection, rows=options.rows, waiting=options.waiting)
+            print(f"{options.rows:,} finished deliveries, {options.waiting:,} waiting; medians of {ROUNDS}")
+            print(f"{'ms':>10} {'pages':>9}  history scanned?  statement")
+            for name, statement in statements():
+                print(measure(connection, name, statement), flush=True)
 
 
-def fill(connection: psycopg.Connection[Any], *, rows: int, waiting: int) -> None:
+def fill(connection: Connection, *, rows: int, waiting: int) -> None:
     values = {"rows": rows, "waiting": waiting, "webhooks": WEBHOOKS}
     for statement in FILL.split(";\n"):
         connection.execute((re.sub(r"%\((\w+)\)s", lambda match: str(values[match[1]]), statement).replace("%%", "%")).encode())
@@ -98,12 +92,13 @@ def statements() -> Iterator[tuple[str, str]]:
 
 
 def without_macros(text: str) -> str:
-    """Return a panel's SQL as Grafana would send it for the last hour and all webhooks."""
+    """Return a panel's SQL as Grafana would send it for the last hour and everything."""
+    text = re.sub(r"\$\{(webhook|worker):sqlstring\}", "'%'", text)
     text = re.sub(r"\$__timeFilter\((\w+)\)", r"\1 > now() - interval '1 hour'", text)
     return re.sub(r"\$__timeGroup(?:Alias)?\((\w+),[^)]*\)", r"date_trunc('minute', \1) AS time", text)
 
 
-def measure(connection: psycopg.Connection[Any], name: str, statement: str) -> str:
+def measure(connection: Connection, name: str, statement: str) -> str:
     plans = []
     for _ in range(ROUNDS):
         row = connection.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}".encode()).fetchone()

@@ -1,6 +1,6 @@
 """What webhookd costs the application: commits a second of 16 clients that insert single rows, with and without its triggers.
 
-    python bench/insert_cost.py [--seconds 5] [--rounds 7]
+    python -m bench.insert_cost [--seconds 5] [--rounds 7]
 
 The fleet is stopped and the flag is down. Each round runs the same pgbench script on the same table three times, in alternating
 order: without triggers, with webhookd's, and for comparison with a trigger that notifies on every insert. fsync is on.
@@ -11,16 +11,14 @@ import os
 import re
 import statistics
 import subprocess
-import tempfile
 from pathlib import Path
 
-import psycopg
-from psycopg.conninfo import conninfo_to_dict
-
-from webhookd import embedded, postgres_programs
+from bench.postgres import Postgres, running_postgres
+from webhookd import postgres_programs
 from webhookd.migrate import migrate
 
 CLIENTS = 16
+DATABASE = "insert_cost"
 TABLE = "pggit.alert_delivery_queue"
 INSERT = f"INSERT INTO {TABLE} (webhook_id, message_body) VALUES (1, '{{\"n\": 1}}');\n"
 PLAIN_NOTIFY = f"""
@@ -37,22 +35,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=5, help="of one pgbench run")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="webhookd-bench-") as home:
-        Path(home).chmod(0o755)
-        server = embedded.start(Path(home) / "pg")
-        try:
-            migrate(server.dsn)
-            script = Path(home) / "insert.sql"
-            script.write_text(INSERT)
-            report(measure(server.dsn, script, seconds=options.seconds, rounds=options.rounds))
-        finally:
-            server.stop()
+    with running_postgres() as postgres:
+        migrate(postgres.create(DATABASE))
+        script = postgres.home / "insert.sql"
+        script.write_text(INSERT)
+        report(measure(postgres, script, seconds=options.seconds, rounds=options.rounds))
 
 
-def measure(dsn: str, script: Path, *, seconds: int, rounds: int) -> dict[str, list[float]]:
+def measure(postgres: Postgres, script: Path, *, seconds: int, rounds: int) -> dict[str, list[float]]:
     """Return the commits a second of each variant, round by round."""
     rates: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    with psycopg.connect(dsn, autocommit=True) as connection:
+    with postgres.connect(DATABASE) as connection:
         connection.execute(PLAIN_NOTIFY.encode())
         for number in range(rounds):
             names = list(VARIANTS)
@@ -61,17 +54,13 @@ def measure(dsn: str, script: Path, *, seconds: int, rounds: int) -> dict[str, l
                     verb = "ENABLE" if trigger in VARIANTS[name] else "DISABLE"
                     connection.execute(f"ALTER TABLE {TABLE} {verb} TRIGGER {trigger}".encode())
                 connection.execute(f"TRUNCATE {TABLE}".encode())
-                connection.execute("CHECKPOINT")
-                rates[name].append(pgbench(dsn, script, seconds=seconds))
+                postgres.checkpoint()
+                rates[name].append(pgbench(postgres, script, seconds=seconds))
     return rates
 
 
-def pgbench(dsn: str, script: Path, *, seconds: int) -> float:
-    where = conninfo_to_dict(dsn)
-    environment = os.environ | {
-        "PGHOST": str(where["host"]), "PGPORT": str(where["port"]), "PGUSER": str(where["user"]),
-        "PGDATABASE": str(where["dbname"]),
-    }  # fmt: skip
+def pgbench(postgres: Postgres, script: Path, *, seconds: int) -> float:
+    environment = os.environ | postgres.environment(DATABASE)
     program = postgres_programs.package_binaries() / "pgbench"
     arguments = ["-n", "-M", "prepared", "-c", str(CLIENTS), "-j", "2", "-T", str(seconds), "-f", str(script)]
     done = subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, check=True)

@@ -1,6 +1,6 @@
 """What a scrape costs a worker: CPU milliseconds of the thread that answers, by the number of webhooks.
 
-    python bench/scrape_cost.py [--scrapes 51]
+    python -m bench.scrape_cost [--scrapes 51]
 
 A real endpoint over HTTP, with every series filled. What is counted is this process' CPU time less that of the thread that asks.
 """

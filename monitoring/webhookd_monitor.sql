@@ -16,7 +16,7 @@ SET LOCAL search_path = pg_catalog, pg_temp;
 
 DO $$
 BEGIN
-    IF to_regclass('pggit.worker_minutes') IS NULL THEN
+    IF to_regclass('pggit.retention') IS NULL THEN
         RAISE EXCEPTION 'this database has no current webhookd schema: run webhookd migrate first';
     END IF;
     IF to_regrole('webhookd_monitor') IS NULL THEN
@@ -41,13 +41,14 @@ GRANT USAGE ON SCHEMA pggit TO webhookd_monitor;
 GRANT SELECT ON
     pggit.v_webhook_health_dashboard, pggit.v_webhook_performance, pggit.v_degraded_webhooks, pggit.v_waiting_deliveries,
     pggit.webhook_health_metrics, pggit.queue_depth, pggit.finished_counts, pggit.worker_minutes, pggit.workers, pggit.chores,
-    pggit.installation, pggit.webhookd_migrations, pggit.wake_flag
+    pggit.retention, pggit.installation, pggit.webhookd_migrations, pggit.wake_flag
     TO webhookd_monitor;
 GRANT SELECT (webhook_id, enabled, disabled_reason, timeout_seconds, max_in_flight, rate_limit_per_second, rate_limit_burst,
               retry_base_seconds, retry_max_seconds, circuit_failure_threshold, circuit_open_seconds, created_at)
     ON pggit.webhooks TO webhookd_monitor;
 GRANT SELECT (delivery_id, alert_id, webhook_id, delivery_status, status, retry_count, max_retries, next_retry_at, worker_id,
-              created_at, attempted_at, delivered_at, first_attempted_at, attempts, routed, lease_until, leased_by, leases_lost)
+              created_at, attempted_at, delivered_at, first_attempted_at, attempts, routed, lease_until, leased_by, leases_lost,
+              ended_at)
     ON pggit.alert_delivery_queue TO webhookd_monitor;
 GRANT SELECT (log_id, delivery_id, webhook_id, event_type, created_at, http_status, response_time_ms, worker_id)
     ON pggit.alert_delivery_log TO webhookd_monitor;

@@ -50,7 +50,7 @@ def _option(default: Any, section: str, kind: Kind, text: str, *, secret: bool =
 
 
 _DATABASE, _PROCESSES, _TARGETS = "Database", "Processes", "Where deliveries may go"
-_DELIVERY, _LOGS = "Delivery (a webhook's own settings win)", "Logs"
+_DELIVERY, _KEPT, _LOGS = "Delivery (a webhook's own settings win)", "What is kept", "Logs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +114,11 @@ class Config:
         5, _DELIVERY, Whole(1, 1_000_000), "Consecutive failures that open a webhook's circuit."
     )
     circuit_open: float = _option(60.0, _DELIVERY, Seconds(), "How long an open circuit waits before its probe.")
+    keep_delivered: float = _option(
+        7.0, _KEPT, Number(0, 36_500, "DAYS"), "Keep what was delivered for so long; fractions are fine, 0 is for ever."
+    )
+    keep_failed: float = _option(30.0, _KEPT, Number(0, 36_500, "DAYS"), "Keep what failed for good; 0 is for ever.")
+    keep_log: float = _option(30.0, _KEPT, Number(0, 36_500, "DAYS"), "Keep the attempt log; 0 is for ever.")
     log_format: str = _option("text", _LOGS, Choice(("text", "json")), "Lines of key=value, or of JSON.")
     log_level: str = _option("info", _LOGS, Choice(("debug", "info", "warning", "error")), "The least that is logged.")
 

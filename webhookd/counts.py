@@ -216,6 +216,7 @@ class Counts:
     other: WebhookSeries = field(default_factory=WebhookSeries)
     totals: Totals = field(default_factory=Totals)
     wakeups: dict[Wakeup, int] = field(default_factory=lambda: dict.fromkeys(Wakeup, 0))
+    removed_rows: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("alert_delivery_queue", "alert_delivery_log"), 0))
     record_batch_size: Histogram = field(default_factory=lambda: Histogram(BATCH_BUCKETS))
     exchanges: Exchanges = field(default_factory=Exchanges)
     queue: QueueCounts | None = None
@@ -263,6 +264,7 @@ class Counts:
             other=self.other.copy(new_at_zero=new_at_zero and self.shows_other),
             totals=replace(self.totals),
             wakeups=self.wakeups.copy(),
+            removed_rows=self.removed_rows.copy(),
             record_batch_size=self.record_batch_size.copy(),
             exchanges=self.exchanges.copy(),
         )

@@ -128,6 +128,10 @@ def _counter_families(counts: Counts) -> Iterator[Metric]:
         ("webhookd_given_back", "Claimed deliveries returned to the queue without an attempt.", totals.given_back),
     ):
         yield Counter(name, documentation, value=value)
+    removed = Counter("webhookd_removed_rows", "Rows that went since they had been kept for long enough.", labels=["table"])
+    for table_name, rows in counts.removed_rows.items():
+        removed.add_metric([table_name], rows)
+    yield removed
     wakeups = Counter("webhookd_wakeups", "What woke the dispatcher, other than its own timers and senders.", labels=["reason"])
     for reason, count in counts.wakeups.items():
         wakeups.add_metric([reason.value], count)

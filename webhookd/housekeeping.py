@@ -3,6 +3,7 @@
 reap     claims whose lease ran out are released (the fence lets their owner win if it records first)
 measure  the queue's depth by cause is counted, once for the whole fleet
 fold     finished_counts is summed up
+retain   what was kept for long enough is removed, a stretch of pages at a time
 sweep    every 30 s what no notification covers is mended: lanes parked by mistake, counters stranded by a DELETE, dead rows
 
 Besides, this worker adds what it did to pggit.worker_minutes, and learns where the fleet serves its metrics.
@@ -23,6 +24,7 @@ from webhookd.core.model import Result
 from webhookd.counts import AttemptStatus, QueueCause, QueueCounts
 from webhookd.metrics import Metrics
 from webhookd.records import Recorder
+from webhookd.retention import Retention
 from webhookd.targets import TargetGroups, target_groups
 
 log = logging.getLogger("webhookd.housekeeping")
@@ -42,6 +44,7 @@ class Housekeeping:
         self,
         pool: ConnectionPool[store.Connection],
         recorder: Recorder,
+        retention: Retention,
         *,
         worker_id: str,
         incarnation: UUID,
@@ -51,6 +54,7 @@ class Housekeeping:
     ) -> None:
         self._pool = pool
         self._recorder = recorder
+        self._retention = retention
         self._worker_id = worker_id
         self._incarnation = incarnation
         self._metrics = metrics
@@ -115,6 +119,8 @@ class Housekeeping:
             self._bell.ring(News.SWEEP)
         self.publish_activity()
         self._read_fleet()
+        if "retain" in chores:
+            self._retention.turn(self._pool.connection, stopped=self._stop.is_set)
 
     def publish_activity(self) -> None:
         """Store what this worker did since it last said so. Blocks for one statement; raises `psycopg.Error`, and tries again

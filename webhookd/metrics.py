@@ -78,6 +78,11 @@ class Metrics:
         with self._lock:
             self._counts.totals.given_back += deliveries
 
+    def removed(self, table_name: str, rows: int) -> None:
+        """Count *rows* of a table that went because they had been kept for long enough."""
+        with self._lock:
+            self._counts.removed_rows[table_name] += rows
+
     def woken(self, reason: Wakeup) -> None:
         """Count one wakeup of the dispatcher."""
         with self._lock:

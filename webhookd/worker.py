@@ -34,6 +34,7 @@ from webhookd.metrics import Metrics
 from webhookd.recording import Recording
 from webhookd.records import Recorder
 from webhookd.results import Results
+from webhookd.retention import Keep, Retention
 from webhookd.seat import ExitCode, WorkerSeat, parse_lost_line
 from webhookd.senders import Senders
 from webhookd.targets import TargetGroups, address_of
@@ -211,6 +212,7 @@ class _Worker:
         self.housekeeping = Housekeeping(
             self._pool,
             recorder,
+            Retention(Keep.of(config), metrics=metrics),
             worker_id=seat.name,
             incarnation=seat.incarnation,
             metrics=metrics,

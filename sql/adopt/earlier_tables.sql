@@ -42,7 +42,7 @@ DECLARE
         "attempted_at": {"type": "timestamp with time zone"},
         "delivered_at": {"type": "timestamp with time zone"},
         "first_attempted_at": "ours", "attempts": "ours", "routed": "ours", "lease_token": "ours",
-        "lease_until": "ours", "leased_by": "ours", "leases_lost": "ours", "status": "ours"},
+        "lease_until": "ours", "leased_by": "ours", "leases_lost": "ours", "status": "ours", "ended_at": "ours"},
      "alert_delivery_log": {
         "log_id":       {"type": "bigint", "required": true},
         "delivery_id":  {"type": "bigint"},

@@ -4,7 +4,7 @@ import shlex
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from tests.postgres import Database, Server
-from webhookd import __version__, migrate
+from webhookd import __version__, migrate, store
 from webhookd.cli.main import cli
 from webhookd.config import Config
 from webhookd.core.signing import format_secret
@@ -21,6 +21,8 @@ from webhookd.doctor.commands import Commands
 from webhookd.doctor.expected import expected_schema
 from webhookd.doctor.findings import Finding, Severity
 from webhookd.doctor.installation import Installation, open_installation
+from webhookd.metrics import Metrics
+from webhookd.retention import Keep, Retention
 
 SCHEMA = expected_schema(migrate.load())
 ELSEWHERE = "another-host"
@@ -599,6 +601,31 @@ def test_an_attempt_that_was_recorded_twice(database: Database) -> None:
     (finding,) = wrong(database)
     assert (finding.name, finding.run and "delivery show 1" in finding.run) == ("attempts", True)
     assert finding.detail.startswith("2 of the newest attempts") and "attempt 1 of delivery 1" in finding.detail
+
+
+def test_a_foreign_key_without_an_index_stops_retention(database: Database) -> None:
+    database.execute("CREATE TABLE public.invoice (\"Delivery\" bigint REFERENCES pggit.alert_delivery_queue)")
+    assert wrong(database, keep_delivered=0.0, keep_failed=0.0) == []
+    assert_found_and_mended(database, "retention", "invoice_Delivery_fkey of public.invoice has no index")
+    (kept,) = (finding for finding in findings(database) if finding.name == "retention")
+    assert (kept.severity, "keeps what it refers to" in kept.detail) == (Severity.NOTE, True)
+    database.execute("DROP TABLE public.invoice")
+
+
+@pytest.mark.parametrize("table", ["alert_delivery_queue", "alert_delivery_log"])
+def test_retention_that_does_not_keep_up(database: Database, table: str) -> None:
+    late = "UPDATE pggit.retention SET turned_at = now() - interval '8 days', lap_started_at = turned_at WHERE table_name = %s"
+    database.execute(late, [table])
+    database.execute("UPDATE pggit.retention SET lap_started_at = turned_at")
+    (finding,) = wrong(database)
+    assert finding.name == "retention"
+    assert f"old rows of pggit.{table} stay" in finding.detail
+    assert (finding.run or "").startswith("webhookd --dsn")
+    assert wrong(database, keep_delivered=0.0, keep_failed=0.0, keep_log=0.0) == []
+    with store.connect(database.dsn, application_name="webhookd/worker-1/test") as connection:
+        # What the service does.
+        Retention(Keep.of(Config()), metrics=Metrics("worker-1", max_webhooks=1)).turn(lambda: nullcontext(connection))
+    assert wrong(database) == []
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 from tests.engine import ROOMY, Engine, answered, engine, replaced, unseen
 from tests.postgres import Database
 from webhookd import queries
+from webhookd.retention import Keep, removals, removing
 
 WEBHOOKS = 50
 pytestmark = pytest.mark.every_postgres
@@ -229,3 +230,42 @@ def test_a_new_row_is_found_without_a_visit_to_the_lanes_that_are_blocked(databa
     cost = {name: sum(counts) for name, counts in pages.items()}
     assert cost.keys() == {"lock_lanes", "read_settings", "claim", "next_look"}
     assert sum(cost.values()) < 250, cost
+
+
+STRETCH = 64  # pages
+# A row that goes is read, locked and deleted on its page, and looked for in what refers to it; about three times what is needed.
+A_REMOVED_ROW, A_STRETCH = 12, 400
+
+
+@pytest.mark.parametrize("analysed", [True, False], ids=["analysed", "never analysed"])
+@pytest.mark.parametrize("referred", [False, True], ids=["alone", "with a foreign key"])
+@pytest.mark.parametrize(
+    ("name", "table"), [("remove_deliveries", "alert_delivery_queue"), ("remove_attempts", "alert_delivery_log")]
+)
+def test_a_removal_reads_its_own_stretch_of_pages_only(
+    database: Database, name: str, table: str, referred: bool, analysed: bool
+) -> None:
+    fill(database, analysed=False)
+    database.execute(
+        "INSERT INTO pggit.alert_delivery_log (delivery_id, webhook_id, event_type, event_details, created_at)"
+        " SELECT delivery_id, webhook_id, 'delivered', '{\"attempt\": 1}', created_at FROM pggit.alert_delivery_queue"
+    )
+    if referred:
+        key = "delivery_id" if table == "alert_delivery_queue" else "log_id"
+        database.execute(
+            f"CREATE TABLE public.referrer (r bigint REFERENCES pggit.{table}); CREATE INDEX ON public.referrer (r);"
+            f"INSERT INTO public.referrer SELECT {key} FROM pggit.{table} WHERE {key} % 10 = 0"
+        )
+    if analysed:
+        database.execute("ANALYZE")
+    [removal] = [item for item in removals(Keep(1.0, 1.0, 1.0)) if item.table_name == table]
+    with engine(database) as worker, counted(worker, name) as pages, worker.connection.cursor() as cursor:
+        statement = removing(cursor, removal)
+        assert statement is not None
+        gone = []
+        for first in range(0, 5 * STRETCH, STRETCH):
+            stretch = {"first": f"({first},0)", "end": f"({first + STRETCH},0)"}
+            gone.append(cursor.execute(statement.encode(), stretch | removal.keep_s).rowcount)
+    assert min(gone) > 500
+    assert len(pages[name]) == 5
+    assert max(pages[name]) < A_STRETCH + A_REMOVED_ROW * max(gone), (pages, gone)

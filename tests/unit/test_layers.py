@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("store", "listener", "resolver", "egress", "exchange", "connection", "transport"),
     ("counts", "metrics", "exposition", "http_endpoint", "bell", "hints", "results"),
     ("earlier", "adopt", "migrate", "postgres_programs", "embedded"),
-    ("claims", "delivery", "records", "recording", "housekeeping", "watch"),
+    ("claims", "delivery", "records", "recording", "retention", "housekeeping", "watch"),
     ("senders", "dispatcher"),
     ("worker",),
     ("children", "lost", "fleet", "supervisor"),

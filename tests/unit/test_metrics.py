@@ -242,6 +242,16 @@ def test_health_is_asked_at_every_scrape_and_bad_before_anybody_can_answer() -> 
     assert Scrape(metrics).value(name, **labels) == 0
 
 
+def test_removed_rows_are_counted_by_table() -> None:
+    metrics = Metrics("worker-1", max_webhooks=10)
+    assert Scrape(metrics).value("webhookd_removed_rows_total", table="alert_delivery_queue") == 0
+    metrics.removed("alert_delivery_queue", 3)
+    metrics.removed("alert_delivery_queue", 4)
+    metrics.removed("alert_delivery_log", 1)
+    assert Scrape(metrics).value("webhookd_removed_rows_total", table="alert_delivery_queue") == 7
+    assert Scrape(metrics).value("webhookd_removed_rows_total", table="alert_delivery_log") == 1
+
+
 def test_claims_records_and_gauges_show_what_was_reported() -> None:
     metrics = Metrics("worker-1", max_webhooks=10)
     metrics.claimed(0)

@@ -74,7 +74,7 @@ def show(ctx: click.Context, /, delivery_id: int, as_json: bool, **_: object) ->
         return
     output.print_table(("", ""), [(name, value) for name, value in row.items() if name != "message_body"])
     click.echo(f"\nbody  {output.shown(row['message_body'][:2000])}\n")
-    _print_attempts(attempts)
+    _print_attempts(attempts, made=row["attempts"])
 
 
 @delivery.command()
@@ -130,7 +130,7 @@ def explain(ctx: click.Context, /, delivery_id: int, as_json: bool, **_: object)
         for command in reason.run:
             click.echo(f"    {command}")
     click.echo()
-    _print_attempts(facts.log)
+    _print_attempts(facts.log, made=row.attempts)
 
 
 def _explain_absence(connection: Any, delivery_id: int, *, as_json: bool) -> None:
@@ -150,11 +150,11 @@ def _explain_absence(connection: Any, delivery_id: int, *, as_json: bool) -> Non
         click.echo("no transaction that could have inserted it is open")
 
 
-def _print_attempts(attempts: Sequence[dict[str, Any]]) -> None:
+def _print_attempts(attempts: Sequence[dict[str, Any]], *, made: int) -> None:
     from webhookd.cli import output
 
     if not attempts:
-        click.echo("no attempt yet")
+        click.echo("its attempts are no longer in the attempt log (--keep-log)" if made else "no attempt yet")
         return
     # Plain SQL, or an earlier pggit, may have logged anything.
     details = [found if isinstance(found := attempt["event_details"], dict) else {} for attempt in attempts]

@@ -13,7 +13,10 @@ from webhookd.errors import UnusableError, WebhookdError
 if TYPE_CHECKING:
     from webhookd.doctor.findings import Finding
 
-_OPTIONS = ("dsn", "listen_dsn", "embedded", "workers", "metrics_host", "metrics_port", "allow_http", "allow_network")
+_OPTIONS = (
+    *("dsn", "listen_dsn", "embedded", "workers", "metrics_host", "metrics_port", "allow_http", "allow_network"),
+    *("keep_delivered", "keep_failed", "keep_log"),
+)
 
 
 @click.command()
@@ -24,7 +27,8 @@ _OPTIONS = ("dsn", "listen_dsn", "embedded", "workers", "metrics_host", "metrics
 def doctor(ctx: click.Context, /, as_json: bool, **_: object) -> None:
     """Check everything that can be wrong, and print what mends it. Exit 1 if anything is wrong.
 
-    It only reads. Give it the options that the service has: they decide what may be delivered and which ports are needed.
+    It only reads. Give it the options that the service has: they decide what may be delivered, which ports are needed and for how
+    long rows are kept.
     """
     from webhookd.cli import output
 

@@ -47,6 +47,7 @@ OF_THE_SCHEMA: Mapping[str, Check] = {
     "lanes": queue.lanes,
     "rows": queue.rows,
     "attempts": queue.attempts,
+    "retention": queue.retention,
     "targets": queue.targets,
     "secrets": queue.secrets,
 }

@@ -5,13 +5,17 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from psycopg import errors
+
 from webhookd.core.signing import parse_secret
 from webhookd.doctor.findings import Finding, error, note, warning
 from webhookd.doctor.installation import Installation
 from webhookd.egress import Egress, NotAllowed, is_address
+from webhookd.retention import Keep, Reference, removals
 
 OVERDUE_S = 300.0
 HELD_S = 300.0
+LATE_S = 600.0  # at which a round through a table counts as late, besides the time it should take
 SETTLE_S = 1.0
 # Reading a URL takes some 20 us.
 MOST_WEBHOOKS = 20_000
@@ -176,6 +180,35 @@ def attempts(installation: Installation) -> Iterator[Finding]:
             f" delivery {first['delivery_id']}; somebody inserted there or set `attempts` back, or this is a fault of webhookd's",
             installation.commands.webhookd(f"delivery show {first['delivery_id']}"),
         )
+
+
+def retention(installation: Installation) -> Iterator[Finding]:
+    """Whether what was kept for long enough goes, as the doctor's own --keep-... options say."""
+    try:
+        took_s = {row["table_name"]: row["lap_s"] for row in installation.rows("doctor_retention")}
+    except errors.UndefinedTable:
+        return  # the schema is older, which another check says
+    for removal in removals(Keep.of(installation.config)):
+        if removal.round_s is None:
+            continue
+        table = f"pggit.{removal.table_name}"
+        references = [Reference(**row) for row in installation.rows("retention_references", table_name=removal.table_name)]
+        for reference in references:
+            key = f"the foreign key {reference.name} of {reference.referrer}"
+            if not reference.indexed:
+                yield warning(
+                    f"nothing is removed from {table}: {key} has no index, so each row would cost a look at that whole table",
+                    installation.commands.sql(f"CREATE INDEX CONCURRENTLY ON {reference.referrer} ({reference.columns})"),
+                )
+            elif reference.keeps:
+                yield note(f"{key} keeps what it refers to in {table}, however old")
+        if all(reference.indexed for reference in references) and took_s[removal.table_name] > 2 * removal.round_s + LATE_S:
+            yield warning(
+                f"old rows of {table} stay: workers should go through it in {removal.round_s:.0f} s and have been at it for"
+                f" {took_s[removal.table_name]:.0f} s; none runs, somebody locks it, or more comes than they can remove"
+                " (give doctor the service's --keep-... options)",
+                installation.commands.start(),
+            )
 
 
 def targets(installation: Installation) -> Iterator[Finding]:

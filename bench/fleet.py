@@ -1,0 +1,55 @@
+"""A fleet of webhookd with its defaults, for the length of a `with` block."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+
+from bench import processes
+from webhookd import local
+
+READY_WITHIN_S = 30.0
+# Asleep: the flag is up, so somebody keeps the watch.
+_IDLE = """
+SELECT count(*) FILTER (WHERE seen_at > now() - interval '20 seconds') >= %s AND (SELECT last_value FROM pggit.wake_flag) > 1
+  FROM pggit.workers
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """`pid` is the supervisor's."""
+
+    pid: int
+
+    def workers(self) -> list[int]:
+        """Return the workers' process ids."""
+        return [pid for pid in processes.tree(self.pid) if pid != self.pid]
+
+    def pss_bytes(self) -> list[int]:
+        """Return the proportional set size of the supervisor and of each worker, in this order."""
+        return [processes.pss_bytes(pid) for pid in (self.pid, *self.workers())]
+
+
+@contextmanager
+def running_fleet(
+    dsn: str, *options: str, workers: int = 3, certificate: Path | None = None, log: Path | None = None
+) -> Iterator[Fleet]:
+    """Start webhookd on *dsn* and block until its *workers* have gone to sleep; *certificate* is trusted beside nothing else.
+
+    *options* are the command line's. What it says goes to *log*, warnings and worse to the terminal without one.
+    """
+    trust = ["env", f"SSL_CERT_FILE={certificate}"] if certificate else []
+    command = local.webhookd(dsn, "--workers", str(workers), "--metrics-port", "0", "--log-level", "warning", *options)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("DELETE FROM pggit.workers")  # of an earlier fleet: they would be counted
+        with local.program([*trust, *command], log) as process:
+            deadline = time.monotonic() + READY_WITHIN_S
+            while connection.execute(_IDLE, [workers]).fetchone() != (True,):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise TimeoutError(f"webhookd is not idle after {READY_WITHIN_S:g} s")
+                time.sleep(0.05)
+            yield Fleet(process.pid)

@@ -1,0 +1,83 @@
+"""A PostgreSQL for one benchmark: durable (fsync and synchronous_commit on, as they are by default), 512 MB of shared buffers."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from webhookd import embedded, local, postgres_programs
+
+SETTINGS = ("shared_buffers=512MB", "max_connections=200", "max_wal_size=4GB")
+STATEMENTS = "pg_stat_statements"
+MAINTENANCE = "postgres"
+
+
+@dataclass(frozen=True, slots=True)
+class Postgres:
+    """A running server; `pid` is the postmaster's, `home` a folder for whatever goes with the server in the end."""
+
+    process: embedded.Embedded
+    home: Path
+    settings: Sequence[str]
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def create(self, name: str) -> str:
+        """Make the database *name* anew, empty but for pg_stat_statements where the server has that; return its DSN."""
+        with self.connect(MAINTENANCE) as connection:
+            connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'.encode())
+            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE template0'.encode())
+        if self._has_statements():
+            with self.connect(name) as connection:
+                connection.execute(f"CREATE EXTENSION {STATEMENTS}".encode())
+        return self.dsn(name)
+
+    def dsn(self, database: str) -> str:
+        return make_conninfo(self.process.dsn, dbname=database)
+
+    def environment(self, database: str) -> dict[str, str]:
+        """Return the variables by which any client finds *database*: libpq's, which asyncpg and node's pg know as well."""
+        found = conninfo_to_dict(self.dsn(database))
+        return {f"PG{key}": str(found[name]) for key, name in
+                (("HOST", "host"), ("PORT", "port"), ("USER", "user"), ("DATABASE", "dbname"))}  # fmt: skip
+
+    def connect(self, database: str) -> psycopg.Connection[tuple[Any, ...]]:
+        """Open a connection in autocommit mode."""
+        return psycopg.connect(self.dsn(database), autocommit=True)
+
+    def version(self) -> str:
+        with self.connect(MAINTENANCE) as connection:
+            row = connection.execute("SHOW server_version").fetchone()
+        assert row is not None
+        return str(row[0])
+
+    def checkpoint(self) -> None:
+        """Write everything out, so that the next round does not pay for the last one."""
+        with self.connect(MAINTENANCE) as connection:
+            connection.execute("CHECKPOINT")
+
+    def _has_statements(self) -> bool:
+        return f"shared_preload_libraries={STATEMENTS}" in self.settings
+
+
+@contextmanager
+def running_postgres(*settings: str) -> Iterator[Postgres]:
+    """A PostgreSQL in a temporary folder, with *settings* (`name=value`) over SETTINGS; main thread only."""
+    binaries = postgres_programs.package_binaries()
+    if any(binaries.parent.rglob(f"{STATEMENTS}.so")):
+        settings = (f"shared_preload_libraries={STATEMENTS}", *settings)
+    settings = (*SETTINGS, *settings)
+    local.leave_on_sigterm()
+    with local.folder("webhookd-bench-") as home:
+        process = embedded.start(home / "postgres", settings=settings)
+        try:
+            yield Postgres(process, home, settings)
+        finally:
+            process.stop()
