@@ -159,7 +159,7 @@ A_CALL = {
     "lock_recorded_lanes": 75,
     "settle": 300,
     "update_lanes": 300,
-    "next_look": 150,
+    "next_look": 300,  # with one due row a lane it steps over what 200 lanes left in lane_runnable since the last look
     "expired_leases": 20,
 }
 
