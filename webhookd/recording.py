@@ -113,7 +113,7 @@ class Recording:
         except tenacity.RetryError:
             return  # told to leave while the database is away: the leases run out, and the rows are sent again
         self._deferred.extend(recorded.deferred)
-        self._careful = bool(recorded.deferred)
+        self._careful = recorded.rows_held
         # The longer a lane stays locked the less often it is asked for; any progress starts afresh.
         progress = recorded.accepted or recorded.refused
         self._defer_s = DEFER_S if progress else min(DEFER_MOST_S, self._defer_s * 2)

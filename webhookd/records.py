@@ -31,7 +31,7 @@ GONE_REASON = "410 Gone"
 class Recorded:
     """What one record did. *deferred*: their lanes or rows were locked by somebody, try again soon. *refused*: no longer ours.
 
-    *tripped*: webhooks whose circuit opened, once for each opening. *next_look_s*: when the earliest of these lanes is runnable.
+    *rows_held*: rows were, which a careful record finds out without waiting. *tripped*: webhooks whose circuit opened, once for each opening. *next_look_s*: when the earliest of these lanes is runnable.
     """
 
     accepted: Sequence[Result] = ()
@@ -39,6 +39,7 @@ class Recorded:
     deferred: Sequence[Result] = ()
     tripped: Sequence[int] = ()
     next_look_s: float = math.inf
+    rows_held: bool = False
 
 
 class Recorder:
@@ -95,13 +96,15 @@ class Recorder:
             rows = cursor.execute(self._lock, {"webhook_ids": store.number_array(webhook_ids)}).fetchall()
             lanes = {row[0]: lane_of(row) for row in rows}
             free = [result for result in results if result.delivery.webhook_id in lanes]
+            held: set[tuple[int, int]] = set()
             if free and careful:
                 held = self._held(cursor, free)
                 free = [result for result in free if _claim_of(result) not in held]
             recorded = self._record_in(cursor, free, lanes, now=float(rows[0][12])) if free else Recorded()
         if len(free) < len(results):
             begun = set(map(_claim_of, free))
-            recorded = replace(recorded, deferred=[result for result in results if _claim_of(result) not in begun])
+            deferred = [result for result in results if _claim_of(result) not in begun]
+            recorded = replace(recorded, deferred=deferred, rows_held=bool(held))
         return recorded, lanes
 
     def _restore_lanes(self, connection: store.Connection, webhook_ids: Sequence[int]) -> None:
