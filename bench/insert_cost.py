@@ -13,6 +13,7 @@ import statistics
 import subprocess
 from pathlib import Path
 
+from bench import command
 from bench.postgres import Postgres, running_postgres
 from webhookd import postgres_programs
 from webhookd.migrate import migrate
@@ -79,4 +80,4 @@ def report(rates: dict[str, list[float]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

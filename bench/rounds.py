@@ -53,14 +53,14 @@ def drain(system: System, postgres: Postgres, sink: Sink, count: int) -> Round:
     warm = max(20, count // 20)
     with system.running(postgres, sink) as pids, postgres.connect(system.database) as connection:
         system.insert(connection, first=0, count=warm)
-        _await_all(system, connection, sink, before.requests + warm)
+        await_complete(system, connection, sink, before.requests + warm)
         time.sleep(SETTLE_S)
         meter = Meter({"queue": pids, "postgres": [postgres.pid], "sink": [sink.pid]})
         with connection.transaction():
             system.insert(connection, first=warm, count=count)
             meter.start()
         began = await_requests(sink, before.requests + warm + 1, timeout_s=WITHIN_S, every_s=0.001)
-        ended = _await_all(system, connection, sink, before.requests + warm + count)
+        ended = await_complete(system, connection, sink, before.requests + warm + count)
         spent, elapsed_s = meter.spent_s(), meter.elapsed_s()
         pss_mb = [processes.pss_bytes(pid) / 1e6 for pid in processes.tree(*pids)]
     after = sink.counts()
@@ -86,7 +86,11 @@ def alternate(systems: Sequence[System], rounds: int, measure: Callable[[System]
     return results
 
 
-def _await_all(system: System, connection: Connection, sink: Sink, requests: int) -> float:
+def await_complete(system: System, connection: Connection, sink: Sink, requests: int) -> float:
+    """Block until *sink* has had *requests* and *system* has completed everything; return the monotonic instant.
+
+    Raise `TimeoutError` or `WebhookdError` for what does not happen.
+    """
     await_requests(sink, requests, timeout_s=WITHIN_S, every_s=POLL_S)
     deadline = time.monotonic() + WITHIN_S
     while left := system.incomplete(connection):

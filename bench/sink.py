@@ -1,6 +1,6 @@
 """Receivers on loopback that count: nginx for throughput, and one that waits or takes times (bench/receiver.py).
 
-nginx cannot wait, and stamps requests to the millisecond only. As Debian packages it (`apt-get install nginx-light`) it needs no
+nginx cannot wait, and stamps requests to the millisecond only. As Debian packages it (`apt-get install nginx`) it needs no
 configuration but ours: one worker process, connections kept for ever, nothing logged.
 """
 
@@ -101,7 +101,7 @@ def nginx(home: Path, *, tls: bool = False) -> Iterator[Sink]:
     """An nginx with its files in *home*/nginx; with *tls* a certificate is made on the spot. Blocks until it serves."""
     program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if program is None:
-        raise UnusableError("no nginx is installed: apt-get install nginx-light")
+        raise UnusableError("no nginx is installed: apt-get install nginx")
     home = home / ("nginx-tls" if tls else "nginx")
     home.mkdir()
     home.chmod(0o755)
