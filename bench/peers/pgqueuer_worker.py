@@ -9,15 +9,17 @@ import uvloop
 from pgqueuer import PgQueuer
 from pgqueuer.models import Job
 
-BATCH = 100
-CONCURRENT = 200  # pgqueuer wants at least two batches
+# The best of five settings that were tried: batches of 50 to 250, fewer and more connections, a pool for the database.
+BATCH = 50
+CONCURRENT = 100  # pgqueuer wants at least two batches
+CONNECTIONS = 50
 WEBHOOKS = 50
 
 
 async def main(url: str) -> None:
     connection = await asyncpg.connect()
     queuer = PgQueuer.from_asyncpg_connection(connection)
-    connector = aiohttp.TCPConnector(limit=CONCURRENT)
+    connector = aiohttp.TCPConnector(limit=CONNECTIONS)
     async with aiohttp.ClientSession(connector=connector) as session:
 
         async def deliver(job: Job) -> None:
