@@ -6,6 +6,7 @@ All systems take turns in one run, so read the ratios. bench/README.md says how 
 """
 
 import argparse
+import statistics
 from collections.abc import Mapping, Sequence
 
 from bench import command, deliveries
@@ -98,24 +99,25 @@ def _report_rates(report: Report, rounds: Rounds) -> None:
 
 
 def _report_ratios(report: Report, rounds: Rounds) -> None:
-    def rates(name: str) -> list[float]:
-        return [r.rate for r in rounds[name]]
+    def values(name: str, part: str) -> list[float]:
+        return [getattr(r, part) for r in rounds[name]]
 
-    mine = rounds[MINE.name]
     comparisons = [("rate", other.name, target) for other, target in
                    ((PGQUEUER, 2.0), (ORIGINAL, 8.0), (UNPAUSED, 8.0), (BOUND, 0.8)) if other.name in rounds]  # fmt: skip
     tuned = [system.name for system in TUNED if system.name in rounds]
     if tuned:
-        best = max(tuned, key=lambda name: estimate(rates(name)).middle)
-        comparisons = [("rate", best, 1.3), ("queue", best, 0.7), ("total", best, 1.0), *comparisons]
+        # The fastest for the rate, the most frugal for CPU.
+        for part, target, choose in (("total", 1.0, min), ("queue", 0.7, min), ("rate", 1.3, max)):
+            best = choose(tuned, key=lambda name: statistics.median(values(name, part)))
+            comparisons.insert(0, (part, best, target))
     words = {"rate": "deliveries/s", "queue": "CPU of the queue", "total": "CPU of all three"}
     rows = []
     for part, other, target in comparisons:
-        found = ratio([getattr(r, part) for r in mine], [getattr(r, part) for r in rounds[other]])
+        found = ratio(values(MINE.name, part), values(other, part))
         sign = "at least" if part == "rate" else "at most"
         rows.append((f"{words[part]}, against {other}", found.text(".2f"), f"{sign} {target:g}",
                      verdict(found, target, at_least=part == "rate")))  # fmt: skip
-    found = ratio(rates(HOT.name), rates(MINE.name))
+    found = ratio(values(HOT.name, "rate"), values(MINE.name, "rate"))
     rows.append(("deliveries/s of one hot webhook, against 50 webhooks", found.text(".2f"), "at least 0.6",
                  verdict(found, 0.6, at_least=True)))  # fmt: skip
     report.table(("webhookd", "ratio", "target", ""), rows, title="Against the targets")
