@@ -9,9 +9,9 @@ PYTEST_ARGS = -n 2 --dist loadgroup
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 
 # The benchmarks of `make bench`, in this order.
-BENCHES = drain latency
+BENCHES = drain latency insert_cost
 
-.PHONY: help demo monitoring test storm bench lint setup
+.PHONY: help demo monitoring test storm bench bench-growth scaling soak nginx lint setup
 .DELETE_ON_ERROR:
 
 help:
@@ -20,6 +20,9 @@ help:
 	@echo "make test         run the tests (one of them: make test PYTEST_ARGS=tests/unit)"
 	@echo "make storm        run the tests that take long"
 	@echo "make bench        compare throughput and latency with other queues; 15 minutes of a quiet machine"
+	@echo "make bench-growth see what a queue of ten million rows costs, and other curves; 25 minutes"
+	@echo "make scaling      one to three workers, and three hosts; 5 minutes"
+	@echo "make soak         run at 80 % of capacity for half an hour"
 	@echo "make lint         run ruff and mypy"
 
 demo: $(VENV)/.runs
@@ -37,13 +40,30 @@ storm: setup
 	$$alone 'ip link set lo up 2>/dev/null; exec "$$0" -m pytest -m storm $(STORM_ARGS)' $(VENV)/bin/python
 
 # Some 15 minutes of a machine that does nothing else; bench/README.md.
-bench: setup bench/.venv/.peers bench/peers/node_modules/.package-lock.json
+bench: setup nginx bench/.venv/.peers bench/peers/node_modules/.package-lock.json
+	@for bench in $(BENCHES); do $(VENV)/bin/python -m bench.$$bench || exit; done
+
+# Some 25 minutes and 15 GB below the temporary directory.
+bench-growth: nginx $(VENV)/.pictures
+	$(VENV)/bin/python -m bench.growth $(GROWTH_ARGS)
+
+# As root it makes network namespaces for hosts.
+scaling: setup nginx
+	$(VENV)/bin/python -m bench.scaling $(SCALING_ARGS)
+
+soak: nginx $(VENV)/.pictures
+	$(VENV)/bin/python -m bench.soak $(SOAK_ARGS)
+
+nginx:
 	@command -v nginx >/dev/null || test -x /usr/sbin/nginx || { \
 	    if [ "$$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then \
 	        echo "installing nginx"; \
 	        apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends nginx >/dev/null; \
 	    else echo "the benchmarks need nginx: sudo apt-get install nginx" >&2; exit 1; fi; }
-	@for bench in $(BENCHES); do $(VENV)/bin/python -m bench.$$bench || exit; done
+
+$(VENV)/.pictures: bench/requirements.txt | setup
+	@$(PIP) install --requirement $<
+	@touch $@
 
 bench/.venv/.peers: bench/peers/requirements.txt | setup
 	@echo "setting up bench/.venv"
