@@ -8,7 +8,10 @@ VENV = .venv
 PYTEST_ARGS = -n 2 --dist loadgroup
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo monitoring test storm lint setup
+# The benchmarks of `make bench`, in this order.
+BENCHES = drain latency insert_cost
+
+.PHONY: help demo monitoring test storm bench bench-growth scaling soak nginx lint setup
 .DELETE_ON_ERROR:
 
 help:
@@ -16,6 +19,10 @@ help:
 	@echo "make monitoring   see it under load in Prometheus and Alertmanager (Debian's, installed where they are missing)"
 	@echo "make test         run the tests (one of them: make test PYTEST_ARGS=tests/unit)"
 	@echo "make storm        run the tests that take long"
+	@echo "make bench        compare throughput and latency with other queues; 15 minutes of a quiet machine"
+	@echo "make bench-growth see what a queue of ten million rows costs, and other curves; 25 minutes"
+	@echo "make scaling      one to three workers, and three hosts; 5 minutes"
+	@echo "make soak         run at 80 % of capacity for half an hour"
 	@echo "make lint         run ruff and mypy"
 
 demo: $(VENV)/.runs
@@ -31,6 +38,43 @@ test: setup
 storm: setup
 	@if [ "$$(id -u)" -eq 0 ]; then alone="unshare --net sh -c"; else alone="sh -c"; fi; \
 	$$alone 'ip link set lo up 2>/dev/null; exec "$$0" -m pytest -m storm $(STORM_ARGS)' $(VENV)/bin/python
+
+# Some 15 minutes of a machine that does nothing else; bench/README.md.
+bench: setup nginx bench/.venv/.peers bench/peers/node_modules/.package-lock.json
+	@for bench in $(BENCHES); do $(VENV)/bin/python -m bench.$$bench || exit; done
+
+# Some 25 minutes and 15 GB below the temporary directory.
+bench-growth: nginx $(VENV)/.pictures
+	$(VENV)/bin/python -m bench.growth $(GROWTH_ARGS)
+
+# As root it makes network namespaces for hosts.
+scaling: setup nginx
+	$(VENV)/bin/python -m bench.scaling $(SCALING_ARGS)
+
+soak: nginx $(VENV)/.pictures
+	$(VENV)/bin/python -m bench.soak $(SOAK_ARGS)
+
+nginx:
+	@command -v nginx >/dev/null || test -x /usr/sbin/nginx || { \
+	    if [ "$$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then \
+	        echo "installing nginx"; \
+	        apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends nginx >/dev/null; \
+	    else echo "the benchmarks need nginx: sudo apt-get install nginx" >&2; exit 1; fi; }
+
+$(VENV)/.pictures: bench/requirements.txt | setup
+	@$(PIP) install --requirement $<
+	@touch $@
+
+bench/.venv/.peers: bench/peers/requirements.txt | setup
+	@echo "setting up bench/.venv"
+	@$(VENV)/bin/python -m venv --clear bench/.venv
+	@bench/.venv/bin/python -m pip --disable-pip-version-check --quiet install --requirement $<
+	@touch $@
+
+bench/peers/node_modules/.package-lock.json: bench/peers/package-lock.json
+	@if command -v npm >/dev/null; then \
+	    echo "setting up bench/peers/node_modules"; npm --prefix bench/peers --silent ci && touch $@; \
+	else echo "there is no npm: graphile-worker is left out"; fi
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench import command
 from bench.deliveries import Connection
 from bench.postgres import running_postgres
 from webhookd import queries
@@ -116,4 +117,4 @@ def scans_history(plan: dict[str, Any]) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -1,65 +1,199 @@
-"""What webhookd costs the application: commits a second of 16 clients that insert single rows, with and without its triggers.
+"""What webhookd costs the application: commits a second, and CPU of its sessions, of 16 clients that insert single rows.
 
-    python -m bench.insert_cost [--seconds 5] [--rounds 7]
+    python -m bench.insert_cost [--rounds 7] [--seconds 4] [--burst-rounds 5] [--burst 10]
 
-The fleet is stopped and the flag is down. Each round runs the same pgbench script on the same table three times, in alternating
-order: without triggers, with webhookd's, and for comparison with a trigger that notifies on every insert. fsync is on.
+Each round runs the same pgbench script on the same table, in alternating order; ratios are taken round by round. fsync is on.
+
+Fleet stopped, flag down: without triggers, with webhookd's, and with a trigger that notifies at every insert.
+
+A burst into a sleeping fleet, which delivers to nginx with all defaults, the rate limit included: it wakes, delivers and routes
+on the clients' own cores, which says nothing about the trigger. So there are two runs without triggers: one that the fleet sleeps
+through, and one during which the benchmark itself keeps calling it, so that it does what it does with the trigger. The second is
+what the trigger is measured by. (Without the rate limit the fleet takes whatever CPU the clients leave it, and the runs differ.)
 """
 
 import argparse
 import os
 import re
-import statistics
 import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
+from bench import command, deliveries
+from bench.deliveries import QUEUE, Connection
+from bench.figures import estimate, ratio, verdict
+from bench.fleet import running_fleet
 from bench.postgres import Postgres, running_postgres
+from bench.processes import ended_children_cpu_s
+from bench.report import Report
+from bench.sink import Sink, nginx
 from webhookd import postgres_programs
 from webhookd.migrate import migrate
+from webhookd.watch import CALL_ALL
 
 CLIENTS = 16
 DATABASE = "insert_cost"
-TABLE = "pggit.alert_delivery_queue"
-INSERT = f"INSERT INTO {TABLE} (webhook_id, message_body) VALUES (1, '{{\"n\": 1}}');\n"
+SCRIPT = f"""\\set webhook random(1, {deliveries.WEBHOOKS})
+INSERT INTO {QUEUE} (webhook_id, message_body) VALUES (:webhook, '{{"n": 1}}');
+"""
+PLAIN = "plain_notify"
 PLAIN_NOTIFY = f"""
-CREATE FUNCTION plain_notify() RETURNS trigger LANGUAGE plpgsql AS
-    $$ BEGIN PERFORM pg_notify('plain', ''); RETURN NULL; END $$;
-CREATE TRIGGER plain_notify AFTER INSERT ON {TABLE} FOR EACH STATEMENT EXECUTE FUNCTION plain_notify()
+CREATE FUNCTION {PLAIN}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_notify('plain', ''); RETURN NULL; END $$;
+CREATE TRIGGER {PLAIN} AFTER INSERT ON {QUEUE} FOR EACH STATEMENT EXECUTE FUNCTION {PLAIN}()
 """
 OURS = ("wake_after_insert", "fill_in_defaults")
-VARIANTS: dict[str, tuple[str, ...]] = {"without": (), "with": OURS, "notify": ("plain_notify",)}
+CALL_EVERY_S = 0.005  # as often as the keeper of the watch looks in a burst
+WITHIN_S = 60.0
+WARM = 5000  # deliveries before the first burst
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """*triggers* are enabled; with *called* the benchmark calls the workers, whatever the triggers do."""
+
+    name: str
+    triggers: Sequence[str] = ()
+    called: bool = False
+
+
+WITHOUT, WITH = Variant("no triggers"), Variant("webhookd's triggers", OURS)
+NOTIFYING = Variant("NOTIFY at every insert", (PLAIN,))
+CALLED = Variant("no triggers, fleet called otherwise", called=True)
+STOPPED = (WITHOUT, WITH, NOTIFYING)
+BURST = (WITHOUT, CALLED, WITH, NOTIFYING)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Commits a second, CPU seconds of the inserting sessions for 1,000 commits, and arrivals a second meanwhile."""
+
+    commits: float
+    cpu: float
+    arrivals: float
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=int, default=5, help="of one pgbench run")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=int, default=4, help="of a run without a fleet")
+    parser.add_argument("--burst-rounds", type=int, default=5)
+    parser.add_argument("--burst", type=int, default=10, help="seconds of a burst into a sleeping fleet")
     options = parser.parse_args()
-    with running_postgres() as postgres:
+    # An autovacuum worker that ends during a run would be taken for one of the clients' sessions.
+    with running_postgres("autovacuum=off") as postgres, nginx(postgres.home) as sink:
         migrate(postgres.create(DATABASE))
-        script = postgres.home / "insert.sql"
-        script.write_text(INSERT)
-        report(measure(postgres, script, seconds=options.seconds, rounds=options.rounds))
+        (postgres.home / "insert.sql").write_text(SCRIPT)
+        report = Report(
+            "insert_cost",
+            "What inserts cost the application",
+            postgres=postgres.version(),
+            notes=(
+                f"Median [95 % interval] of {options.rounds} alternating rounds (bursts: {options.burst_rounds}) of pgbench,"
+                f" {CLIENTS} clients, single-row inserts. CPU: seconds (user and system) of the clients' sessions for 1,000"
+                " commits.",
+            ),
+        )
+        with postgres.connect(DATABASE) as connection:
+            connection.execute(PLAIN_NOTIFY.encode())
+            deliveries.register(connection, sink.url)
+            stopped = measure(postgres, connection, sink, STOPPED, rounds=options.rounds, seconds=options.seconds)
+            add(report, stopped, base=WITHOUT, target=0.9, title="Fleet stopped, flag down")
+            reset(connection, WITH)
+            with running_fleet(postgres.dsn(DATABASE), log=postgres.home / "fleet.log"):
+                deliveries.insert(connection, WARM)
+                await_delivered(connection)
+                connection.execute("UPDATE pggit.webhooks SET rate_limit_per_second = NULL")
+                burst = measure(
+                    postgres, connection, sink, BURST, rounds=options.burst_rounds, seconds=options.burst, awaken=True
+                )
+            add(report, burst, base=CALLED, target=0.8, title=f"A burst of {options.burst} s into a sleeping fleet of three")
+        report.note(
+            "The fleet delivers and routes on the clients' cores: what that costs them is the difference between the first two"
+            " rows, what the trigger costs the one between the second and the third. The plain NOTIFY wakes no worker, only the"
+            " sessions that listen."
+        )
+        report.write()
 
 
-def measure(postgres: Postgres, script: Path, *, seconds: int, rounds: int) -> dict[str, list[float]]:
-    """Return the commits a second of each variant, round by round."""
-    rates: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    with postgres.connect(DATABASE) as connection:
-        connection.execute(PLAIN_NOTIFY.encode())
-        for number in range(rounds):
-            names = list(VARIANTS)
-            for name in names if number % 2 == 0 else reversed(names):
-                for trigger in (*OURS, "plain_notify"):
-                    verb = "ENABLE" if trigger in VARIANTS[name] else "DISABLE"
-                    connection.execute(f"ALTER TABLE {TABLE} {verb} TRIGGER {trigger}".encode())
-                connection.execute(f"TRUNCATE {TABLE}".encode())
-                postgres.checkpoint()
-                rates[name].append(pgbench(postgres, script, seconds=seconds))
-    return rates
+def measure(
+    postgres: Postgres, connection: Connection, sink: Sink, variants: Sequence[Variant], *, rounds: int, seconds: int,
+    awaken: bool = False,
+) -> dict[Variant, list[Run]]:  # fmt: skip
+    """Return the runs of each variant, round by round. *awaken*: a fleet is there, and must sleep before each."""
+    runs: dict[Variant, list[Run]] = {variant: [] for variant in variants}
+    for number in range(rounds):
+        for variant in variants if number % 2 == 0 else reversed(variants):
+            reset(connection, variant)
+            postgres.checkpoint()
+            if awaken:
+                await_sleep(connection)
+            before, cpu_s = sink.requests(), ended_children_cpu_s(postgres.pid)
+            with calling(postgres) if variant.called else nullcontext():
+                commits = pgbench(postgres, postgres.home / "insert.sql", seconds=seconds)
+            arrivals = (sink.requests() - before) / seconds
+            spent = ended_children_cpu_s(postgres.pid) - cpu_s
+            runs[variant].append(Run(commits, spent / (commits * seconds) * 1000, arrivals))
+    return runs
+
+
+def reset(connection: Connection, variant: Variant) -> None:
+    """Empty the queue and set its triggers."""
+    for trigger in (*OURS, PLAIN):
+        verb = "ENABLE" if trigger in variant.triggers else "DISABLE"
+        connection.execute(f"ALTER TABLE {QUEUE} {verb} TRIGGER {trigger}".encode())
+    connection.execute(f"TRUNCATE {QUEUE}, pggit.alert_delivery_log".encode())
+
+
+def await_sleep(connection: Connection) -> None:
+    """Block until a worker keeps the watch with the flag up; then there is no sweep for half a minute."""
+    deadline = time.monotonic() + WITHIN_S
+    quiet = 0
+    while quiet < 20:  # a keeper that has just been told takes a moment to lower the flag
+        row = connection.execute("SELECT last_value > 1 FROM pggit.wake_flag").fetchone()
+        quiet = quiet + 1 if row == (True,) else 0
+        if time.monotonic() > deadline:
+            raise TimeoutError("the fleet does not go to sleep")
+        time.sleep(0.05)
+    # The rows that TRUNCATE took from under the workers left their lanes' counters behind.
+    connection.execute("UPDATE pggit.webhook_health_metrics SET in_flight = 0 WHERE in_flight > 0")
+    connection.execute("UPDATE pggit.chores SET last_run_at = now() WHERE chore = 'sweep'")
+
+
+def await_delivered(connection: Connection) -> None:
+    """Block until the fleet has delivered everything."""
+    deadline = time.monotonic() + WITHIN_S
+    while deliveries.incomplete(connection):
+        if time.monotonic() > deadline:
+            raise TimeoutError("the fleet does not deliver what was inserted")
+        time.sleep(0.1)
+
+
+@contextmanager
+def calling(postgres: Postgres) -> Iterator[None]:
+    """Keep calling all workers from a thread, as a claim that was full does."""
+    over = threading.Event()
+
+    def call() -> None:
+        with postgres.connect(DATABASE) as connection:
+            connection.execute("SET synchronous_commit = off")
+            while not over.wait(CALL_EVERY_S):
+                connection.execute("SELECT pg_notify('webhookd_wake', %s)", [CALL_ALL])
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def pgbench(postgres: Postgres, script: Path, *, seconds: int) -> float:
+    """Run the clients and return their commits a second."""
     environment = os.environ | postgres.environment(DATABASE)
     program = postgres_programs.package_binaries() / "pgbench"
     arguments = ["-n", "-M", "prepared", "-c", str(CLIENTS), "-j", "2", "-T", str(seconds), "-f", str(script)]
@@ -69,14 +203,25 @@ def pgbench(postgres: Postgres, script: Path, *, seconds: int) -> float:
     return float(found[1])
 
 
-def report(rates: dict[str, list[float]]) -> None:
-    print(f"{CLIENTS} clients, single-row inserts, {len(rates['without'])} rounds, {os.cpu_count()} cores")
-    print(f"{'':10}{'commits/s':>12}   of those without triggers, round by round")
-    for name, its in rates.items():
-        ratios = [mine / base for mine, base in zip(its, rates["without"], strict=True)]
-        middle = f"{statistics.median(ratios):.2f} [{min(ratios):.2f} to {max(ratios):.2f}]"
-        print(f"{name:10}{statistics.median(its):12.0f}   {middle}")
+def add(report: Report, runs: Mapping[Variant, Sequence[Run]], *, base: Variant, target: float, title: str) -> None:
+    """Add a table: everything beside *base*."""
+    rows = []
+    for variant, its in runs.items():
+        commits, cpu = ([getattr(run, part) for run in its] for part in ("commits", "cpu"))
+        share = ratio(commits, [run.commits for run in runs[base]])
+        more = ratio(cpu, [run.cpu for run in runs[base]])
+        rows.append((
+            variant.name,
+            estimate(commits).text(",.0f"),
+            share.text(".2f"),
+            f"{verdict(share, target, at_least=True)} (at least {target:g})" if variant is WITH else "",
+            estimate(cpu).text(".3f"),
+            more.text(".2f"),
+            estimate([run.arrivals for run in its]).text(",.0f"),
+        ))  # fmt: skip
+    heads = ("", "commits/s", f"of '{base.name}'", "", "CPU for 1,000 commits", f"of '{base.name}'", "deliveries/s")
+    report.table(heads, rows, title=title)
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

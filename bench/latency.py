@@ -1,119 +1,188 @@
-"""How long from the commit of an INSERT to its arrival at the receiver, on an otherwise idle fleet of three workers.
+"""Latency: acknowledged commit of an INSERT to its arrival at the receiver, on an idle fleet and at 70 % of its capacity.
 
-    python bench/latency.py [--rate 20] [--deliveries 400]
+    python -m bench.latency [--rounds 5] [--seconds 10]
 
-Starts a PostgreSQL, a receiver and webhookd of its own, all on loopback, and stops them. The receiver and the producer read the
-same clock (CLOCK_MONOTONIC, in one process).
+All systems take turns in one run. Producer and receiver read the same clock (CLOCK_MONOTONIC).
 """
 
 import argparse
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
-import threading
+import statistics
 import time
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-import psycopg
+from bench import command
+from bench.deliveries import Connection
+from bench.figures import Estimate, estimate, percentile, ratio, verdict
+from bench.postgres import Postgres, running_postgres
+from bench.processes import Meter
+from bench.report import Report
+from bench.rounds import alternate, await_complete, drain
+from bench.sink import SlowSink, receiver
+from bench.systems import Graphile, Original, PgQueuer, Procrastinate, System, Webhookd, installed
+from webhookd.errors import WebhookdError
 
-from webhookd import embedded
-from webhookd.migrate import migrate
+RATE = 100  # inserts a second
+MINE = Webhookd("webhookd, 3 workers", size=20_000)
+PEERS = (
+    Graphile("graphile-worker default", size=0, variant="default"),
+    Graphile("graphile-worker tuned", size=0, variant="tuned"),
+    PgQueuer("pgqueuer", size=0),
+    Procrastinate("procrastinate", size=0),
+)
+ORIGINAL = Original("original shape, poll each second", size=0, pause_s=1)
+ORIGINAL_RATE = 50  # it cannot do more than some 90
+WARM = 100
+SETTLE_S = 1.5  # long enough for every system to fall asleep
 
-WEBHOOKS = 10
+BUSY_SHARE = 0.7
+BUSY_EVERY_S = 0.005
+BUSY_P99_MS = 100.0
+CAPACITY_ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Trickle:
+    """What one round of steady inserts showed: milliseconds, and CPU seconds per 1,000 deliveries."""
+
+    p50: float
+    p99: float
+    longest: float
+    queue: float
+    postgres: float
+    rate: float  # inserts a second that were reached
+
+    @property
+    def total(self) -> float:
+        """Without the receiver's, which is the same for all."""
+        return self.queue + self.postgres
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rate", type=float, default=20.0, help="inserts a second")
-    parser.add_argument("--deliveries", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of inserting, in each round")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="webhookd-bench-") as home:
-        Path(home).chmod(0o755)
-        server = embedded.start(Path(home) / "pg")
-        try:
-            migrate(server.dsn)
-            measure(server.dsn, rate=options.rate, deliveries=options.deliveries)
-        finally:
-            server.stop()
-
-
-def measure(dsn: str, *, rate: float, deliveries: int) -> None:
-    arrived: dict[int, float] = {}
-    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
-        threading.Thread(target=accept, args=(listener, arrived), daemon=True).start()
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        with running_webhookd(dsn), psycopg.connect(dsn, autocommit=True) as connection:
-            connection.execute(
-                "INSERT INTO pggit.webhooks (webhook_id, url, rate_limit_per_second)"
-                " SELECT i, %s, 0 FROM generate_series(1, %s) i",
-                [url, WEBHOOKS],
-            )
-            time.sleep(3.0)  # boot and fall asleep: what is measured is an idle fleet
-            sent = insert(connection, rate=rate, deliveries=deliveries)
-            deadline = time.monotonic() + 20
-            while len(arrived) < deliveries and time.monotonic() < deadline:
-                time.sleep(0.05)
-    latencies = sorted((arrived[number] - at) * 1000 for number, at in sent.items() if number in arrived)
-    print(f"{len(latencies)} of {deliveries} arrived, {rate:g} inserts/s, {os.cpu_count()} cores")
-    for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1.0)):
-        print(f"{name} {latencies[min(len(latencies) - 1, int(share * len(latencies)))]:7.2f} ms")
-
-
-class running_webhookd:
-    """Three workers for *dsn*, for the length of a `with` block."""
-
-    def __init__(self, dsn: str) -> None:
-        options = ("--allow-http", "--allow-network", "127.0.0.0/8", "--metrics-port", "0", "--log-level", "error")
-        self._process = subprocess.Popen([sys.executable, "-m", "webhookd", "--dsn", dsn, "--workers", "3", *options])
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *failure: object) -> None:
-        self._process.send_signal(signal.SIGTERM)
-        self._process.wait(60)
-
-
-def insert(connection: psycopg.Connection[tuple[object, ...]], *, rate: float, deliveries: int) -> dict[int, float]:
-    """Insert one row at a time at *rate*; return when each commit was acknowledged."""
-    sent = {}
-    begun = time.monotonic()
-    for number in range(deliveries):
-        time.sleep(max(0.0, begun + number / rate - time.monotonic()))
-        connection.execute(
-            "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) VALUES (%s, jsonb_build_object('n', %s::int))",
-            [1 + number % WEBHOOKS, number],
+    with running_postgres() as postgres, receiver() as sink:
+        report = Report(
+            "latency",
+            "Latency",
+            postgres=postgres.version(),
+            notes=(
+                f"Median [95 % interval] of {options.rounds} rounds, alternating, {options.seconds:g} s of inserts each, one row "
+                "a transaction, through each system's own way of inserting. Receiver: bench/receiver.py. webhookd: 3 workers and "
+                "its defaults, except that no rate limit applies; peers: one process. CPU: seconds (user and system) per 1,000 "
+                "deliveries, PostgreSQL's with the inserts.",
+            ),
         )
-        sent[number] = time.monotonic()
-    return sent
+        systems = installed((MINE, *PEERS), postgres)
+        count = int(RATE * options.seconds)
+        found = alternate(systems, options.rounds, lambda system: trickle(system, postgres, sink, rate=RATE, count=count))
+        _report_idle(report, found)
+        for system in installed((ORIGINAL,), postgres):
+            slow = trickle(system, postgres, sink, rate=ORIGINAL_RATE, count=int(ORIGINAL_RATE * options.seconds))
+            report.note(f"The {system.name}, one round at {ORIGINAL_RATE}/s: p50 {slow.p50:.0f} ms, p99 {slow.p99:.0f} ms.")
+        _report_busy(report, postgres, sink, rounds=options.rounds, seconds=options.seconds)
+        report.write()
 
 
-def accept(listener: socket.socket, arrived: dict[int, float]) -> None:
-    while True:
-        try:
-            peer, _ = listener.accept()
-        except OSError:
-            return
-        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        threading.Thread(target=receive, args=(peer, arrived), daemon=True).start()
+def trickle(system: System, postgres: Postgres, sink: SlowSink, *, rate: float, count: int, batch: int = 1) -> Trickle:
+    """Insert *count* deliveries at *rate* a second, *batch* a transaction, into *system*, which is idle and warm.
+
+    Raise `WebhookdError` unless exactly those arrive, once each, and all become complete.
+    """
+    postgres.checkpoint()
+    before = sink.requests()
+    with system.running(postgres, sink) as pids, postgres.connect(system.database) as connection:
+        insert_steadily(system, connection, rate=RATE, first=0, count=WARM)
+        await_complete(system, connection, sink, before + WARM)
+        time.sleep(SETTLE_S)
+        sink.arrivals()
+        meter = Meter({"queue": pids, "postgres": [postgres.pid]})
+        inserted = insert_steadily(system, connection, rate=rate, first=WARM, count=count, batch=batch)
+        took_s = meter.elapsed_s()
+        await_complete(system, connection, sink, before + WARM + count)
+        spent = meter.spent_s()
+        arrived = sink.arrivals()
+    came = sink.requests() - before
+    if came != WARM + count or arrived.keys() != inserted.keys():
+        raise WebhookdError(f"{system.name}: {WARM + count} deliveries, but {came} requests came, or others")
+    waits = [(arrived[number] - at) * 1000 for number, at in inserted.items()]
+    return Trickle(
+        p50=percentile(waits, 0.5),
+        p99=percentile(waits, 0.99),
+        longest=max(waits),
+        queue=spent["queue"] / count * 1000,
+        postgres=spent["postgres"] / count * 1000,
+        rate=count / took_s,
+    )
 
 
-def receive(peer: socket.socket, arrived: dict[int, float]) -> None:
-    reader = peer.makefile("rb")
-    while reader.readline():
-        length = 0
-        while (line := reader.readline()) not in (b"\r\n", b""):
-            name, _, value = line.partition(b":")
-            if name.lower() == b"content-length":
-                length = int(value)
-        at = time.monotonic()
-        arrived[json.loads(reader.read(length))["n"]] = at
-        peer.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+def insert_steadily(
+    system: System, connection: Connection, *, rate: float, first: int, count: int, batch: int = 1
+) -> dict[int, float]:
+    """Insert *count* deliveries numbered from *first* at *rate*, *batch* a transaction; return when each was acknowledged."""
+    acknowledged: dict[int, float] = {}
+    began = time.monotonic()
+    for done in range(0, count, batch):
+        time.sleep(max(0.0, began + done / rate - time.monotonic()))
+        size = min(batch, count - done)
+        system.insert(connection, first=first + done, count=size)
+        acknowledged.update(dict.fromkeys(range(first + done, first + done + size), time.monotonic()))
+    return acknowledged
+
+
+def _report_idle(report: Report, found: Mapping[str, Sequence[Trickle]]) -> None:
+    rows = []
+    for name, its in found.items():
+        rows.append((
+            name,
+            *(estimate([getattr(it, part) for it in its]).text(".2f") for part in ("p50", "p99")),
+            f"{max(it.longest for it in its):.0f}",
+            *(estimate([getattr(it, part) for it in its]).text(".2f") for part in ("queue", "postgres", "total")),
+        ))  # fmt: skip
+    heads = ("", "p50, ms", "p99, ms", "longest", "CPU of the queue", "PostgreSQL", "both")
+    report.table(heads, rows, title=f"{RATE} inserts a second, idle fleet")
+    peers = [name for name in found if name != MINE.name]
+    if not peers:
+        return
+    rows = []
+    for part, words, target in (
+        ("p50", "p50", 1.3), ("p99", "p99", 1.0), ("queue", "CPU of the queue", 1.3), ("total", "CPU of both", 1.3),
+    ):  # fmt: skip
+        values = _values(part)
+        best = min(peers, key=lambda name: statistics.median(values(found[name])))
+        against = ratio(values(found[MINE.name]), values(found[best]))
+        rows.append((f"{words}, against {best}", against.text(".2f"), f"at most {target:g}",
+                     verdict(against, target, at_least=False)))  # fmt: skip
+    report.table(("webhookd", "ratio", "target", ""), rows, title="Against the best peer in each")
+
+
+def _values(part: str) -> Callable[[Sequence[Trickle]], list[float]]:
+    return lambda its: [getattr(it, part) for it in its]
+
+
+def _report_busy(report: Report, postgres: Postgres, sink: SlowSink, *, rounds: int, seconds: float) -> None:
+    capacity = statistics.median(drain(MINE, postgres, sink, MINE.size).rate for _ in range(CAPACITY_ROUNDS))
+    rate = BUSY_SHARE * capacity
+    batch = max(1, round(rate * BUSY_EVERY_S))
+    its = [trickle(MINE, postgres, sink, rate=rate, count=int(rate * seconds), batch=batch) for _ in range(rounds)]
+    reached = estimate([it.rate / capacity for it in its])
+    p50, p99 = (estimate(_values(part)(its)) for part in ("p50", "p99"))
+    report.table(
+        ("", "p50, ms", "p99, ms", "target", ""),
+        [(f"{rate:,.0f}/s", p50.text(".1f"), p99.text(".1f"), f"at most {BUSY_P99_MS:g}", _verdict_of_p99(p99))],
+        title=f"webhookd at {BUSY_SHARE:.0%} of its capacity",
+    )
+    report.note(
+        f"Capacity: {capacity:,.0f}/s, the median of {CAPACITY_ROUNDS} drains into the same receiver. "
+        f"The inserts, {batch} a transaction, reached {reached.text('.2f')} of it."
+    )
+
+
+def _verdict_of_p99(p99: Estimate) -> str:
+    return verdict(p99, BUSY_P99_MS, at_least=False)
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

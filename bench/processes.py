@@ -34,6 +34,12 @@ def cpu_s(*roots: int) -> float:
     return ticks * _TICK_S
 
 
+def ended_children_cpu_s(pid: int) -> float:
+    """Return the CPU seconds of *pid*'s children that have ended and were waited for: a postmaster's sessions, say."""
+    fields = _stat(pid)
+    return sum(map(int, fields[13:15])) * _TICK_S
+
+
 def pss_bytes(pid: int) -> int:
     """Return a process' proportional set size: its own memory and its share of what it shares."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():

@@ -1,6 +1,6 @@
 """The receiver that waits: `python -m bench.receiver PORT DELAY` answers a POST with 204 so many seconds after it has come whole.
 
-One thread and epoll, so that it costs some 20 us of CPU a request and takes no part in what is measured. `GET /` says how many
+One thread and epoll, so that it costs little and takes no part in what is measured. `GET /` says how many
 requests and connections there were, `GET /arrivals` when each POST of a body with a number "n" was there whole (CLOCK_MONOTONIC,
 which all processes of a machine share), and forgets them.
 """

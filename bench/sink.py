@@ -1,6 +1,6 @@
 """Receivers on loopback that count: nginx for throughput, and one that waits or takes times (bench/receiver.py).
 
-nginx cannot wait, and stamps requests to the millisecond only. As Debian packages it (`apt-get install nginx-light`) it needs no
+nginx cannot wait, and stamps requests to the millisecond only. As Debian packages it (`apt-get install nginx`) it needs no
 configuration but ours: one worker process, connections kept for ever, nothing logged.
 """
 
@@ -24,6 +24,7 @@ from webhookd import local
 from webhookd.errors import UnusableError
 
 READY_WITHIN_S = 20.0
+FLAKY = 0.05  # of the requests to a path below /flaky/ fail, and all below /failing/
 
 _NGINX = """
 daemon off;
@@ -41,10 +42,16 @@ http {{
     scgi_temp_path {home}/scgi;
     keepalive_timeout 3600s;
     keepalive_requests 1000000000;
+    split_clients $request_id $flaky {{ {flaky:.0%} 500; * 204; }}
     server {{
-        listen 127.0.0.1:{port}{tls};
+        listen {host}:{port}{tls};
         {certificate}
         location / {{ return 204; }}
+        location /failing/ {{ return 503; }}
+        location /flaky/ {{
+            if ($flaky = 500) {{ return 500; }}
+            return 204;
+        }}
     }}
     server {{
         listen 127.0.0.1:{status_port};
@@ -65,7 +72,10 @@ class Counts:
 
 @dataclass(slots=True)
 class Sink:
-    """Any POST to `url` plus a path is answered with 204. `pid` is the root of its processes; `certificate` signs for TLS."""
+    """Any POST to `url` plus a path is answered with 204, but for nginx's /failing/ and /flaky/.
+
+    `pid` is the root of its processes; `certificate` signs for TLS.
+    """
 
     url: str
     pid: int
@@ -97,11 +107,11 @@ class SlowSink(Sink):
 
 
 @contextmanager
-def nginx(home: Path, *, tls: bool = False) -> Iterator[Sink]:
+def nginx(home: Path, *, tls: bool = False, host: str = "127.0.0.1") -> Iterator[Sink]:
     """An nginx with its files in *home*/nginx; with *tls* a certificate is made on the spot. Blocks until it serves."""
     program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if program is None:
-        raise UnusableError("no nginx is installed: apt-get install nginx-light")
+        raise UnusableError("no nginx is installed: apt-get install nginx")
     home = home / ("nginx-tls" if tls else "nginx")
     home.mkdir()
     home.chmod(0o755)
@@ -110,7 +120,9 @@ def nginx(home: Path, *, tls: bool = False) -> Iterator[Sink]:
     configuration = home / "nginx.conf"
     text = _NGINX.format(
         home=home,
+        host=host,
         port=port,
+        flaky=FLAKY,
         status_port=status_port,
         tls=" ssl" if tls else "",
         certificate=_CERTIFICATE.format(home=home) if tls else "",
@@ -120,7 +132,7 @@ def nginx(home: Path, *, tls: bool = False) -> Iterator[Sink]:
     # -e: the log that it opens before it has read its configuration.
     with local.program([program, "-e", str(home / "nginx.log"), "-c", str(configuration)]) as process:
         status = _connected(status_port, process)
-        yield Sink(f"http{'s' if tls else ''}://127.0.0.1:{port}", process.pid, status, _nginx_counts, certificate)
+        yield Sink(f"http{'s' if tls else ''}://{host}:{port}", process.pid, status, _nginx_counts, certificate)
 
 
 @contextmanager

@@ -89,13 +89,13 @@ Behaviour = Callable[[Peer], None]
 
 
 class Receiver:
-    """Listens on 127.0.0.1 and runs *behaviour* in a thread for each connection, which is closed when it returns.
+    """Listens on *host* and runs *behaviour* in a thread for each connection, which is closed when it returns.
 
     `requests` holds what `Peer.read_request` returned, in order. *tls* may be exchanged while it runs; connections to come
     use the new one. Use as a context manager, or call `stop`.
     """
 
-    def __init__(self, behaviour: Behaviour, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, behaviour: Behaviour, *, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> None:
         self.requests: list[bytes] = []
         self.connections = 0
         self.closed = 0
@@ -105,14 +105,15 @@ class Receiver:
         self._changed = threading.Condition()  # guards the three counters above and _socks
         self._socks: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self._host = host
+        self._listener = socket.create_server((host, 0), backlog=128)
         self.port: int = self._listener.getsockname()[1]
         self._acceptor = threading.Thread(target=self._accept, name="receiver", daemon=True)
         self._acceptor.start()
 
-    def url(self, path: str = "/hook", *, host: str = "127.0.0.1") -> str:
-        """Return the URL of *path* on this receiver."""
-        return f"{'https' if self.tls else 'http'}://{host}:{self.port}{path}"
+    def url(self, path: str = "/hook", *, host: str | None = None) -> str:
+        """Return the URL of *path* on this receiver, by another name of its *host* if one is given."""
+        return f"{'https' if self.tls else 'http'}://{host or self._host}:{self.port}{path}"
 
     def record(self, request: bytes) -> None:
         """Add *request* to `requests`."""

@@ -23,12 +23,18 @@ class Sink(Receiver):
     counted.
     """
 
-    def __init__(self, answer: Answer = lambda webhook_id, nth: OK, *, behaviour: Behaviour | None = None) -> None:
+    def __init__(
+        self,
+        answer: Answer = lambda webhook_id, nth: OK,
+        *,
+        behaviour: Behaviour | None = None,
+        host: str = "127.0.0.1",
+    ) -> None:
         self.arrivals: Counter[int] = Counter()
         self.accepted: Counter[int] = Counter()
         self._answer = answer
         self._hostile = behaviour
-        super().__init__(self._behave)
+        super().__init__(self._behave, host=host)
 
     def heal(self, tls: ssl.SSLContext | None = None) -> None:
         """Hang up, and be a plain HTTP server (with *tls*, an HTTPS server) from now on."""

@@ -1,0 +1,17 @@
+"""How a benchmark ends: what went wrong is one line, and everything that it started has stopped."""
+
+import sys
+from collections.abc import Callable
+
+from webhookd.errors import WebhookdError
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run *main*; exit with 2 where the machine lacks something or a system did not do what it was given."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (WebhookdError, TimeoutError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
