@@ -30,7 +30,7 @@ from webhookd.watch import Watch
 log = logging.getLogger("webhookd.dispatcher")
 
 BEAT_S = 1.0
-TICK_S = 0.003
+TICK_S = 0.01
 # Others hold the lanes with work for the length of a claim or a record; an operator may hold one for an hour.
 CONTENDED_FIRST_S, CONTENDED_MOST_S = 0.002, 0.05
 NOT_NAMED_S = 0.25  # a worker that hears another named looks a little later: if that one is dead or busy, work is not lost

@@ -102,7 +102,7 @@ class Recording:
             return self._results.take(within_s=None, gather_s=GATHER_S)
         if self._results.ended:
             self._give_up.wait(self._defer_s)
-        return deferred + self._results.take(within_s=self._defer_s, gather_s=0.0)
+        return deferred + self._results.take(within_s=self._defer_s, gather_s=GATHER_S)
 
     def _record(self, batch: Sequence[Result]) -> None:
         try:

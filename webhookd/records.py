@@ -31,7 +31,8 @@ GONE_REASON = "410 Gone"
 class Recorded:
     """What one record did. *deferred*: their lanes or rows were locked by somebody, try again soon. *refused*: no longer ours.
 
-    *rows_held*: rows were, which a careful record finds out without waiting. *tripped*: webhooks whose circuit opened, once for each opening. *next_look_s*: when the earliest of these lanes is runnable.
+    *rows_held*: rows were, which a careful record finds out without waiting. *tripped*: webhooks whose circuit opened, once for
+    each opening. *next_look_s*: when the earliest of these lanes is runnable.
     """
 
     accepted: Sequence[Result] = ()

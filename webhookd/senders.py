@@ -1,15 +1,18 @@
 """The sender threads of one worker, and the claimed deliveries that wait for them.
 
 Threads that fight for the interpreter lock cost a great deal, threads that wait for receivers are all the throughput there is. So
-the pool starts with one and grows only while work waits and every sender has been blocked in an exchange for a while.
+the pool starts with one and grows only while work waits and every sender has been blocked in an exchange for a while. Where it is
+the processor that they wait for, more of them would only cost more: then the pool shrinks.
 """
 
 import logging
+import math
 import queue
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from webhookd.bell import Bell, News
 from webhookd.claims import BODY_BYTES
@@ -20,8 +23,12 @@ from webhookd.results import Results
 log = logging.getLogger("webhookd.senders")
 
 BLOCKED_AFTER_S = 0.003  # an exchange that lasts longer than this is waiting, not computing
-TICKS_TO_GROW = 3  # one look is not enough: a fast receiver's hiccup must not leave sixteen threads behind
+TICKS_TO_GROW = 2  # one look is not enough: a fast receiver's hiccup must not leave sixteen threads behind
 IDLE_EXIT_S = 10.0
+# Every so often: for what share of their time senders were ready to run and did not. Above the first share no more are started,
+# above the second one leaves.
+WEIGH_EVERY_S = 0.1
+STARVED, CROWDED = 0.2, 0.5
 WORK_AHEAD_S = 0.1  # claims are sized to so much work
 SMALLEST_CAPACITY = 16
 LARGEST_CAPACITY = 400
@@ -29,11 +36,16 @@ LARGEST_CAPACITY = 400
 SMALL_BODY_BYTES = 4096
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Sender:
-    """Written by its own thread, read by the dispatcher. *since*: monotonic begin of the exchange under way, None between two."""
+    """Written by its own thread, read by the dispatcher. *since*: monotonic begin of the exchange under way, None between two.
+
+    *thread_id* is the kernel's; *delay_s* is for how long, as of the last look, it has waited for a processor in all.
+    """
 
     since: float | None = None
+    thread_id: int | None = None
+    delay_s: float = 0.0
 
 
 class Senders:
@@ -46,12 +58,15 @@ class Senders:
         self._results = results
         self._most = most
         self._bell = bell
-        self._queue: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
         self._lock = threading.Lock()  # guards _senders and _body_bytes
         self._body_bytes = 0  # waiting or in an exchange
         self._senders: list[_Sender] = []
         self._wants_room = False
         self._blocked_ticks = 0
+        self._starved = 0.0  # the share of their time that senders wait for a processor
+        self._weighed_at = -math.inf
+        self._one_leaves = False
         self._finished = 0  # exchanges; written by senders without the lock: an estimate is enough
         self._rate = 0.0  # exchanges a second, smoothed
         self._rated_at = time.monotonic()
@@ -89,17 +104,22 @@ class Senders:
         self._wants_room = True
 
     def tick(self, now: float) -> bool:
-        """Grow if every sender has been blocked for some ticks while work waits. Return whether to tick again in a few ms."""
+        """Grow if every sender has been blocked for some ticks while work waits, shrink if they wait for the processor.
+
+        Return whether to tick again in a few ms.
+        """
         waiting = self._queue.qsize()
-        if waiting == 0 or len(self._senders) >= self._most:
+        if waiting == 0:
             self._blocked_ticks = 0
             return False
+        if now - self._weighed_at >= WEIGH_EVERY_S:
+            self._weigh(now)
         begun = [sender.since for sender in self._senders]
         blocked = all(since is not None and now - since > BLOCKED_AFTER_S for since in begun)
-        self._blocked_ticks = self._blocked_ticks + 1 if blocked else 0
-        if self._blocked_ticks >= TICKS_TO_GROW:
-            # By a third at a time: 64 slow receivers' worth of threads within a fifth of a second.
-            self._start(min(waiting, self._most - len(self._senders), 1 + len(self._senders) // 3))
+        self._blocked_ticks = self._blocked_ticks + 1 if blocked and self._starved < STARVED else 0
+        if self._blocked_ticks >= TICKS_TO_GROW and len(begun) < self._most:
+            # By half at a time: 64 slow receivers' worth of threads within a fifth of a second.
+            self._start(min(waiting, self._most - len(begun), 1 + len(begun) // 2))
         return True
 
     def withdraw(self) -> list[Delivery]:
@@ -110,9 +130,8 @@ class Senders:
                 delivery = self._queue.get_nowait()
             except queue.Empty:
                 return deliveries
-            if delivery is not None:
-                self._hold(-len(delivery.body))
-                deliveries.append(delivery)
+            self._hold(-len(delivery.body))
+            deliveries.append(delivery)
 
     def _hold(self, body_bytes: int) -> None:
         with self._lock:
@@ -130,6 +149,18 @@ class Senders:
         wanted = max(SMALLEST_CAPACITY, int(self._rate * WORK_AHEAD_S) + self.threads, self.threads * 2)
         return min(wanted, max(LARGEST_CAPACITY, self._most * 2))
 
+    def _weigh(self, now: float) -> None:
+        elapsed_s, self._weighed_at = now - self._weighed_at, now
+        with self._lock:
+            senders = list(self._senders)
+        waited_s = 0.0
+        for sender in senders:
+            delay_s = _run_delay_s(sender.thread_id)
+            waited_s += delay_s - sender.delay_s
+            sender.delay_s = delay_s
+        self._starved = waited_s / (elapsed_s * len(senders)) if senders and elapsed_s < 10 * WEIGH_EVERY_S else 0.0
+        self._one_leaves = self._starved > CROWDED and len(senders) > 1
+
     def _start(self, count: int) -> None:
         for _ in range(count):
             sender = _Sender()
@@ -138,18 +169,26 @@ class Senders:
             threading.Thread(target=self._run, args=(sender,), name="webhookd-sender", daemon=True).start()
 
     def _run(self, sender: _Sender) -> None:
+        sender.thread_id = threading.get_native_id()
         while True:
             try:
                 delivery = self._queue.get(timeout=IDLE_EXIT_S)
             except queue.Empty:
-                with self._lock:
-                    if self._queue.qsize() == 0:
-                        self._senders.remove(sender)
-                        return
+                if self._leave(sender, idle=True):
+                    return
                 continue
-            if delivery is None:
-                return
             self._carry(sender, delivery)
+            if self._one_leaves and self._leave(sender, idle=False):
+                return
+
+    def _leave(self, sender: _Sender, *, idle: bool) -> bool:
+        """Return whether *sender* may go. The last one stays while there is work."""
+        with self._lock:
+            may = self._queue.qsize() == 0 if idle else self._one_leaves and len(self._senders) > 1
+            if may:
+                self._one_leaves = False
+                self._senders.remove(sender)
+            return may
 
     def _carry(self, sender: _Sender, delivery: Delivery) -> None:
         sender.since = time.monotonic()
@@ -169,3 +208,11 @@ class Senders:
         if self._wants_room and self.room() > 0:
             self._wants_room = False
             self._bell.ring(News.ROOM)
+
+
+def _run_delay_s(thread_id: int | None) -> float:
+    """Return for how long a thread has been ready to run without a processor, since it began; 0 where that is not known."""
+    try:
+        return int(Path(f"/proc/self/task/{thread_id}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError):  # not Linux, or the thread has ended
+        return 0.0

@@ -154,9 +154,9 @@ LOADS = {"evenly": evenly, "half in one lane": half_in_one_lane, "mostly schedul
 A_ROW = {"claim": 30, "settle": 45}
 A_CALL = {
     "lock_lanes": 750,
-    "read_settings": 25,
+    "read_settings": 50,  # 200 lanes, where each has one due row
     "claim": 300,
-    "lock_recorded_lanes": 75,
+    "lock_recorded_lanes": 200,  # likewise
     "settle": 300,
     "update_lanes": 300,
     "next_look": 300,  # with one due row a lane it steps over what 200 lanes left in lane_runnable since the last look

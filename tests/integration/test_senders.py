@@ -1,9 +1,12 @@
 """The sender pool against real receivers: it grows for blocked exchanges only, and hands back what it has not begun."""
 
+import math
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import pytest
 
 from tests.receivers import OK, Behaviour, Peer, Receiver
 from tests.values import delivery, settings
@@ -67,6 +70,31 @@ def test_the_pool_grows_to_its_limit_while_receivers_keep_every_sender_waiting()
         assert made.senders.threads == 8
         release.set()
         eventually(lambda: len(made.results) == 20)
+
+
+def test_senders_that_wait_for_the_processor_get_no_company_and_leave_but_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Nobody can be starved to order: the kernel's word is put into its mouth.
+    starving_since = math.inf
+    monkeypatch.setattr("webhookd.senders._run_delay_s", lambda thread_id: max(0.0, time.monotonic() - starving_since))
+
+    def slow(peer: Peer) -> None:
+        while peer.read_request() is not None:
+            time.sleep(0.02)
+            peer.send(OK)
+
+    with rig(slow, most=8) as (made, _):
+        made.senders.submit(made.deliveries(2000))
+
+        def ticked(threads: int) -> bool:
+            made.tick()
+            return made.senders.threads == threads
+
+        eventually(lambda: ticked(8))
+        starving_since = time.monotonic()
+        eventually(lambda: ticked(1))
+        assert len(made.results) < 2000, "there was work for all of them"
+        starving_since = math.inf
+        eventually(lambda: ticked(8))
 
 
 def test_a_fast_receiver_is_served_by_one_sender() -> None:
