@@ -126,7 +126,10 @@ class Connection(HTTPConnection):
         self._deadline = 0.0
 
     def open(self, trace: Trace, *, deadline: float) -> socket.socket:
-        """Connect, TLS included, and return the socket. Raise `NotAllowed`, `DeadlinePassed` or `NoAnswer`."""
+        """Connect, TLS included, and return the socket, which does not block from then on.
+
+        Raise `NotAllowed`, `DeadlinePassed` or `NoAnswer`.
+        """
         self._trace, self._deadline = trace, deadline
         began_at = time.monotonic()
         try:
@@ -139,6 +142,7 @@ class Connection(HTTPConnection):
         if isinstance(self.sock, ssl.SSLSocket):
             trace.tls_s = time.monotonic() - began_at - (trace.dns_s or 0.0) - (trace.connect_s or 0.0)
         sock: socket.socket = self.sock
+        sock.setblocking(False)
         return sock
 
     def _new_conn(self) -> socket.socket:

@@ -13,7 +13,6 @@ import socket
 import ssl
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
@@ -25,8 +24,6 @@ MAX_BODY_BYTES = 64 * 1024
 _MAX_ANSWER_BYTES = MAX_HEAD_BYTES + 4 * MAX_BODY_BYTES
 _EXCERPT_BYTES = 256
 _READ_BYTES = 16 * 1024
-# What fits into an empty socket buffer goes out in one call; more must watch for an answer that comes early.
-_ONE_CALL_BYTES = 16 * 1024
 _PIECE_BYTES = 64 * 1024
 
 _ERRORS = {
@@ -72,7 +69,7 @@ def header_block(headers: Sequence[tuple[str, str]]) -> bytes:
 
 
 def exchange(sock: socket.socket, request: bytes, *, deadline: float) -> "AnswerReader":
-    """Send *request* and read its answer; block until the monotonic *deadline* at most.
+    """Send *request* over the non-blocking *sock* and read its answer; block until the monotonic *deadline* at most.
 
     Raise `DeadlinePassed`, `ConnectionDied` or `NoAnswer`. Returns a reader that is done; the connection can be kept if
     `reader.reusable`.
@@ -80,19 +77,15 @@ def exchange(sock: socket.socket, request: bytes, *, deadline: float) -> "Answer
     reader = AnswerReader()
     failure: OSError | None = None
     try:
-        if len(request) <= _ONE_CALL_BYTES:
-            sock.settimeout(remaining_until(deadline, "while sending"))
-            sock.sendall(request)
-            reader.request_sent = True
-        else:
-            _send_watching(sock, request, reader, deadline=deadline)
+        _send(sock, request, reader, deadline=deadline)
     except OSError as error:
-        if is_timeout(error):
-            raise DeadlinePassed("while sending") from None
         # The receiver stopped reading, but may well have said why before.
         failure = error
-    while not reader.done:
-        _receive_some(sock, reader, failure, deadline=deadline)
+    if not reader.done:
+        poller = select.poll()
+        poller.register(sock, select.POLLIN)
+        while not reader.done:
+            _receive_some(sock, poller, reader, failure, deadline=deadline)
     return reader
 
 
@@ -225,14 +218,43 @@ class AnswerReader:
             self.done = True
 
 
-def _receive_some(sock: socket.socket, reader: AnswerReader, failure: OSError | None, *, deadline: float) -> None:
-    waiting_for = "while reading the answer" if reader.started else "while waiting for the answer"
-    sock.settimeout(remaining_until(deadline, waiting_for))
+def _send(sock: socket.socket, request: bytes, reader: AnswerReader, *, deadline: float) -> None:
+    """Send *request*; what does not go at once goes piece by piece while the answer may come already.
+
+    Stops when that or the stream's end is there.
+    """
+    rest = memoryview(request)
+    if len(rest) <= _PIECE_BYTES:
+        rest = rest[_send_some(sock, rest) :]
+    if rest:
+        poller = select.poll()
+        poller.register(sock, select.POLLIN | select.POLLOUT)
+    while rest:
+        ready = _wait(poller, deadline, "while sending")
+        if ready & ~select.POLLOUT and not _answer_may_follow(sock, reader):
+            return
+        if ready & select.POLLOUT:
+            rest = rest[_send_some(sock, rest[:_PIECE_BYTES]) :]
+    reader.request_sent = True
+
+
+def _send_some(sock: socket.socket, data: memoryview) -> int:
+    try:
+        return sock.send(data)
+    except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        return 0  # TLS may have to wait although the socket does not
+
+
+def _receive_some(
+    sock: socket.socket, poller: select.poll, reader: AnswerReader, failure: OSError | None, *, deadline: float
+) -> None:
+    if not (isinstance(sock, ssl.SSLSocket) and sock.pending()):
+        _wait(poller, deadline, "while reading the answer" if reader.started else "while waiting for the answer")
     try:
         data = sock.recv(reader.wanted_bytes)
+    except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        return  # a TLS record that is not complete, or no data at all such as a session ticket
     except OSError as error:
-        if is_timeout(error):
-            raise DeadlinePassed(waiting_for) from None
         if reader.started:
             raise NoAnswer(f"{describe_os_error(error)} while reading the answer") from None
         raise ConnectionDied(describe_os_error(failure or error)) from None
@@ -244,22 +266,12 @@ def _receive_some(sock: socket.socket, reader: AnswerReader, failure: OSError | 
         raise ConnectionDied("closed without an answer" if failure is None else describe_os_error(failure))
 
 
-def _send_watching(sock: socket.socket, request: bytes, reader: AnswerReader, *, deadline: float) -> None:
-    """Send *request* piece by piece while reading what comes; stop when the answer or the stream's end is there."""
-    sock.setblocking(False)
-    rest = memoryview(request)
-    poller = select.poll()
-    poller.register(sock, select.POLLIN | select.POLLOUT)
-    while rest:
-        events = poller.poll(math.ceil(1000 * remaining_until(deadline, "while sending")))
-        ready = events[0][1] if events else 0
-        if ready & ~select.POLLOUT and not _answer_may_follow(sock, reader):
-            return
-        if ready & select.POLLOUT:
-            # TLS may have to wait although the socket does not.
-            with suppress(BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                rest = rest[sock.send(rest[:_PIECE_BYTES]) :]
-    reader.request_sent = True
+def _wait(poller: select.poll, deadline: float, doing: str) -> int:
+    """Block until something is ready and return what; raise `DeadlinePassed` with *doing* once it is too late."""
+    while True:
+        events = poller.poll(math.ceil(1000 * remaining_until(deadline, doing)))
+        if events:
+            return events[0][1]
 
 
 def _answer_may_follow(sock: socket.socket, reader: AnswerReader) -> bool:
@@ -267,7 +279,7 @@ def _answer_may_follow(sock: socket.socket, reader: AnswerReader) -> bool:
     try:
         data = sock.recv(reader.wanted_bytes)
     except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-        return True  # a TLS record that is not complete, or no data at all such as a session ticket
+        return True
     if not data:
         return False
     reader.feed(data)
