@@ -178,6 +178,7 @@ class Receiver:
         with suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if (tls := self.tls) is not None:
+                sock.getpeername()  # gone already? wrap_socket would leave its socket open, to be found by the garbage collector
                 sock = tls.wrap_socket(sock, server_side=True)
                 with self._changed:
                     self._socks.add(sock)
