@@ -21,6 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.engine import ROOMY, Engine, answered, engine, given_back, insert, lane, register, replaced, statuses
 from tests.postgres import Database, Server
 from tests.waiting import eventually
+from webhookd.claims import ROWS_PER_LANE
 from webhookd.core.model import Delivery, Outcome, Result
 
 WORKERS = 3
@@ -83,7 +84,8 @@ class Stage:
 
     def clear(self) -> None:
         for worker in self.workers:
-            worker.claimer._cursor = 0  # the one thing that a claimer remembers; the same choices must lead to the same claims
+            # All that a claimer remembers; the same choices must lead to the same claims.
+            worker.claimer._cursor, worker.claimer._rows_per_lane = 0, ROWS_PER_LANE
         self.unseen.execute("DELETE FROM pggit.alert_delivery_queue")
         self.unseen.execute("DELETE FROM pggit.alert_delivery_log")
         self.unseen.execute("DELETE FROM pggit.webhook_health_metrics")
@@ -392,7 +394,7 @@ FAULTS = {
     ),
     "claim takes suspects with the rest": Fault("claim", "AND w.leases_lost < 3 AND w.next_retry_at <= now()", ""),
     "suspect is claimed without a token": Fault("claim_suspect", "lease_token = %(token)s,", ""),
-    "suspect is not counted as in flight": Fault("claim_suspect", ", in_flight = h.in_flight + 1", ""),
+    "suspect is not counted as in flight": Fault("claim_suspect", ", in_flight = %(in_flight)s::int + 1", ""),
     "reap takes leases that have not run out": Fault("expired_leases", "AND q.lease_until <= now()", ""),
     "reap finds nothing": Fault("expired_leases", "q.lease_until <= now()", "false"),
     "release takes everybody's leases": Fault("leases_of", "AND q.leased_by = %(incarnation)s", ""),
