@@ -27,7 +27,8 @@ PYTHON = HERE / ".venv" / "bin" / "python"
 READY_WITHIN_S = 30.0
 
 _BODY = deliveries.body_sql("n")
-_NUMBERS = "FROM generate_series(%(first)s, %(first)s + %(count)s - 1) AS numbers (n)"
+# psycopg sends a small number as a smallint, and the sum of two would be one.
+_NUMBERS = "FROM generate_series(%(first)s::int, %(first)s::int + %(count)s::int - 1) AS numbers (n)"
 
 
 class System(ABC):
