@@ -14,6 +14,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import NamedTuple
 
 from webhookd.core.answer import Answer
 
@@ -56,8 +57,7 @@ class QueueCause(StrEnum):
     UNREGISTERED = "unregistered"
 
 
-@dataclass(frozen=True, slots=True)
-class ObservedAttempt:
+class ObservedAttempt(NamedTuple):
     """One attempt that was made. *elapsed_s* is the whole exchange; *answer*, where there was one, adds its phases."""
 
     webhook_id: int

@@ -158,7 +158,7 @@ class Recorder:
             {
                 "delivery_ids": store.number_array([result.delivery.delivery_id for result, _ in settled]),
                 "tokens": store.number_array([result.delivery.token for result, _ in settled]),
-                "statuses": store.text_array([settlement.status.value for _, settlement in settled]),
+                "statuses": store.text_array([settlement.status for _, settlement in settled]),
                 "delays": store.number_array([settlement.delay_s for _, settlement in settled]),
                 "retries": store.number_array([int(settlement.spends_retry) for _, settlement in settled]),
                 "losses": store.number_array([int(settlement.loses_lease) for _, settlement in settled]),
@@ -212,7 +212,7 @@ def _lane_parameters(after: Sequence[Lane], accepted: Sequence[tuple[Result, Set
         "maxs_ms": store.number_array([max(its, default=None) for its in times]),
         "health_statuses": store.text_array([lane.health for lane in after]),
         "failures": store.number_array([lane.breaker.failures for lane in after]),
-        "circuit_states": store.text_array([lane.breaker.state.value for lane in after]),
+        "circuit_states": store.text_array([lane.breaker.state for lane in after]),
         "circuit_epochs": store.number_array([lane.breaker.epoch for lane in after]),
         "circuit_untils": store.number_array([lane.breaker.until for lane in after]),
         "hold_untils": store.number_array([lane.hold_until for lane in after]),

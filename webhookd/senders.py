@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from webhookd.bell import Bell, News
@@ -203,7 +203,7 @@ class Senders:
         self._finished += 1
         self._hold(-len(delivery.body))
         if len(delivery.body) > SMALL_BODY_BYTES:
-            delivery = replace(delivery, body=b"")
+            delivery = delivery._replace(body=b"")
         self._results.put(Result(delivery, outcome), last=self._queue.empty() and self.backlog() == 0)
         if self._wants_room and self.room() > 0:
             self._wants_room = False

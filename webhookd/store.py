@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Self, TypeVar
 
 import psycopg
@@ -253,7 +253,8 @@ def transaction(
 
 def number_array(values: Iterable[float | int | None]) -> str:
     """Return *values* as PostgreSQL's array literal: cheaper to send than a list, and one prepared statement for all widths."""
-    return "{" + ",".join(["NULL" if value is None else repr(value) for value in values]) + "}"
+    # All at once: to look at each number by itself was a fifth of a record's time.
+    return "{" + repr(list(values))[1:-1].replace("None", "NULL") + "}"
 
 
 def text_array(values: Iterable[str | None]) -> str:
@@ -261,6 +262,7 @@ def text_array(values: Iterable[str | None]) -> str:
     return "{" + ",".join(["NULL" if value is None else _quoted(value) for value in values]) + "}"
 
 
+@lru_cache(maxsize=1024)  # statuses, and what most attempts tell
 def _quoted(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'

@@ -148,6 +148,6 @@ def test_the_bell_rings_once_there_is_room_again() -> None:
 def test_a_delivery_too_late_for_its_lease_is_given_back_and_not_sent() -> None:
     with rig(lambda peer: None, most=1) as (made, receiver):
         courier = Courier(made.transport, Hints(), installation="wh_test")
-        late = Delivery(**{name: getattr(made.deliveries(1)[0], name) for name in Delivery.__slots__} | {"start_before": 0.0})
+        late = made.deliveries(1)[0]._replace(start_before=0.0)
         assert courier.deliver(late) == GivenBack()
         assert receiver.connections == 0

@@ -94,7 +94,7 @@ class Backlog(RuleBasedStateMachine):
             self.waiting, self.new = self.waiting + self.new, []
         self.before, self.ended = self.lane, []
         self.lane = self.claimed(admission, len(due))
-        self.flying += [replace(DELIVERY, breaker=self.lane.breaker, settings=self.settings)] * len(due)
+        self.flying += [DELIVERY._replace(breaker=self.lane.breaker, settings=self.settings)] * len(due)
 
     def claimed(self, admission: Admission, count: int) -> Lane:
         lane = taken(self.lane, count, self.settings, now=self.now)

@@ -1,7 +1,6 @@
 """One delivery from its insert to its end, through every outcome in any order; and planted mistakes."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from types import ModuleType
 
@@ -61,7 +60,7 @@ class Life(RuleBasedStateMachine):
 
     @initialize(max_retries=st.integers(0, 2), leases_lost=st.integers(0, 2))
     def start(self, max_retries: int, leases_lost: int) -> None:
-        self.delivery = replace(NEW, max_retries=max_retries, leases_lost=leases_lost)
+        self.delivery = NEW._replace(max_retries=max_retries, leases_lost=leases_lost)
         self.status = "pending"
         self.spending = 0  # attempts that were not throttled
 
@@ -85,7 +84,7 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.delivery.attempts > 0 and self.status in WAITING)
     @rule(span_s=st.sampled_from([DAY_S, DAY_S - 1.0, 1.0]))
     def time_passes(self, span_s: float) -> None:
-        self.delivery = replace(self.delivery, age_s=self.delivery.age_s + span_s)
+        self.delivery = self.delivery._replace(age_s=self.delivery.age_s + span_s)
 
     @precondition(lambda self: self.status not in WAITING)
     @rule(max_retries=st.integers(0, 2), leases_lost=st.integers(0, 2))
@@ -99,8 +98,7 @@ class Life(RuleBasedStateMachine):
         self.settlement: lifecycle.Settlement = self.core.settle(self.before, outcome, now_at=NOW_AT, u=u)
         self.spending += self.answer is not None and self.http_status != 429
         self.status = self.settlement.status.value
-        self.delivery = replace(
-            self.before,
+        self.delivery = self.before._replace(
             retry_count=self.before.retry_count + self.settlement.spends_retry,
             leases_lost=self.before.leases_lost + self.settlement.loses_lease,
             attempts=self.before.attempts + (self.answer is not None),

@@ -4,10 +4,11 @@ The table is that of Standard Webhooks 1.0 (2xx is success, 3xx is not, 410 disa
 section 10.2.3.
 """
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
+from functools import lru_cache
+from typing import NamedTuple
 
 
 class AnswerKind(StrEnum):
@@ -19,8 +20,7 @@ class AnswerKind(StrEnum):
     NOT_ALLOWED = "not_allowed"  # scheme, address or URL: nothing was connected, retrying cannot help
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """One exchange's end. *elapsed_s* runs from before DNS to the last byte.
 
     *excerpt* is the head of the answer's body, made printable. The phases are None where they did not happen (a reused
@@ -58,8 +58,7 @@ class CircuitVote(StrEnum):
     NEUTRAL = "neutral"  # 429 and targets that are not allowed say nothing about the receiver's health
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """An answer, classified. *retry_after_s* is the receiver's own wish; *holds_webhook* stretches it over the whole webhook."""
 
     decision: Decision
@@ -82,17 +81,18 @@ def classify(answer: Answer, *, now_at: datetime) -> Verdict:
         return Verdict(Decision.RETRY, CircuitVote.FAILURE, answer.error or "timeout", timed_out=True)
     if answer.kind is AnswerKind.NO_ANSWER or answer.http_status is None:
         return Verdict(Decision.RETRY, CircuitVote.FAILURE, answer.error or "no answer")
-    return _classify_status(answer.http_status, answer.retry_after, now_at=now_at)
+    wait_s = None if answer.retry_after is None else parse_retry_after(answer.retry_after, now_at=now_at)
+    return _classify_status(answer.http_status, wait_s)
 
 
-def _classify_status(status: int, retry_after: str | None, *, now_at: datetime) -> Verdict:
+@lru_cache(maxsize=1024)
+def _classify_status(status: int, wait_s: float | None) -> Verdict:
     reason = f"HTTP {status}"
     if 200 <= status < 300:
         return Verdict(Decision.DELIVERED, CircuitVote.SUCCESS, reason)
     if status == 410:
         return Verdict(Decision.GONE, CircuitVote.FAILURE, reason, disables_webhook=True)
     if status >= 500 or status in _RETRIED_STATUSES:
-        wait_s = None if retry_after is None else parse_retry_after(retry_after, now_at=now_at)
         return Verdict(
             Decision.THROTTLED if status == 429 else Decision.RETRY,
             CircuitVote.NEUTRAL if status == 429 else CircuitVote.FAILURE,

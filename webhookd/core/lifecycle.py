@@ -3,9 +3,8 @@
 `settle` is the one place that decides what a queue row becomes once its claim ends.
 """
 
-from dataclasses import dataclass
 from datetime import datetime
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from webhookd.core.answer import CircuitVote, Decision, Verdict, classify
 from webhookd.core.backoff import backoff_s
@@ -16,8 +15,7 @@ GIVE_UP_AFTER = 6
 THROTTLED_FOR_AT_MOST_S = 86_400.0  # 429 spends no retry, so something else must end it
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(NamedTuple):
     """What the row becomes. *delay_s* None leaves next_retry_at; *event* None writes no attempt log."""
 
     status: Status

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from webhookd.core.answer import Answer
 from webhookd.core.breaker import Breaker
@@ -36,8 +37,7 @@ class Settings:
     circuit_open_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(NamedTuple):
     """A claimed row. *token* fences its record; *breaker* is the circuit at the claim; *age_s* runs since the first attempt."""
 
     delivery_id: int
@@ -56,8 +56,7 @@ class Delivery:
     claimed_at: float = 0.0  # the same instant as `claimed` by the database's clock, epoch seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Attempted:
+class Attempted(NamedTuple):
     """An exchange took place and ended with *answer*. *ended* is monotonic."""
 
     answer: Answer
@@ -77,8 +76,7 @@ class Lost:
 Outcome = Attempted | GivenBack | Lost
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """A delivery and what became of it: all that the record needs."""
 
     delivery: Delivery
