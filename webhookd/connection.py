@@ -2,6 +2,7 @@
 
 import errno
 import queue
+import select
 import socket
 import ssl
 import time
@@ -14,7 +15,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.poolmanager import PoolKey
 
 from webhookd.egress import Egress, NotAllowed, Target, is_address
-from webhookd.exchange import DeadlinePassed, NoAnswer, describe_os_error, is_timeout, remaining_until
+from webhookd.exchange import DeadlinePassed, NoAnswer, describe_os_error, is_timeout, prepare, remaining_until
 from webhookd.resolver import LookupFailed, Resolver
 
 
@@ -121,12 +122,13 @@ class Connection(HTTPConnection):
     def __init__(self, *args: Any, dialer: Dialer, **options: Any) -> None:
         super().__init__(*args, **options)
         self.idle_since = 0.0
+        self.readable = select.poll()  # of the open socket; made once, since every exchange waits
         self._dialer = dialer
         self._trace = Trace()
         self._deadline = 0.0
 
     def open(self, trace: Trace, *, deadline: float) -> socket.socket:
-        """Connect, TLS included, and return the socket, which does not block from then on.
+        """Connect, TLS included, and return the socket, ready for exchanges.
 
         Raise `NotAllowed`, `DeadlinePassed` or `NoAnswer`.
         """
@@ -142,8 +144,15 @@ class Connection(HTTPConnection):
         if isinstance(self.sock, ssl.SSLSocket):
             trace.tls_s = time.monotonic() - began_at - (trace.dns_s or 0.0) - (trace.connect_s or 0.0)
         sock: socket.socket = self.sock
-        sock.setblocking(False)
+        prepare(sock)
+        self.readable = select.poll()
+        self.readable.register(sock, select.POLLIN)
         return sock
+
+    @property
+    def is_connected(self) -> bool:
+        """Return whether it is open and has nothing to read, not even the end: urllib3 asks before it lends a kept one."""
+        return self.sock is not None and not self.readable.poll(0)
 
     def _new_conn(self) -> socket.socket:
         return self._dialer.dial(self._dns_host, self.port, self._trace, deadline=self._deadline)
@@ -218,8 +227,11 @@ class Pools(urllib3.PoolManager):
 
     def pool(self, route: Route) -> Pool:
         """Return the pool for *route*, made if need be."""
-        # A copy, since urllib3 empties the context that it makes a pool from.
-        return cast(Pool, self.connection_from_pool_key(route.pool_key, dict(route.pool_context)))
+        pool = self.pools.get(route.pool_key)
+        if pool is None:
+            # A copy, since urllib3 empties the context that it makes a pool from.
+            pool = self.connection_from_pool_key(route.pool_key, dict(route.pool_context))
+        return cast(Pool, pool)
 
     def _new_pool(
         self, scheme: str, host: str, port: int, request_context: dict[str, Any] | None = None

@@ -124,7 +124,7 @@ def _send_over(connection: Connection, pool: Pool, request: bytes, trace: Trace,
     try:
         sock = connection.sock or connection.open(trace, deadline=deadline)
         began_at = time.monotonic()
-        reader = exchange(sock, request, deadline=deadline)
+        reader = exchange(sock, connection.readable, request, deadline=deadline)
         if reader.first_byte_at is not None:
             trace.first_byte_s = reader.first_byte_at - began_at
         # Bytes that TLS has decrypted already are invisible to the check for a readable socket.
