@@ -38,15 +38,22 @@ class Fleet:
 
 @contextmanager
 def running_fleet(
-    dsn: str, *options: str, workers: int = 3, certificate: Path | None = None, log: Path | None = None, busy: bool = False
+    dsn: str,
+    *options: str,
+    workers: int = 3,
+    certificate: Path | None = None,
+    log: Path | None = None,
+    busy: bool = False,
+    module: str = "webhookd",
 ) -> Iterator[Fleet]:
     """Start webhookd on *dsn* and block until its *workers* have gone to sleep; *certificate* is trusted beside nothing else.
 
     *busy*: work waits for them already, so block only until all have registered. *options* are the command line's. What it says
-    goes to *log*, warnings and worse to the terminal without one.
+    goes to *log*, warnings and worse to the terminal without one. *module* is what Python runs for it.
     """
     trust = ["env", f"SSL_CERT_FILE={certificate}"] if certificate else []
-    command = local.webhookd(dsn, "--workers", str(workers), "--metrics-port", "0", "--log-level", "warning", *options)
+    quiet = ("--metrics-port", "0", "--log-level", "warning")
+    command = local.webhookd(dsn, "--workers", str(workers), *quiet, *options, module=module)
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("DELETE FROM pggit.workers")  # of an earlier fleet: they would be counted
         with local.program([*trust, *command], log) as process:

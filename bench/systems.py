@@ -82,7 +82,10 @@ class System(ABC):
 
 
 class Webhookd(System):
-    """Defaults except the rate limit, which is off, and *options*. *webhooks* share the deliveries evenly."""
+    """Defaults except the rate limit, which is off, and *options*. *webhooks* share the deliveries evenly.
+
+    *module* is what Python runs for it.
+    """
 
     database = "fleet"
     insert_sql = f"""
@@ -91,11 +94,19 @@ class Webhookd(System):
     incomplete_sql = f"SELECT count(*) FROM {deliveries.QUEUE} WHERE delivery_status <> 'delivered'"
 
     def __init__(
-        self, name: str, *, size: int, processes: int = 3, webhooks: int = deliveries.WEBHOOKS, options: Sequence[str] = ()
+        self,
+        name: str,
+        *,
+        size: int,
+        processes: int = 3,
+        webhooks: int = deliveries.WEBHOOKS,
+        options: Sequence[str] = (),
+        module: str = "webhookd",
     ) -> None:
         super().__init__(name, size=size, processes=processes)
         self._webhooks = webhooks
         self._options = options
+        self._module = module
 
     def missing(self) -> str:
         return ""
@@ -112,7 +123,9 @@ class Webhookd(System):
             deliveries.empty(connection)
             deliveries.register(connection, sink.url)
         dsn = postgres.dsn(self.database)
-        with running_fleet(dsn, *self._options, workers=self.processes, certificate=sink.certificate) as fleet:
+        with running_fleet(
+            dsn, *self._options, workers=self.processes, certificate=sink.certificate, module=self._module
+        ) as fleet:
             yield [fleet.pid]
 
     def insert(self, connection: Connection, *, first: int, count: int) -> None:

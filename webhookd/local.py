@@ -102,10 +102,13 @@ def program(command: Sequence[str], log: Path | None = None) -> Iterator["subpro
             process.wait()
 
 
-def webhookd(dsn: str, *options: str) -> list[str]:
-    """Return the command for the real thing with three workers, which may deliver to the receivers above."""
+def webhookd(dsn: str, *options: str, module: str = "webhookd") -> list[str]:
+    """Return the command for the real thing with three workers, which may deliver to the receivers above.
+
+    *module* is what Python runs for it.
+    """
     allowed = ["--allow-http", "--allow-network", "127.0.0.0/8"]
-    return [sys.executable, "-m", "webhookd", "--dsn", dsn, "--workers", "3", *allowed, *options]
+    return [sys.executable, "-m", module, "--dsn", dsn, "--workers", "3", *allowed, *options]
 
 
 def taken(ports: Sequence[int]) -> list[int]:
