@@ -107,6 +107,7 @@ class Claimer:
         self._read_settings = queries.load("read_settings")
         self._count_leases = queries.load("count_leases")
         self._claim = queries.load("claim")
+        self._due_lanes = queries.load("due_lanes")
         self._claim_suspect = queries.load("claim_suspect")
         self._next_look = queries.load("next_look")
 
@@ -261,15 +262,21 @@ class Claimer:
             for lane, admission in zip(lanes, admissions, strict=True)
         }
         stub = Stub(token, started, now, lease_s)
-        deliveries: list[Delivery] = []
-        rate_limited: dict[int, None] = {}
-        for row in rows:
-            webhook_id = row[0]
-            if row[1]:
-                rate_limited[webhook_id] = None
-            if row[3] is not None:
-                deliveries.append(_delivery_of((webhook_id, *row[3:]), settings[webhook_id], breakers[webhook_id], stub))
-        return deliveries, list(rate_limited), any(row[2] for row in rows)
+        deliveries = [
+            _delivery_of((row[0], *row[2:]), settings[row[0]], breakers[row[0]], stub) for row in rows if row[2] is not None
+        ]
+        out_of_tokens = [
+            lane.webhook_id
+            for lane, admission in zip(lanes, admissions, strict=True)
+            if admission.blocked_by is BlockedBy.RATE
+        ]
+        rate_limited = self._due_among(cursor, out_of_tokens) if out_of_tokens else []
+        return deliveries, rate_limited, any(row[1] for row in rows)
+
+    def _due_among(self, cursor: psycopg.Cursor[TupleRow], webhook_ids: Sequence[int]) -> list[int]:
+        """Return which of these webhooks still have due rows."""
+        rows = cursor.execute(self._due_lanes, {"webhook_ids": store.number_array(webhook_ids)}).fetchall()
+        return [row[0] for row in rows]
 
     def _admit(
         self, lanes: Sequence[Lane], settings: Mapping[int, Settings], *, limit: int, now: float, lease_s: float

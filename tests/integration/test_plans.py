@@ -5,6 +5,7 @@ a whole index, or the table, for each of two hundred results. Counting pages sho
 """
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,6 @@ import pytest
 
 from tests.engine import ROOMY, Engine, answered, engine, replaced, unseen
 from tests.postgres import Database
-from webhookd import queries
 from webhookd.retention import Keep, removals, removing
 
 WEBHOOKS = 50
@@ -31,15 +31,13 @@ Pages = dict[str, list[int]]  # by statement, one entry an execution
 def counted(worker: Engine, *names: str) -> Iterator[Pages]:
     """Have the server explain each statement that *worker* runs, with the very plan it used, and add up its pages."""
     pages: Pages = defaultdict(list)
-    by_text = {_essence(queries.load(name)): name for name in names}
-
     def explained(notice: psycopg.errors.Diagnostic) -> None:
         _, found, document = (notice.message_primary or "").partition("plan:\n")
         if found:
             report = json.loads(document)
-            name = by_text.get(_essence(report["Query Text"]))
-            if name is not None:
-                pages[name].append(_pages(report["Plan"]))
+            named = re.search(r"/\* webhookd:(\w+) \*/", report["Query Text"])
+            if named is not None and named[1] in names:
+                pages[named[1]].append(_pages(report["Plan"]))
 
     connection = worker.connection
     connection.add_notice_handler(explained)
@@ -56,11 +54,6 @@ def counted(worker: Engine, *names: str) -> Iterator[Pages]:
         connection.execute("SELECT set_config(%s, %s, false)", [setting, value])
     yield pages
     connection.remove_notice_handler(explained)
-
-
-def _essence(text: str) -> str:
-    """Return what tells one statement from another, whatever its parameters are written like: its first line."""
-    return text.strip().partition("\n")[0]
 
 
 def _pages(plan: dict[str, Any]) -> int:

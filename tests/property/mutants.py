@@ -285,7 +285,7 @@ STORED = (
     # The epoch.
     StoredMutant("lane", "epoch=delivery.breaker.epoch,\n", "epoch=breaker.epoch,\n", rare=True),
     StoredMutant("update_lanes", "circuit_epoch = r.circuit_epoch,", ""),
-    StoredMutant("claim", "circuit_epoch = h.circuit_epoch + (l.probe AND t.n > 0 IS TRUE)::int,", ""),
+    StoredMutant("claim", "circuit_epoch = h.circuit_epoch + t.probes::int,", ""),
     StoredMutant("claim_suspect", "circuit_epoch = h.circuit_epoch + %(probe)s::int,", ""),
     StoredMutant("reset_circuit", "NEW.circuit_epoch := OLD.circuit_epoch + 1;", ""),
     # What a record stores.
@@ -296,11 +296,11 @@ STORED = (
     StoredMutant("update_lanes", "in_flight = r.in_flight,", ""),
     StoredMutant("update_lanes", "runnable_at = to_timestamp(r.runnable_at),", "", rare=True),
     # What the claim of a probe stores.
-    StoredMutant("claim", "circuit_state = CASE WHEN l.probe AND t.n > 0 THEN 'half_open' ELSE h.circuit_state END,", ""),
-    StoredMutant("claim", "circuit_until = CASE WHEN l.probe AND t.n > 0", "circuit_until = CASE WHEN false"),
-    StoredMutant("claim", "health_status = CASE WHEN l.probe AND t.n > 0 THEN 'degraded' ELSE h.health_status END,", ""),
-    StoredMutant("claim", "in_flight = l.in_flight + coalesce(t.n, 0),", ""),
-    StoredMutant("claim", "CASE WHEN l.probe AND t.n > 0 THEN 'half_open'", "CASE WHEN l.probe THEN 'half_open'", rare=True),
+    StoredMutant("claim", "circuit_state = CASE WHEN t.probes THEN 'half_open' ELSE h.circuit_state END,", ""),
+    StoredMutant("claim", "circuit_until = CASE WHEN t.probes", "circuit_until = CASE WHEN false"),
+    StoredMutant("claim", "health_status = CASE WHEN t.probes THEN 'degraded' ELSE h.health_status END,", ""),
+    StoredMutant("claim", "in_flight = l.in_flight + t.n,", ""),
+    StoredMutant("claim", "l.probe AND count(c.webhook_id) > 0 AS probes", "l.probe AS probes", rare=True),
     StoredMutant("claim_suspect", "circuit_state = CASE WHEN %(probe)s THEN 'half_open' ELSE h.circuit_state END,", "",
                  rare=True),
     StoredMutant("claim_suspect", "circuit_until = CASE WHEN %(probe)s", "circuit_until = CASE WHEN false", rare=True),
