@@ -30,6 +30,7 @@ IDLE_EXIT_S = 10.0
 WEIGH_EVERY_S = 0.1
 STARVED, CROWDED = 0.2, 0.5
 WORK_AHEAD_S = 0.1  # claims are sized to so much work
+RATE_EVERY_S = 0.025  # how often it is looked at how fast that goes
 SMALLEST_CAPACITY = 16
 LARGEST_CAPACITY = 400
 # No record needs a body, and results may have to wait for a database that is away; but a copy costs more than a small one holds.
@@ -68,7 +69,7 @@ class Senders:
         self._weighed_at = -math.inf
         self._one_leaves = False
         self._finished = 0  # exchanges; written by senders without the lock: an estimate is enough
-        self._rate = 0.0  # exchanges a second, smoothed
+        self._rate = 0.0  # exchanges a second; falls slowly
         self._rated_at = time.monotonic()
 
     @property
@@ -140,11 +141,11 @@ class Senders:
     def _capacity(self) -> int:
         now = time.monotonic()
         elapsed = now - self._rated_at
-        if elapsed >= WORK_AHEAD_S:
+        if elapsed >= RATE_EVERY_S:
             finished, self._finished = self._finished, 0
-            # A quarter of a second's memory: claims grow with the load and shrink soon after it.
-            weight = min(1.0, elapsed * 4)
-            self._rate += weight * (finished / elapsed - self._rate)
+            # Up at once, since small claims are dear when there is much to do; down with a memory of a quarter of a second.
+            rate = finished / elapsed
+            self._rate += (rate - self._rate) * (1.0 if rate > self._rate else min(1.0, elapsed * 4))
             self._rated_at = now
         wanted = max(SMALLEST_CAPACITY, int(self._rate * WORK_AHEAD_S) + self.threads, self.threads * 2)
         return min(wanted, max(LARGEST_CAPACITY, self._most * 2))
