@@ -14,7 +14,7 @@ CHECK = settings(max_examples=80, stateful_step_count=30, deadline=None, databas
 # A mutant has to be caught, not to be explained.
 HUNT = settings(
     CHECK,
-    max_examples=1000,
+    max_examples=5000,
     phases=(Phase.explicit, Phase.generate),
     report_multiple_bugs=False,
     print_blob=False,
