@@ -118,7 +118,7 @@ class Claimer:
         """
         started = time.monotonic()
         lanes_wanted = math.ceil(limit / self._rows_per_lane)
-        with _transaction(connection) as (cursor, deliveries):
+        with _transaction(connection, batch=True) as (cursor, deliveries):
             rows = cursor.execute(self._lock_lanes, {"cursor": self._cursor, "lanes": lanes_wanted}).fetchall()
             now, last_fresh, fresh, without_lane = rows[0][12:16]
             self._cursor = last_fresh if fresh == lanes_wanted else 0
@@ -304,11 +304,13 @@ class Claimer:
 
 
 @contextmanager
-def _transaction(connection: store.Connection) -> Iterator[tuple[psycopg.Cursor[TupleRow], list[Delivery]]]:
+def _transaction(
+    connection: store.Connection, *, batch: bool = False
+) -> Iterator[tuple[psycopg.Cursor[TupleRow], list[Delivery]]]:
     """Run a claim's transaction; the body puts what it takes into the list, last of all."""
     taken: list[Delivery] = []
     try:
-        with store.transaction(connection, durable=False) as cursor:
+        with store.transaction(connection, durable=False, batch=batch) as cursor:
             yield cursor, taken
     except psycopg.OperationalError as error:
         if taken:
@@ -367,7 +369,7 @@ def _breaker_at_claim(lane: Lane, admission: Admission, *, lease_until: float) -
 
 
 def _delivery_of(row: Sequence[Any], settings: Settings, breaker: Breaker, stub: Stub) -> Delivery:
-    webhook_id, delivery_id, body, retry_count, max_retries, attempts, leases_lost, age_s = row
+    webhook_id, delivery_id, body, retry_count, max_retries, attempts, leases_lost, first_at = row
     return Delivery(
         delivery_id=delivery_id,
         webhook_id=webhook_id,
@@ -378,7 +380,7 @@ def _delivery_of(row: Sequence[Any], settings: Settings, breaker: Breaker, stub:
         max_retries=max_retries,
         attempts=attempts,
         leases_lost=leases_lost,
-        age_s=age_s,
+        age_s=0.0 if first_at is None else stub.now - first_at,
         settings=settings,
         claimed=stub.started,
         start_before=stub.started + stub.lease_s - settings.timeout_s - SAFETY_S,

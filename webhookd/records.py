@@ -93,7 +93,7 @@ class Recorder:
         self, connection: store.Connection, results: Sequence[Result], webhook_ids: Sequence[int], *, careful: bool
     ) -> tuple[Recorded, Mapping[int, Lane]]:
         """Store those of *results* whose lanes and rows are free; return also the lanes that were."""
-        with store.transaction(connection, impatient=not careful) as cursor:
+        with store.transaction(connection, impatient=not careful, batch=True) as cursor:
             rows = cursor.execute(self._lock, {"webhook_ids": store.number_array(webhook_ids)}).fetchall()
             lanes = {row[0]: lane_of(row) for row in rows}
             free = [result for result in results if result.delivery.webhook_id in lanes]

@@ -34,6 +34,7 @@ _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 # A claim lost in a crash only sends again what nobody recorded; a record must never be lost.
 _NOT_DURABLE = "; SET LOCAL synchronous_commit = off"
 _IMPATIENT = "; SET LOCAL lock_timeout = '50ms'"
+_BATCH = "; SET LOCAL enable_nestloop = off"
 
 
 # A host or a network that vanishes without a word is noticed after half a minute; TCP by itself would take hours. (A DSN may
@@ -230,16 +231,18 @@ def open_pool(dsn: str, *, application_name: str, size: int, timeout_s: float = 
 
 @contextmanager
 def transaction(
-    connection: Connection, *, durable: bool = True, impatient: bool = False
+    connection: Connection, *, durable: bool = True, impatient: bool = False, batch: bool = False
 ) -> Iterator[psycopg.Cursor[TupleRow]]:
     """Run a READ COMMITTED transaction on an autocommit *connection*; roll back if the body raises.
 
     *durable* False commits without waiting for the disk. *impatient*: a lock that somebody holds for longer than a moment raises
-    `psycopg.errors.LockNotAvailable`.
+    `psycopg.errors.LockNotAvailable`. *batch* is for statements that find their rows by an array of keys and join them with other
+    arrays: those are hashed, for a planner that expects next to no rows would compare each with each.
     """
     begin = _BEGIN if connection.local_settings is None else f"{_BEGIN}; {connection.local_settings}"
     # psycopg's own cursor: behind a pooler the connection's would make this a transaction by itself.
-    psycopg.Cursor(connection).execute((begin + ("" if durable else _NOT_DURABLE) + (_IMPATIENT if impatient else "")).encode())
+    settings = ("" if durable else _NOT_DURABLE) + (_IMPATIENT if impatient else "") + (_BATCH if batch else "")
+    psycopg.Cursor(connection).execute((begin + settings).encode())
     try:
         with connection.cursor() as cursor:
             yield cursor

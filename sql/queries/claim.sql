@@ -1,7 +1,7 @@
 -- Take the admitted rows of the locked lanes, and say of every lane when it is to be looked at next.
 -- One array element a lane: quota rows may go; blocked_by and runnable_at hold once the quota is used up (at once, if it is 0).
 -- Rows are taken, the longest due first, until their bodies come to %(body_bytes)s; the one that passes that is still taken. A lane
--- that had to keep rows for it is runnable at once, and its column overflows is true.
+-- that had to keep rows for it is runnable at once, and its column heavy is true.
 -- Runs after lock_lanes in the same READ COMMITTED transaction: its snapshot is younger than the locks, so no row that a
 -- record or an earlier claim left in these lanes is missed.
 WITH lane AS (
@@ -44,7 +44,7 @@ WITH lane AS (
            lease_token = %(token)s, lease_until = now() + %(lease_s)s * interval '1 second'
      WHERE delivery_id = ANY (ARRAY(SELECT delivery_id FROM pick WHERE fits))
     RETURNING delivery_id, webhook_id, message_body::text AS body, retry_count, max_retries, attempts, leases_lost,
-              coalesce((extract(epoch FROM now()) - extract(epoch FROM first_attempted_at))::float8, 0) AS age_s, next_retry_at
+              extract(epoch FROM first_attempted_at)::float8 AS first_at, next_retry_at
 ), parked AS (  -- new rows that cannot go now leave queue_new, each once: found again through their lane's timer
     UPDATE pggit.alert_delivery_queue
        SET routed = true
@@ -61,7 +61,7 @@ WITH lane AS (
                FOR NO KEY UPDATE SKIP LOCKED) new))
 ), taken AS (
     SELECT l.webhook_id, count(c.webhook_id)::int AS n, l.probe AND count(c.webhook_id) > 0 AS probes,
-           l.webhook_id IN (SELECT webhook_id FROM pick WHERE NOT fits) AS overflows
+           l.webhook_id IN (SELECT webhook_id FROM pick WHERE NOT fits) AS heavy
       FROM lane l
       LEFT JOIN claimed c USING (webhook_id)
      GROUP BY l.webhook_id, l.probe
@@ -75,7 +75,7 @@ WITH lane AS (
            circuit_until = CASE WHEN t.probes THEN now() + %(lease_s)s * interval '1 second' ELSE h.circuit_until END,
            health_status = CASE WHEN t.probes THEN 'degraded' ELSE h.health_status END,
            blocked_by = CASE WHEN t.n >= l.quota THEN l.blocked_by END,
-           runnable_at = CASE WHEN t.overflows THEN now()
+           runnable_at = CASE WHEN t.heavy THEN now()
                               WHEN t.n >= l.quota THEN to_timestamp(l.runnable_at)
                               ELSE least((SELECT next_retry_at
                                             FROM pggit.alert_delivery_queue w
@@ -91,10 +91,11 @@ WITH lane AS (
                          END
       FROM lane l
       JOIN taken t USING (webhook_id)
-     WHERE h.webhook_id = l.webhook_id
+     WHERE h.webhook_id = ANY (%(webhook_ids)s)  -- looked up, whatever the planner believes of the table
+       AND h.webhook_id = l.webhook_id
 )
-SELECT t.webhook_id, t.overflows,
-       c.delivery_id, c.body, c.retry_count, c.max_retries, c.attempts, c.leases_lost, c.age_s
+SELECT t.webhook_id, t.heavy,
+       c.delivery_id, c.body, c.retry_count, c.max_retries, c.attempts, c.leases_lost, c.first_at
   FROM taken t
   LEFT JOIN claimed c USING (webhook_id)
  -- What is due longest goes to the senders first; a join in a hash table's order would hand it out last.

@@ -21,5 +21,5 @@ WITH claimed AS (
      WHERE h.webhook_id = c.webhook_id
 )
 SELECT webhook_id, delivery_id, message_body::text, retry_count, max_retries, attempts, leases_lost,
-       coalesce(extract(epoch FROM now())::float8 - extract(epoch FROM first_attempted_at)::float8, 0)
+       extract(epoch FROM first_attempted_at)::float8
   FROM claimed

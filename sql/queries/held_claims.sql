@@ -3,9 +3,10 @@ WITH free AS MATERIALIZED (
     SELECT q.delivery_id
       FROM unnest(%(delivery_ids)s::bigint[], %(tokens)s::bigint[]) AS r (delivery_id, token)
       JOIN pggit.alert_delivery_queue q ON q.delivery_id = r.delivery_id AND q.lease_token = r.token
+     WHERE q.delivery_id = ANY (%(delivery_ids)s::bigint[])  -- looked up, whatever the planner believes of the table
        FOR NO KEY UPDATE OF q SKIP LOCKED
 )
 SELECT q.delivery_id, q.lease_token
   FROM unnest(%(delivery_ids)s::bigint[], %(tokens)s::bigint[]) AS r (delivery_id, token)
   JOIN pggit.alert_delivery_queue q ON q.delivery_id = r.delivery_id AND q.lease_token = r.token
- WHERE q.delivery_id NOT IN (SELECT delivery_id FROM free)
+ WHERE q.delivery_id = ANY (%(delivery_ids)s::bigint[]) AND q.delivery_id NOT IN (SELECT delivery_id FROM free)

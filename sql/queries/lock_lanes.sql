@@ -41,6 +41,7 @@ SELECT l.webhook_id, l.circuit_state, l.circuit_epoch, l.consecutive_failures,
        extract(epoch FROM now())::float8, coalesce((SELECT max(webhook_id) FROM fresh), 0), (SELECT count(*) FROM fresh),
        -- Webhooks without a lane, since nobody registered them.
        ARRAY(SELECT f.webhook_id FROM fresh f
-              WHERE NOT EXISTS (SELECT FROM pggit.webhook_health_metrics h WHERE h.webhook_id = f.webhook_id))
+              WHERE f.webhook_id <> ALL (ARRAY(SELECT h.webhook_id FROM pggit.webhook_health_metrics h
+                                                WHERE h.webhook_id = ANY (ARRAY(SELECT webhook_id FROM fresh)))))
   FROM (SELECT) one  -- a row comes back even if no lane was locked
   LEFT JOIN locked l ON true

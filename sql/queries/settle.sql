@@ -21,8 +21,9 @@ WITH result AS (
       FROM result r
      -- IS NOT DISTINCT FROM, so that no planner takes the partial index of leased rows for this: with statistics from an
      -- idle queue that index looks empty, and is then read whole for every result.
-     WHERE q.delivery_id = r.delivery_id AND q.lease_token = r.token AND q.delivery_status IS NOT DISTINCT FROM 'sending'
-    RETURNING q.delivery_id, r.token, r.status
+     WHERE q.delivery_id = ANY (%(delivery_ids)s::bigint[])  -- looked up, whatever the planner believes of the table
+       AND q.delivery_id = r.delivery_id AND q.lease_token = r.token AND q.delivery_status IS NOT DISTINCT FROM 'sending'
+    RETURNING r.*
 ), counted AS (
     INSERT INTO pggit.finished_counts (delivered, failed)
     SELECT count(*) FILTER (WHERE status = 'delivered'), count(*) FILTER (WHERE status = 'failed')
@@ -31,9 +32,8 @@ WITH result AS (
 ), logged AS (
     INSERT INTO pggit.alert_delivery_log
            (delivery_id, webhook_id, event_type, event_details, http_status, response_time_ms, worker_id)
-    SELECT r.delivery_id, r.webhook_id, r.event, r.details::jsonb, r.http_status, r.time_ms, %(worker_id)s
-      FROM result r
-      JOIN settled s USING (delivery_id, token)
-     WHERE r.event IS NOT NULL
+    SELECT delivery_id, webhook_id, event, details::jsonb, http_status, time_ms, %(worker_id)s
+      FROM settled
+     WHERE event IS NOT NULL
 )
 SELECT delivery_id, token FROM settled

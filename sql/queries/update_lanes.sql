@@ -29,4 +29,5 @@ UPDATE pggit.webhook_health_metrics h
               %(runnable_ats)s::float8[], %(blocked_bys)s::text[])
        AS r (webhook_id, total, successful, sum_ms, min_ms, max_ms, health_status, failures, circuit_state, circuit_epoch,
              circuit_until, hold_until, tokens, tokens_at, in_flight, runnable_at, blocked_by)
- WHERE h.webhook_id = r.webhook_id
+ WHERE h.webhook_id = ANY (%(webhook_ids)s::bigint[])  -- looked up, whatever the planner believes of the table
+   AND h.webhook_id = r.webhook_id

@@ -383,7 +383,7 @@ FAULTS = {
     "record keeps the token": Fault("settle", "lease_token = NULL, lease_until = NULL", "lease_until = NULL"),
     "record keeps the lease": Fault("settle", "lease_until = NULL, leased_by = NULL", "leased_by = NULL"),
     "record keeps the owner": Fault("settle", "lease_until = NULL, leased_by = NULL", "lease_until = NULL"),
-    "record writes no log": Fault("settle", "WHERE r.event IS NOT NULL", "WHERE false"),
+    "record writes no log": Fault("settle", "WHERE event IS NOT NULL", "WHERE false"),
     "record forgets what is in flight": Fault("update_lanes", "in_flight = r.in_flight,", ""),
     "claim forgets what is in flight": Fault("claim", "in_flight = l.in_flight + t.n,", ""),
     "claim sets no token": Fault("claim", "lease_token = %(token)s,", ""),

@@ -14,8 +14,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.engine import ROOMY, Engine, answered, engine, replaced, unseen
+from tests.engine import ROOMY, Engine, answered, engine, insert, register, replaced, unseen
 from tests.postgres import Database
+from webhookd import queries, store
 from webhookd.retention import Keep, removals, removing
 
 WEBHOOKS = 50
@@ -94,10 +95,20 @@ def deliver(worker: Engine, *, rounds: int, in_flight: int = 0) -> Pages:
 
 def fill(database: Database, *, analysed: bool) -> None:
     """Make the registry, the lanes and a history of delivered rows; statistics are taken now (while nothing is due) or never."""
+    leave_statistics(database)
+    populate(database)
+    if analysed:
+        database.execute("VACUUM ANALYZE")
+
+
+def leave_statistics(database: Database) -> None:
     database.execute(
         "ALTER TABLE pggit.alert_delivery_queue SET (autovacuum_enabled = off);"
         "ALTER TABLE pggit.webhook_health_metrics SET (autovacuum_enabled = off)"
     )
+
+
+def populate(database: Database) -> None:
     database.execute(
         "INSERT INTO pggit.webhooks (webhook_id, url, circuit_failure_threshold)"
         " SELECT n, 'https://receiver.example/', 100000 FROM generate_series(1, %s) n",
@@ -110,8 +121,6 @@ def fill(database: Database, *, analysed: bool) -> None:
         " FROM generate_series(1, %s) n, LATERAL (SELECT now() - n * interval '1 s' AS at) t",
         [WEBHOOKS, HISTORY],
     )
-    if analysed:
-        database.execute("VACUUM ANALYZE")
 
 
 def enqueue(database: Database, count: int, *, webhook: str = f"1 + n % {WEBHOOKS}", due: str = "now()") -> None:
@@ -175,6 +184,51 @@ def test_no_hot_statement_reads_more_than_its_own_rows(
     with engine(database, defaults=ROOMY) as worker:
         pages = deliver(worker, rounds=9, in_flight=0 if load is mostly_scheduled else 2000)
     assert_within_bounds(pages, rows=BATCH, a_call=A_CALL_OVER_MANY_LANES if load is mostly_scheduled else A_CALL)
+
+
+def test_plans_from_when_all_was_empty_serve_full_tables(database: Database) -> None:
+    """A worker keeps its plans until somebody analyses the tables: for the first minutes of a new fleet, those for empty ones."""
+    leave_statistics(database)
+    database.execute("VACUUM ANALYZE")
+    with engine(database, defaults=ROOMY) as worker:
+        register(database, 100_000)
+        for _ in range(5):
+            insert(database, 100_000)
+            deliver(worker, rounds=1)
+        database.execute(
+            "INSERT INTO pggit.webhooks (webhook_id, url) SELECT n, 'https://a.example/' FROM generate_series(1001, 11000) n"
+        )
+        while worker.claim(BATCH).lanes:
+            pass  # lanes of the registry are looked at once
+        populate(database)
+        evenly(database)
+        pages = deliver(worker, rounds=9, in_flight=2000)
+    assert_within_bounds(pages, rows=BATCH, a_call=A_CALL_OVER_MANY_LANES)
+
+
+JOINING = ("settle", "update_lanes", "held_claims")  # two hundred rows with as many: each with each would be forty thousand
+LOOKING_UP = (*HOT[:6], "held_claims", "missing_lanes")
+
+
+@pytest.mark.parametrize("name", LOOKING_UP)
+def test_rows_are_looked_up_although_the_planner_believes_that_there_are_hardly_any(database: Database, name: str) -> None:
+    """A page's worth of rows would be read as quickly from end to end, and that plan would stay while the table grows."""
+    leave_statistics(database)
+    database.execute("VACUUM ANALYZE")
+    register(database, 1)
+    numbers: dict[str, str] = {}
+    text = re.sub(r"%\((\w+)\)s", lambda found: numbers.setdefault(found[1], f"${len(numbers) + 1}"), queries.load(name))
+    nothing = ", ".join(["NULL"] * len(numbers))
+    with store.connect(database.dsn, application_name="test") as connection:
+        for count in (1, 3, 27):
+            insert(database, 1, count)
+            with store.transaction(connection, batch=True) as cursor:
+                cursor.execute(f"PREPARE tried AS {text}".encode())
+                [(plan,)] = cursor.execute(f"EXPLAIN (FORMAT JSON) EXECUTE tried ({nothing})".encode())
+                cursor.execute("DEALLOCATE tried")
+            scans = [node for node in _nodes(plan[0]["Plan"]) if node.get("Index Name", "").endswith("_pkey")]
+            assert [node["Index Name"] for node in scans if "Index Cond" not in node] == []
+            assert name not in JOINING or "Hash Join" in {node["Node Type"] for node in _nodes(plan[0]["Plan"])}
 
 
 def test_the_bounds_catch_the_trap(database: Database) -> None:
