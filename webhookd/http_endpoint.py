@@ -82,6 +82,9 @@ class Endpoint:
         self._stopping.set()
         self._wake_sender.send(b".")
         self._thread.join(_CLIENT_TIMEOUT_S)
+        # Not by the thread: woken by something else it might close them before they are written to.
+        self._wake_receiver.close()
+        self._wake_sender.close()
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -95,8 +98,6 @@ class Endpoint:
                 self._stopping.wait(_PAUSE_AFTER_FAULT_S)
         self._drop_all()
         self._selector.close()
-        self._wake_receiver.close()
-        self._wake_sender.close()
 
     def _turn(self) -> None:
         for key, _ in self._selector.select(self._wait_s()):
