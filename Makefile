@@ -9,7 +9,7 @@ PYTEST_ARGS = -n 2 --dist loadgroup
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 
 # The benchmarks of `make bench`, in this order.
-BENCHES = drain latency insert_cost
+BENCHES = drain latency profile insert_cost
 
 .PHONY: help demo monitoring test storm bench bench-growth scaling soak nginx lint setup
 .DELETE_ON_ERROR:

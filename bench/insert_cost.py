@@ -28,7 +28,7 @@ from bench.deliveries import QUEUE, Connection
 from bench.figures import estimate, ratio, verdict
 from bench.fleet import running_fleet
 from bench.postgres import Postgres, running_postgres
-from bench.processes import ended_children_cpu_s
+from bench.processes import ended_children_cpu_s, tree
 from bench.report import Report
 from bench.sink import Sink, nginx
 from webhookd import postgres_programs
@@ -36,6 +36,7 @@ from webhookd.migrate import migrate
 from webhookd.watch import CALL_ALL
 
 CLIENTS = 16
+REAPED_WITHIN_S = 10.0
 DATABASE = "insert_cost"
 SCRIPT = f"""\\set webhook random(1, {deliveries.WEBHOOKS})
 INSERT INTO {QUEUE} (webhook_id, message_body) VALUES (:webhook, '{{"n": 1}}');
@@ -131,13 +132,23 @@ def measure(
             postgres.checkpoint()
             if awaken:
                 await_sleep(connection)
-            before, cpu_s = sink.requests(), ended_children_cpu_s(postgres.pid)
+            before, cpu_s, sessions = sink.requests(), ended_children_cpu_s(postgres.pid), set(tree(postgres.pid))
             with calling(postgres) if variant.called else nullcontext():
                 commits = pgbench(postgres, postgres.home / "insert.sql", seconds=seconds)
             arrivals = (sink.requests() - before) / seconds
+            await_reaped(postgres, sessions)
             spent = ended_children_cpu_s(postgres.pid) - cpu_s
             runs[variant].append(Run(commits, spent / (commits * seconds) * 1000, arrivals))
     return runs
+
+
+def await_reaped(postgres: Postgres, before: set[int]) -> None:
+    """Block until no process is left that was not there *before*: only then is its time in the postmaster's."""
+    deadline = time.monotonic() + REAPED_WITHIN_S
+    while left := set(tree(postgres.pid)) - before:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"sessions {sorted(left)} have not ended within {REAPED_WITHIN_S:g} s")
+        time.sleep(0.02)
 
 
 def reset(connection: Connection, variant: Variant) -> None:
