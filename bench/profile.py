@@ -50,11 +50,11 @@ class Ran:
     waits: int = 0
     preemptions: int = 0
 
-    def since(self, before: "Ran") -> "Ran":
-        return Ran(self.seconds - before.seconds, self.waits - before.waits, self.preemptions - before.preemptions)
-
     def __add__(self, other: "Ran") -> "Ran":
         return Ran(self.seconds + other.seconds, self.waits + other.waits, self.preemptions + other.preemptions)
+
+    def __sub__(self, other: "Ran") -> "Ran":
+        return Ran(self.seconds - other.seconds, self.waits - other.waits, self.preemptions - other.preemptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def _threads(pids: Sequence[int]) -> dict[Path, tuple[str, Ran]]:
 def _by_role(before: Mapping[Path, tuple[str, Ran]], after: Mapping[Path, tuple[str, Ran]]) -> dict[str, Ran]:
     sums = dict.fromkeys((*ROLES.values(), OTHERS), Ran())
     for task, (role, ran) in after.items():
-        sums[role] += ran.since(before[task][1] if task in before else Ran())
+        sums[role] += ran - (before[task][1] if task in before else Ran())
     return sums
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -233,7 +234,7 @@ class Claimer:
         now: float,
         started: float,
     ) -> tuple[list[Delivery], list[int], bool]:
-        """Return what was taken, the lanes out of tokens, and whether *body_bytes* kept due rows from being taken."""
+        """Return what was taken, the lanes that kept due rows for want of tokens, and whether *body_bytes* kept some."""
         lease_s = max((item.timeout_s for item in settings.values()), default=0.0) + LEASE_MARGIN_S
         admissions = self._admit(lanes, settings, limit=limit, now=now, lease_s=lease_s)
         lanes = lanes[: len(admissions)]
@@ -265,10 +266,12 @@ class Claimer:
         deliveries = [
             _delivery_of((row[0], *row[2:]), settings[row[0]], breakers[row[0]], stub) for row in rows if row[2] is not None
         ]
+        taken = Counter(delivery.webhook_id for delivery in deliveries)
         out_of_tokens = [
             lane.webhook_id
             for lane, admission in zip(lanes, admissions, strict=True)
-            if admission.blocked_by is BlockedBy.RATE
+            # Due rows of a lane that gave less than it might are not kept for want of tokens: somebody has them locked.
+            if admission.blocked_by is BlockedBy.RATE and taken[lane.webhook_id] == admission.quota
         ]
         rate_limited = self._due_among(cursor, out_of_tokens) if out_of_tokens else []
         return deliveries, rate_limited, any(row[1] for row in rows)

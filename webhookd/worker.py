@@ -46,8 +46,8 @@ log = logging.getLogger("webhookd.worker")
 
 RELEASE_AGAIN_S = 1.0
 UNANSWERED_S = 2.0  # so long a worker that is to leave waits for an answer of the database
-# Values by the hundred come with each claim and die by themselves; looking them through for cycles as often as Python does by
-# default takes a twentieth of a worker's time.
+# Values by the hundred come with each claim and die by themselves: to look them through for cycles as often as Python does by
+# default finds nothing.
 GARBAGE_THRESHOLDS = (10_000, 20, 20)
 POOL_SIZE = 2  # with the LISTEN connection that makes three a worker
 

@@ -484,6 +484,15 @@ def test_only_a_lane_that_had_to_keep_due_rows_counts_as_rate_limited(database: 
         assert list(worker.claim().rate_limited) == [1]
 
 
+def test_a_row_that_somebody_has_locked_is_not_kept_for_want_of_tokens(database: Database) -> None:
+    register(database, 1, rate_limit_per_second=0.01, rate_limit_burst=2)
+    [locked, _] = insert(database, 1, 2)
+    with engine(database, defaults=STANDARD) as worker, database.connect(autocommit=False) as operator:
+        operator.execute("SELECT FROM pggit.alert_delivery_queue WHERE delivery_id = %s FOR UPDATE", [locked])
+        claim = worker.claim()
+    assert (len(claim.deliveries), list(claim.rate_limited)) == (1, [])
+
+
 def test_the_default_rate_holds_where_the_registry_says_nothing(database: Database) -> None:
     register(database, 1)
     register(database, 2, rate_limit_per_second=0)

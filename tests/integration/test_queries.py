@@ -17,7 +17,7 @@ def test_a_statement_carries_its_name_and_no_comment(name: str) -> None:
     statement = queries.load(name)
     assert re.match(rf"[A-Z]+ /\* webhookd:{name} \*/ ", statement)
     assert "--" not in statement
-    # Beyond that psycopg takes the statement apart each time: a third of a small claim's time.
+    # Beyond that psycopg takes the statement apart at each execution.
     assert len(statement) <= 4096
     # Whoever has put something in front of the schema must not be met.
     assert not re.search(r"\b(FROM|JOIN|INTO|UPDATE) (alert_delivery|webhook|workers|queue_depth|chores)", statement)
