@@ -1,5 +1,6 @@
 """Fixtures for every test. The server is started once a run; each test gets a database of its own."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Only this file is read early enough for options; tests/storm uses them."""
     parser.addoption("--storm-seed", type=int, help="repeat the choices of an earlier run (each storm prints its own)")
     parser.addoption("--storm-table", type=Path, help="write the table of all storms to this file")
+
+
+def pytest_configure() -> None:
+    """Undo what a shell does that runs the tests in the background: it ignores these, and so would all that they start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
