@@ -1,6 +1,7 @@
 """One worker's claims and records without its threads, and a look at what they leave in the database."""
 
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -192,6 +193,14 @@ def unseen(database: Database) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
 # What is there now --------------------------------------------------------------------------------------------------
 
 
+def new_rows(database: Database) -> int:
+    """Return how many waiting rows no worker has looked at: those that stand in queue_new."""
+    rows = database.execute(
+        "SELECT count(*) FROM pggit.alert_delivery_queue WHERE NOT routed AND delivery_status IN ('pending', 'retrying')"
+    )
+    return int(rows[0][0])
+
+
 def delivery(database: Database, delivery_id: int) -> dict[str, Any]:
     """Return a queue row by column name."""
     return _one(database, "SELECT to_jsonb(q) FROM pggit.alert_delivery_queue q WHERE delivery_id = %s", delivery_id)
@@ -265,3 +274,58 @@ def _one(database: Database, statement: str, key: int) -> dict[str, Any]:
     assert rows, f"no row {key}"
     row: dict[str, Any] = rows[0][0]
     return row
+
+
+# What takes several steps ---------------------------------------------------------------------------------------------
+
+
+def run_at_once(claimants: list[Engine], *, claims: int) -> int:
+    """Have each of *claimants* claim so often at the same time; return how many rows they took altogether."""
+    start = threading.Barrier(len(claimants))
+    taken: list[int] = []
+
+    def claim(claimant: Engine) -> None:
+        start.wait(20)
+        taken.extend(len(claimant.claim(100).deliveries) for _ in range(claims))
+
+    threads = [threading.Thread(target=claim, args=[claimant]) for claimant in claimants]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return sum(taken)
+
+
+def block(database: Database, worker: Engine, cause: str) -> list[Delivery]:
+    """Have the lane of webhook 1 blocked by *cause*, without a waiting row; return what is in flight."""
+    if cause == "unregistered":
+        return []
+    limits: dict[str, dict[str, float]] = {
+        "rate": {"rate_limit_per_second": 0.01, "rate_limit_burst": 1},
+        "in_flight": {"max_in_flight": 1},
+    }
+    register(database, 1, **limits.get(cause, {}))
+    insert(database, 1, 5 if cause == "circuit" else 1)
+    claimed = worker.take_all()
+    if cause == "paused":
+        worker.finish(claimed, answered(200))
+        database.execute("UPDATE pggit.webhooks SET enabled = false WHERE webhook_id = 1")
+    elif cause == "circuit":
+        worker.finish(claimed, answered(404))
+    elif cause == "hold":
+        worker.finish(claimed, answered(429, retry_after="1000"))
+        database.execute("DELETE FROM pggit.alert_delivery_queue")
+    elif cause == "rate":
+        worker.finish(claimed, answered(200))
+    return claimed
+
+
+def unblock(database: Database, worker: Engine, cause: str, in_flight: list[Delivery]) -> None:
+    if cause == "unregistered":
+        register(database, 1)
+    elif cause == "paused":
+        database.execute("UPDATE pggit.webhooks SET enabled = true WHERE webhook_id = 1")
+    elif cause == "in_flight":
+        worker.finish(in_flight, answered(200))
+    else:
+        let_pass(database, {"circuit": 61.0, "hold": 1001.0, "rate": 101.0}[cause])

@@ -2,7 +2,6 @@
 
 import random
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -40,18 +39,6 @@ UPDATE pggit.webhook_health_metrics
 SET consecutive_failures = 0, health_status = 'healthy', last_check_at = CURRENT_TIMESTAMP
 WHERE webhook_id = %s AND health_status != 'healthy'
 """
-
-
-@pytest.fixture
-def worker(database: Database) -> Iterator[Engine]:
-    with engine(database) as worker:
-        yield worker
-
-
-@pytest.fixture
-def other(database: Database) -> Iterator[Engine]:
-    with engine(database, "worker-2") as other:
-        yield other
 
 
 def one(database: Database, worker: Engine, **columns: Any) -> Delivery:

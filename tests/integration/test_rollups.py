@@ -22,12 +22,6 @@ from webhookd.migrate import load, migrate
 HISTORY = 60_000
 
 
-@pytest.fixture
-def worker(database: Database) -> Iterator[Engine]:
-    with engine(database) as worker:
-        yield worker
-
-
 def counted(database: Database) -> tuple[int, ...]:
     return database.execute("SELECT delivered_count, failed_count FROM pggit.count_pending_by_status()")[0]
 

@@ -13,7 +13,6 @@ from tests.engine import (
     answered,
     attempts,
     delivery,
-    engine,
     given_back,
     ids,
     insert,
@@ -33,12 +32,6 @@ RESET = (SEED / "section_7_reset_circuit.sql").read_text().replace("?", "%s")
 SELECTS = {path.stem: path.read_text() for path in sorted(SEED.glob("*.sql")) if path.stem.split("_")[2] not in ("load", "reset")}
 
 Connection = psycopg.Connection[tuple[Any, ...]]
-
-
-@pytest.fixture
-def worker(database: Database) -> Iterator[Engine]:
-    with engine(database) as worker:
-        yield worker
 
 
 @contextmanager
