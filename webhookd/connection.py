@@ -6,6 +6,7 @@ import select
 import socket
 import ssl
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, cast
@@ -104,15 +105,14 @@ def _connect_any(addresses: list[str], port: int, deadline: float) -> socket.soc
 
 def _connect(address: str, port: int, limit_s: float, deadline: float) -> socket.socket:
     sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
-    try:
+    with ExitStack() as unless_done:
+        unless_done.callback(sock.close)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.settimeout(limit_s)
         sock.connect((address, port))
         # urllib3's TLS handshake comes next and keeps to this as a whole, however slowly the bytes come.
         sock.settimeout(remaining_until(deadline, "while connecting"))
-    except BaseException:
-        sock.close()
-        raise
+        unless_done.pop_all()
     return sock
 
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -253,13 +254,12 @@ def _listen(host: str, port: int, *, until: float) -> socket.socket:
         # Without the port, which it would take modulo 65536: worker 2 beside port 65535 would get just any port.
         family, kind, protocol, _, address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
-        try:
+        with ExitStack() as unless_done:
+            unless_done.callback(listener.close)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             _bind(listener, (address[0], port, *address[2:]), until=until)
             listener.listen(_BACKLOG)
-        except BaseException:
-            listener.close()
-            raise
+            unless_done.pop_all()
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UnusableError(

@@ -4,6 +4,7 @@ import select
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import ExitStack
 from uuid import uuid4
 
 import psycopg
@@ -79,7 +80,8 @@ class Listener:
 
     def _connect(self, pool: ConnectionPool[store.Connection]) -> store.Connection:
         connection = store.connect(self._dsn, application_name=self._application_name)
-        try:
+        with ExitStack() as unless_done:
+            unless_done.callback(connection.close)
             if connection.behind_pooler and store.lent_by_transaction(connection, pool.connection):
                 # LISTEN would stay in a session that somebody else gets next.
                 raise DeafError("a pooler in transaction mode")
@@ -88,9 +90,7 @@ class Listener:
                 if connection.behind_pooler:
                     connection.execute(f"UNLISTEN {WAKE_CHANNEL}".encode())  # with some luck in the session that listens
                 raise DeafError(f"a NOTIFY did not arrive within {HEARS_WITHIN_S:g} s")
-        except BaseException:
-            connection.close()
-            raise
+            unless_done.pop_all()
         return connection
 
 

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import lru_cache, partial
 from typing import Any, Self, TypeVar
 
@@ -141,11 +141,10 @@ def connect(dsn: str, *, application_name: str) -> Connection:
     Blocks for at most 10 s a host (*dsn* may say otherwise) and what looking it up takes; raises `psycopg.OperationalError`.
     """
     connection = _WorkersConnection.connect(dsn, **_parameters(dsn))
-    try:
+    with ExitStack() as unless_done:
+        unless_done.callback(connection.close)
         configure(connection, application_name=application_name)
-    except BaseException:
-        connection.close()
-        raise
+        unless_done.pop_all()
     return connection
 
 
