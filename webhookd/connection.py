@@ -1,11 +1,11 @@
 """The connections that urllib3 keeps: each is dialled through the egress check, within the exchange's deadline."""
 
 import errno
-import queue
 import select
 import socket
 import ssl
 import time
+import weakref
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -151,7 +151,7 @@ class Connection(HTTPConnection):
 
     @property
     def is_connected(self) -> bool:
-        """Return whether it is open and has nothing to read, not even the end: urllib3 asks before it lends a kept one."""
+        """Return whether it is open and has nothing to read, not even the end."""
         return self.sock is not None and not self.readable.poll(0)
 
     def _new_conn(self) -> socket.socket:
@@ -162,36 +162,32 @@ class _TlsConnection(Connection, HTTPSConnection):
     pass
 
 
-class _Stack(queue.LifoQueue[Any]):
-    """A LifoQueue that never blocks, for urllib3: nobody waits for a connection, and the locks cost a tenth of an exchange.
+class Pool(urllib3.HTTPConnectionPool):
+    """The kept connections to one origin, the one used last first. Threads may share it.
 
-    A list's append and pop are atomic, so threads may share it.
+    urllib3 makes the connections. Lending them is done here: nobody ever waits for one, and a queue with locks would cost a
+    tenth of an exchange.
     """
 
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        try:
-            return self.queue.pop()
-        except IndexError:
-            raise queue.Empty from None
-
-    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
-        if self.full():
-            raise queue.Full
-        self.queue.append(item)
-
-    def full(self) -> bool:
-        return len(self.queue) >= self.maxsize
-
-
-class Pool(urllib3.HTTPConnectionPool):
-    """The kept connections to one origin."""
-
     ConnectionCls = Connection
-    QueueCls = _Stack
+
+    def __init__(self, *args: Any, maxsize: int, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._most = maxsize
+        self._kept: list[Connection] = []  # append and pop are atomic
+        # Once nobody refers to the pool any more, an exchange under way included: so urllib3 ends its own.
+        weakref.finalize(self, _close_all, self._kept)
 
     def borrow(self) -> Connection:
         """Return a kept connection that is still alive, or a new one that is not open yet (its *sock* is None)."""
-        return cast(Connection, self._get_conn())
+        while True:
+            try:
+                connection = self._kept.pop()
+            except IndexError:
+                return self.fresh()
+            if connection.is_connected:
+                return connection
+            connection.close()
 
     def fresh(self) -> Connection:
         """Return a new connection that is not open yet."""
@@ -199,12 +195,11 @@ class Pool(urllib3.HTTPConnectionPool):
 
     def give_back(self, connection: Connection) -> None:
         """Keep *connection* for the next exchange, or close it where enough are kept."""
-        connection.idle_since = time.monotonic()
-        if self.pool is not None and self.pool.full():
-            # urllib3 would log a warning for each.
-            connection.close()
+        if len(self._kept) < self._most:
+            connection.idle_since = time.monotonic()
+            self._kept.append(connection)
         else:
-            self._put_conn(connection)
+            connection.close()
 
 
 class _TlsPool(Pool, urllib3.HTTPSConnectionPool):
@@ -227,8 +222,9 @@ class Pools(urllib3.PoolManager):
 
     def pool(self, route: Route) -> Pool:
         """Return the pool for *route*, made if need be."""
-        pool = self.pools.get(route.pool_key)
-        if pool is None:
+        try:
+            pool = self.pools[route.pool_key]
+        except KeyError:
             # A copy, since urllib3 empties the context that it makes a pool from.
             pool = self.connection_from_pool_key(route.pool_key, dict(route.pool_context))
         return cast(Pool, pool)
@@ -237,6 +233,11 @@ class Pools(urllib3.PoolManager):
         self, scheme: str, host: str, port: int, request_context: dict[str, Any] | None = None
     ) -> urllib3.HTTPConnectionPool:
         return super()._new_pool(scheme, host, port, {**(request_context or {}), "dialer": self._dialer})
+
+
+def _close_all(connections: list[Connection]) -> None:
+    for connection in connections:
+        connection.close()
 
 
 def _describe_handshake(error: OSError) -> str:
