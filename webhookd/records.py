@@ -26,6 +26,8 @@ from webhookd.core.model import Attempted, Delivery, Lost, Result
 
 GONE_REASON = "410 Gone"
 
+_Settled = tuple[Result, Settlement]
+
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
@@ -120,11 +122,14 @@ class Recorder:
         now_at = datetime.fromtimestamp(now, tz=UTC)
         settled = [(result, settle(result.delivery, result.outcome, now_at=now_at, u=random.random())) for result in results]
         ours = self._settle_rows(cursor, settled)
-        accepted = [pair for pair in settled if _claim_of(pair[0]) in ours]
-        refused = [result for result, _ in settled if _claim_of(result) not in ours]
-        after, tripped = _settle_lanes(lanes, accepted, now=now)
+        accepted, refused = settled, []
+        if len(ours) < len(settled):
+            accepted = [pair for pair in settled if _claim_of(pair[0]) in ours]
+            refused = [result for result, _ in settled if _claim_of(result) not in ours]
+        of_webhook = _by_webhook(accepted)
+        after = [settle_lane(lanes[webhook_id], pairs, now=now) for webhook_id, pairs in of_webhook.items()]
         if after:
-            cursor.execute(self._update, _lane_parameters(after, accepted))
+            cursor.execute(self._update, _lane_parameters(after, of_webhook))
         gone = [result.delivery.webhook_id for result, settlement in accepted if settlement.disables_webhook]
         if gone:
             cursor.execute(self._disable, {"webhook_ids": store.number_array(gone), "reason": GONE_REASON})
@@ -132,7 +137,7 @@ class Recorder:
         return Recorded(
             accepted=[result for result, _ in accepted],
             refused=refused,
-            tripped=tripped,
+            tripped=[lane.webhook_id for lane in after if _tripped(lane, before=lanes[lane.webhook_id])],
             next_look_s=min(runnable, default=math.inf),
         )
 
@@ -147,9 +152,7 @@ class Recorder:
         ).fetchall()
         return {(row[0], row[1]) for row in rows}
 
-    def _settle_rows(
-        self, cursor: psycopg.Cursor[TupleRow], settled: Sequence[tuple[Result, Settlement]]
-    ) -> set[tuple[int, int]]:
+    def _settle_rows(self, cursor: psycopg.Cursor[TupleRow], settled: Sequence[_Settled]) -> set[tuple[int, int]]:
         """Return the claims (see `_claim_of`) that the fence let pass."""
         ended = time.monotonic()
         answers = [result.outcome.answer if isinstance(result.outcome, Attempted) else None for result, _ in settled]
@@ -178,35 +181,28 @@ def _claim_of(result: Result) -> tuple[int, int]:
     return result.delivery.delivery_id, result.delivery.token
 
 
-def _settle_lanes(
-    lanes: Mapping[int, Lane], accepted: Sequence[tuple[Result, Settlement]], *, now: float
-) -> tuple[list[Lane], list[int]]:
-    by_webhook: dict[int, list[tuple[Result, Settlement]]] = defaultdict(list)
-    for pair in accepted:
-        by_webhook[pair[0].delivery.webhook_id].append(pair)
-    after, tripped = [], []
-    for webhook_id, pairs in by_webhook.items():
-        before = lanes[webhook_id]
-        lane = settle_lane(before, pairs, now=now)
-        after.append(lane)
-        if lane.breaker.state is CircuitState.OPEN and lane.breaker.epoch != before.breaker.epoch:
-            tripped.append(webhook_id)
-    return after, tripped
+def _by_webhook(settled: Sequence[_Settled]) -> dict[int, list[_Settled]]:
+    of_webhook: dict[int, list[_Settled]] = defaultdict(list)
+    for pair in settled:
+        of_webhook[pair[0].delivery.webhook_id].append(pair)
+    return of_webhook
 
 
-def _lane_parameters(after: Sequence[Lane], accepted: Sequence[tuple[Result, Settlement]]) -> dict[str, Any]:
-    times_ms: dict[int, list[float]] = defaultdict(list)
-    successful: dict[int, int] = defaultdict(int)
-    for result, settlement in accepted:
-        if isinstance(result.outcome, Attempted):
-            webhook_id = result.delivery.webhook_id
-            times_ms[webhook_id].append(result.outcome.answer.elapsed_s * 1000)
-            successful[webhook_id] += settlement.vote is CircuitVote.SUCCESS
-    times = [times_ms[lane.webhook_id] for lane in after]
+def _tripped(lane: Lane, *, before: Lane) -> bool:
+    return lane.breaker.state is CircuitState.OPEN and lane.breaker.epoch != before.breaker.epoch
+
+
+def _lane_parameters(after: Sequence[Lane], of_webhook: Mapping[int, Sequence[_Settled]]) -> dict[str, Any]:
+    of_lanes = [of_webhook[lane.webhook_id] for lane in after]
+    times = [
+        [result.outcome.answer.elapsed_s * 1000 for result, _ in its if isinstance(result.outcome, Attempted)]
+        for its in of_lanes
+    ]
+    successful = [sum(settlement.vote is CircuitVote.SUCCESS for _, settlement in its) for its in of_lanes]
     return {
         "webhook_ids": store.number_array([lane.webhook_id for lane in after]),
         "totals": store.number_array([len(its) for its in times]),
-        "successfuls": store.number_array([successful[lane.webhook_id] for lane in after]),
+        "successfuls": store.number_array(successful),
         "sums_ms": store.number_array([math.fsum(its) for its in times]),
         "mins_ms": store.number_array([min(its, default=None) for its in times]),
         "maxs_ms": store.number_array([max(its, default=None) for its in times]),
