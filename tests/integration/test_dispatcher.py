@@ -1,0 +1,76 @@
+"""When a dispatcher looks at the queue: not over and over while it gets nothing, and in time for rows that are suspect."""
+
+import threading
+
+import pytest
+
+from tests.postgres import Database
+from tests.stage import INSERT, Stage, staged
+
+
+def turns_in_half_a_second(stage: Stage) -> int:
+    before = stage.senders.turns
+    threading.Event().wait(0.5)
+    return stage.senders.turns - before
+
+
+def test_a_dispatcher_without_room_does_not_spin(database: Database) -> None:
+    with staged(database) as stage, database.connect(autocommit=False) as producer:
+        producer.execute(INSERT)
+        stage.start()
+        stage.lose_room()  # while it outwaits the producer
+        assert turns_in_half_a_second(stage) < 50
+
+
+def test_an_operator_who_holds_a_new_row_does_not_make_workers_spin(database: Database) -> None:
+    with staged(database) as stage, database.connect(autocommit=False) as operator:
+        stage.start()
+        stage.lose_room()
+        database.execute(INSERT)
+        operator.execute("SELECT FROM pggit.alert_delivery_queue FOR UPDATE")
+        stage.find_room()
+        looks = stage.cues.looks
+        assert turns_in_half_a_second(stage) < 50
+        operator.commit()
+        assert stage.arrived(1, within_s=20)
+        assert stage.cues.looks > looks
+
+
+def test_an_operator_who_holds_a_lane_with_new_rows_does_not_make_workers_spin(database: Database) -> None:
+    with staged(database) as stage, database.connect(autocommit=False) as operator:
+        stage.start()
+        operator.execute("SELECT FROM pggit.webhook_health_metrics FOR UPDATE")
+        database.execute(INSERT)
+        assert turns_in_half_a_second(stage) < 50
+        operator.commit()
+        assert stage.arrived(1, within_s=20)
+
+
+def test_a_suspect_row_is_tried_when_it_is_due(database: Database) -> None:
+    with staged(database) as stage:
+        database.execute(INSERT)
+        database.execute(
+            "UPDATE pggit.alert_delivery_queue"
+            " SET routed = true, leases_lost = 3, next_retry_at = clock_timestamp() + interval '1.5 seconds'"
+        )
+        stage.start()
+        assert turns_in_half_a_second(stage) < 50
+        assert stage.arrived(1, within_s=20)
+
+
+def test_a_suspect_row_has_its_turn_while_every_claim_is_full(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("webhookd.dispatcher.SUSPECTS_EVERY_S", 0.05)
+    with staged(database) as stage:
+        stage.start()
+        stage.lose_room()
+        database.execute(INSERT)
+        database.execute("UPDATE pggit.alert_delivery_queue SET routed = true, leases_lost = 3")
+        [(suspect,)] = database.execute("SELECT delivery_id FROM pggit.alert_delivery_queue")
+        # Many lanes: one alone would look empty whenever a record has it locked.
+        database.execute(
+            "INSERT INTO pggit.webhooks (webhook_id, url) SELECT 1 + i, url FROM pggit.webhooks, generate_series(1, 20) i"
+        )
+        database.execute(INSERT.replace("VALUES (1, '{}')", "SELECT 2 + i % 20, '{}' FROM generate_series(1, 1000) i"))
+        stage.find_room()  # for one at a time: a claim is full as long as there is anything
+        assert stage.arrived(1001, within_s=60)
+        assert [f"wh_test_{suspect}\r\n".encode() in request for request in stage.receiver.requests].index(True) < 900
