@@ -7,6 +7,8 @@ from webhookd.core.answer import CircuitVote, Verdict
 from webhookd.core.breaker import Breaker, CircuitState
 from webhookd.core.model import Delivery
 
+MOST = 10_000  # webhooks to remember: a day of failing ones must not fill the memory
+
 
 class Hints:
     """Webhooks that just tripped, asked to be left alone, or are gone, as seen by this worker's own exchanges.
@@ -48,8 +50,11 @@ class Hints:
             if tripped or verdict.holds_webhook or verdict.disables_webhook:
                 self._breakers.pop(webhook_id, None)
                 self._blocked[webhook_id] = math.inf
-            else:
-                self._breakers[webhook_id] = after
+                return
+            self._breakers[webhook_id] = after
+            if len(self._breakers) > MOST:
+                # Webhooks that are gone or paused would stay for ever. Forgotten, one goes by the database's count again.
+                del self._breakers[next(iter(self._breakers))]
 
     def recorded(self, webhook_ids: set[int], *, now: float) -> None:
         """The database knows of everything about *webhook_ids* up to *now* (monotonic): claims from now on go by its word."""
@@ -57,6 +62,6 @@ class Hints:
             for webhook_id in webhook_ids:
                 if self._blocked.get(webhook_id) == math.inf:
                     self._blocked[webhook_id] = now
-            if len(self._blocked) > 10_000:
-                # Old entries hold nothing back any more; a day of failing webhooks must not fill the memory.
+            if len(self._blocked) > MOST:
+                # Old entries hold nothing back any more.
                 self._blocked = {key: at for key, at in self._blocked.items() if at > now - 600}

@@ -3,7 +3,10 @@
 import math
 from datetime import UTC, datetime
 
+import pytest
+
 from tests.values import delivery, settings
+from webhookd import hints as hints_module
 from webhookd.core.answer import Answer, AnswerKind, Verdict, classify
 from webhookd.core.breaker import Breaker
 from webhookd.core.model import Delivery
@@ -62,3 +65,15 @@ def test_other_webhooks_are_not_held_back() -> None:
     hints = Hints()
     hints.attempted(claimed(1.0), verdict(410))
     assert not hints.holds_back(delivery(webhook_id=2, claimed=-math.inf))
+
+
+def test_webhooks_that_fail_once_and_never_again_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hints_module, "MOST", 3)
+    hints = Hints()
+    for webhook_id in (1, 2, 3, 2, 4, 5):
+        hints.attempted(delivery(webhook_id=webhook_id, settings=settings(circuit_threshold=3)), verdict(500))
+    assert hints._breakers.keys() == {3, 4, 5}
+    # Whose failures were forgotten is counted from what the claim says of it.
+    later = delivery(webhook_id=2, breaker=Breaker(failures=2), settings=settings(circuit_threshold=3))
+    hints.attempted(later, verdict(500))
+    assert hints.holds_back(later)
