@@ -16,7 +16,7 @@ class News(StrEnum):
 
 
 class Bell:
-    """Rung from any thread or signal handler; one thread selects on `fileno` and answers."""
+    """Rung from any thread or signal handler; one thread waits for `fileno` and answers."""
 
     def __init__(self) -> None:
         self._news: collections.deque[News | float] = collections.deque()

@@ -8,7 +8,6 @@ import collections
 import logging
 import math
 import random
-import select
 import time
 from collections.abc import Callable, Sequence
 
@@ -20,7 +19,7 @@ from webhookd.claims import Claim, Claimer, ClaimInDoubtError, NextLook
 from webhookd.core.model import Delivery
 from webhookd.counts import Wakeup
 from webhookd.errors import first_line
-from webhookd.listener import DeafError, Listener
+from webhookd.listener import DeafError, readable
 from webhookd.metrics import Metrics
 from webhookd.recording import Recording
 from webhookd.senders import Senders
@@ -340,11 +339,11 @@ class Dispatcher:
             until = min(until, self._saturated_since + SATURATED_S)
         if self._senders.tick(now) or self._alone:  # alone: until nothing is in hand
             until = min(until, now + TICK_S)
-        sources: list[Bell | Listener] = [self._bell, self._listener] if self._listener.connected else [self._bell]
         try:
-            readable, _, _ = select.select(sources, [], [], max(0.0, until - now))
+            listener = self._listener.fileno()
+            ready = readable([self._bell.fileno(), listener], within_s=until - now)
             now = time.monotonic()
-            if self._listener in readable:
+            if listener in ready:
                 self._notifications(self._listener.drain(), now)
         except psycopg.OperationalError as error:
             self._listener.close()

@@ -1,8 +1,9 @@
 """The LISTEN connection: where wakeups arrive."""
 
+import math
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import ExitStack
 from uuid import uuid4
@@ -94,6 +95,19 @@ class Listener:
         return connection
 
 
+def readable(descriptors: Iterable[int], *, within_s: float) -> set[int]:
+    """Return those *descriptors* with something to read, the end or an error included; waits *within_s* for the first.
+
+    Negative ones are left out. Not with select, which takes none from 1024 on: a worker has one open for each receiver.
+    """
+    poller = select.poll()
+    for descriptor in descriptors:
+        if descriptor >= 0:
+            poller.register(descriptor, select.POLLIN)
+    # Rounded up: what ends a moment too early is begun again, over and over. Below zero would be for ever.
+    return {descriptor for descriptor, _ in poller.poll(max(0, math.ceil(1000 * within_s)))}
+
+
 def _close_unwanted(future: Future[store.Connection]) -> None:
     if future.exception() is None:
         future.result().close()
@@ -114,7 +128,7 @@ def _hears(connection: store.Connection, pool: ConnectionPool[store.Connection])
         sender.execute("SELECT pg_notify(%s, %s)", [WAKE_CHANNEL, word])
     deadline = time.monotonic() + HEARS_WITHIN_S
     while (left := deadline - time.monotonic()) > 0:
-        select.select([connection], [], [], left)
+        readable([connection.fileno()], within_s=left)
         if word in _payloads(connection):
             return True
     return False

@@ -4,8 +4,10 @@ import threading
 
 import pytest
 
+from tests.descriptors import SELECT_TAKES, crowded
 from tests.postgres import Database
 from tests.stage import INSERT, Stage, staged
+from tests.waiting import eventually
 
 
 def turns_in_half_a_second(stage: Stage) -> int:
@@ -14,12 +16,31 @@ def turns_in_half_a_second(stage: Stage) -> int:
     return stage.senders.turns - before
 
 
+def hang_up(database: Database) -> None:
+    """Cut the LISTEN connection, and wait until it is gone."""
+    listening = "FROM pg_stat_activity WHERE application_name = 'test/listen'"
+    [(mine,)] = database.execute(f"SELECT pid {listening}")
+    database.execute("SELECT pg_terminate_backend(%s)", [mine])
+    eventually(lambda: database.execute(f"SELECT 1 {listening} AND pid = %s", [mine]) == [], what="cut off")
+
+
 def test_a_dispatcher_without_room_does_not_spin(database: Database) -> None:
     with staged(database) as stage, database.connect(autocommit=False) as producer:
         producer.execute(INSERT)
         stage.start()
         stage.lose_room()  # while it outwaits the producer
         assert turns_in_half_a_second(stage) < 50
+
+
+def test_a_dispatcher_waits_listens_and_listens_again_in_a_process_with_thousands_of_descriptors(database: Database) -> None:
+    with crowded(), staged(database) as stage:
+        stage.start()
+        assert stage.watch.listener.fileno() > SELECT_TAKES
+        hang_up(database)
+        eventually(lambda: stage.watch.listener.connected, what="listens again")
+        stage.settle()
+        database.execute(INSERT)
+        assert stage.arrived(1, within_s=20)
 
 
 def test_an_operator_who_holds_a_new_row_does_not_make_workers_spin(database: Database) -> None:

@@ -1,5 +1,6 @@
 """The LISTEN connection: opened without holding anybody up, proved before it counts, and gone without a trace."""
 
+import os
 import socket
 import threading
 import time
@@ -12,11 +13,12 @@ import pytest
 from psycopg.conninfo import make_conninfo
 from psycopg_pool import ConnectionPool
 
+from tests.descriptors import SELECT_TAKES, crowded
 from tests.pgbouncer import pgbouncer, through
 from tests.postgres import Database
 from tests.waiting import eventually
 from webhookd import store
-from webhookd.listener import WAKE_CHANNEL, DeafError, Listener
+from webhookd.listener import WAKE_CHANNEL, DeafError, Listener, readable
 
 Pool = ConnectionPool[store.Connection]
 
@@ -42,6 +44,35 @@ def test_it_hears_whatever_is_committed_once_it_is_connected(database: Database,
     assert eventually(listener.drain) == ["news"]
     listener.close()
     assert not listener.connected
+
+
+def test_it_hears_in_a_process_with_thousands_of_descriptors(database: Database, pool: Pool) -> None:
+    listener = Listener(database.dsn, application_name="test/listen")
+    with crowded():
+        assert opened(listener, pool)
+        assert listener.fileno() > SELECT_TAKES
+        database.execute(f"NOTIFY {WAKE_CHANNEL}, 'news'")
+        assert readable([listener.fileno()], within_s=20) == {listener.fileno()}
+        assert eventually(listener.drain) == ["news"]
+        listener.close()
+
+
+def test_whatever_is_broken_counts_as_readable() -> None:
+    near, far = socket.socketpair()
+    closed = os.dup(near.fileno())
+    os.close(closed)
+    with near:
+        assert readable([near.fileno(), -1], within_s=0.01) == set()
+        assert readable([near.fileno(), closed, -1], within_s=20) == {closed}
+        far.close()
+        assert readable([near.fileno(), -1], within_s=20) == {near.fileno()}
+
+
+@pytest.mark.parametrize("within_s", [0.0101, 0.0, -1.0])
+def test_waiting_ends_no_moment_too_early_and_never_takes_for_ever(within_s: float) -> None:
+    began = time.monotonic()
+    assert readable([], within_s=within_s) == set()
+    assert within_s <= time.monotonic() - began < 5
 
 
 def test_a_host_that_answers_nothing_holds_nobody_up(database: Database, pool: Pool) -> None:

@@ -1,0 +1,26 @@
+"""A process that holds very many descriptors, as a worker with thousands of receivers does."""
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+SELECT_TAKES = 1024
+
+
+@contextmanager
+def crowded(spare: int = 200) -> Iterator[None]:
+    """Have every descriptor that is opened meanwhile be one that select refuses."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = SELECT_TAKES + spare
+    if 0 <= soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    held = [os.open(os.devnull, os.O_RDONLY)]
+    try:
+        while held[-1] < SELECT_TAKES:
+            held.append(os.dup(held[0]))
+        yield
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
