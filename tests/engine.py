@@ -115,6 +115,18 @@ def replaced(text: str, old: str, new: str) -> str:
     return changed
 
 
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One step of the protocol left out: *old* in the statement *name* becomes *new*."""
+
+    name: str
+    old: str
+    new: str
+
+    def __call__(self, name: str, text: str) -> str:
+        return replaced(text, self.old, self.new) if name == self.name else text
+
+
 # Outcomes -----------------------------------------------------------------------------------------------------------
 
 

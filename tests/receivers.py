@@ -12,6 +12,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
+import trustme
+
 OK = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 2\r\n\r\nok"
 
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)", re.IGNORECASE)
@@ -323,13 +325,20 @@ def refusing() -> Iterator[int]:
 
 
 @contextmanager
-def black_hole() -> Iterator[int]:
-    """Yield a port on 127.0.0.1 whose backlog is full: the kernel drops what else wants to connect."""
+def black_hole(host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
+    """Yield a port on *host* whose backlog is full: the kernel drops what else wants to connect."""
     with socket.socket() as listener, ExitStack() as stack:
-        listener.bind(("127.0.0.1", 0))
+        listener.bind((host, port))
         listener.listen(0)
         for _ in range(4):
             waiting = stack.enter_context(socket.socket())
             waiting.setblocking(False)
             waiting.connect_ex(listener.getsockname())
         yield int(listener.getsockname()[1])
+
+
+def server_tls(certificate: trustme.LeafCert) -> ssl.SSLContext:
+    """Return what a receiver needs to show *certificate*."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.configure_cert(context)
+    return context

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from tests.integration.test_doctor import SCHEMA, add_worker, findings, run, wrong
+from tests.doctor import SCHEMA, add_worker, findings, run, wrong
 from tests.pgbouncer import pgbouncer, through
 from tests.postgres import SETTINGS, Database, Server, running_server
 from tests.waiting import eventually

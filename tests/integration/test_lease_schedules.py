@@ -18,8 +18,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from tests.engine import ROOMY, Engine, answered, engine, given_back, register
-from tests.integration.test_fence import Fault
+from tests.engine import ROOMY, Engine, Fault, answered, engine, given_back, register
 from tests.postgres import Database, Server
 from webhookd import store
 from webhookd.claims import Claimer, ClaimInDoubtError

@@ -27,6 +27,7 @@ from tests.receivers import (
     never_reading,
     refusing,
     resetting,
+    server_tls,
     silent,
     speaking_first,
 )
@@ -222,12 +223,6 @@ def trusted(authority: trustme.CA, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     with authority.cert_pem.tempfile() as bundle:
         monkeypatch.setenv("SSL_CERT_FILE", bundle)
         yield
-
-
-def server_tls(certificate: trustme.LeafCert) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    certificate.configure_cert(context)
-    return context
 
 
 def expired(authority: trustme.CA) -> ssl.SSLContext:
