@@ -15,7 +15,7 @@ import psycopg
 from psycopg_pool import ConnectionPool
 
 from webhookd.bell import Bell, News
-from webhookd.claims import Claim, Claimer, ClaimInDoubtError, NextLook
+from webhookd.claims import Claim, Claimer, ClaimInDoubtError
 from webhookd.core.model import Delivery
 from webhookd.counts import Wakeup
 from webhookd.errors import first_line
@@ -24,6 +24,7 @@ from webhookd.metrics import Metrics
 from webhookd.recording import Recording
 from webhookd.senders import Senders
 from webhookd.store import Connection
+from webhookd.suspects import Suspects
 from webhookd.watch import Watch
 
 log = logging.getLogger("webhookd.dispatcher")
@@ -35,7 +36,6 @@ CONTENDED_FIRST_S, CONTENDED_MOST_S = 0.002, 0.05
 NOT_NAMED_S = 0.25  # a worker that hears another named looks a little later: if that one is dead or busy, work is not lost
 SATURATED_S = 0.01  # shorter than this, having no room is an ordinary moment under load
 CALL_EVERY_S = 0.1  # under load every claim is full; then everybody is awake anyway
-SUSPECTS_EVERY_S = 10.0  # while every claim is full nothing else would ask for suspect rows
 DEAF_LOOK_S = 2.0  # without a LISTEN connection
 LISTEN_AGAIN_S, LISTEN_MOST_S = 1.0, 60.0  # between tries to have one
 OUTWAIT_FIRST_S, OUTWAIT_MOST_S = 0.002, 0.25
@@ -86,9 +86,7 @@ class Dispatcher:
         self._call_at = -math.inf
         self._watched = False  # somebody keeps the watch, as far as this worker knows
         self._found_at = -math.inf
-        self._alone = False  # a suspect row is due: run dry first
-        self._suspect_at = math.inf
-        self._suspects_at = -math.inf
+        self._suspects = Suspects()
         self._failures = 0
         self._notified: collections.deque[float] = collections.deque(maxlen=BURST_NOTIFIES)
 
@@ -141,11 +139,10 @@ class Dispatcher:
 
     def _turn(self, now: float) -> None:
         self._keep_listening(now)
-        if now >= self._suspect_at:
-            self._alone, self._suspect_at = True, math.inf
-        if self._alone and self._recording.in_hand() == 0:
+        self._suspects.turn(now)
+        if self._suspects.alone and self._recording.in_hand() == 0:
             self._look_at_suspect(now)
-        room = 0 if self._alone else self._senders.room()
+        room = 0 if self._suspects.alone else self._senders.room()
         if room <= 0:
             self._saturate(now)
             return
@@ -166,14 +163,28 @@ class Dispatcher:
             if claim.full and now >= self._call_at:
                 self._watch.call_all(connection)
                 self._call_at = now + CALL_EVERY_S
-            if claim.full and now >= self._suspects_at:
-                self._see_suspects(self._claimer.next_look(connection), now)
+            if claim.full and now >= self._suspects.see_at:
+                self._suspects.see(self._claimer.next_look(connection).suspect_s, now=now)
             if claim.full or not claim.exhausted:
                 self._look_at = now  # the next turn asks for room first
             elif claim.contended:
                 self._look_soon(now)
             else:
                 self._rest(connection, now, claimed=bool(claim.deliveries))
+
+    def _look_at_suspect(self, now: float) -> None:
+        """Nothing is in hand: try the row that may kill its worker, so that it kills nothing else."""
+        with self._pool.connection() as connection:
+            claim = self._claimer.claim_suspect(connection)
+        self._submit(claim, now)
+        if claim.deliveries:
+            self._suspects.sent()
+            return
+        if claim.lanes:
+            self._suspects.put_off()
+        else:
+            self._suspects.missed(now)
+        self._look_at = now
 
     def _submit(self, claim: Claim, now: float) -> None:
         self._recording.enter(len(claim.deliveries))
@@ -205,7 +216,7 @@ class Dispatcher:
             return
         self._contended_pause = CONTENDED_FIRST_S
         self._look_at = now + next_look.lane_s + (0.0 if self._watch.keeping else random.uniform(0, NOT_NAMED_S))
-        self._see_suspects(next_look, now)
+        self._suspects.see(next_look.suspect_s, now=now)
         if self._watch.looking and now - self._found_at < QUIET_S:
             self._look_at = min(self._look_at, now + LOOK_EVERY_S)
         elif (not self._watched or self._watch.looking) and self._listener.connected:
@@ -277,21 +288,6 @@ class Dispatcher:
             self._outwaited, self._outwait_at = set(), math.inf
             self._found_at = now
 
-    # Suspects ------------------------------------------------------------------------------------------------------
-
-    def _see_suspects(self, next_look: NextLook, now: float) -> None:
-        self._suspect_at = now + next_look.suspect_s
-        self._suspects_at = now + SUSPECTS_EVERY_S
-
-    def _look_at_suspect(self, now: float) -> None:
-        """Nothing is in hand: try the row that may kill its worker, so that it kills nothing else."""
-        with self._pool.connection() as connection:
-            claim = self._claimer.claim_suspect(connection)
-        self._submit(claim, now)
-        if not claim.deliveries:
-            self._alone = False
-            self._look_at = now
-
     # Waiting and faults --------------------------------------------------------------------------------------------
 
     def _keep_listening(self, now: float) -> None:
@@ -334,10 +330,10 @@ class Dispatcher:
         now = time.monotonic()
         # Without room there is nothing to look for, and nothing to outwait.
         look_at = min(self._look_at, self._outwait_at) if self._room_wanted() else math.inf
-        until = min(self._beat_at, look_at, self._suspect_at, self._listen_due())
+        until = min(self._beat_at, look_at, self._suspects.due_at, self._listen_due())
         if self._watch.keeping and self._saturated_since < math.inf:
             until = min(until, self._saturated_since + SATURATED_S)
-        if self._senders.tick(now) or self._alone:  # alone: until nothing is in hand
+        if self._senders.tick(now) or self._suspects.alone:  # alone: until nothing is in hand
             until = min(until, now + TICK_S)
         try:
             listener = self._listener.fileno()

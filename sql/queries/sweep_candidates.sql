@@ -1,5 +1,6 @@
 -- Lanes whose state may be wrong: parked although rows wait that nothing else will bring up (a trigger was off, a row was
--- locked when its lane was read), without a row of their own, or with leases counted. One probe a lane with waiting rows.
+-- locked when its lane was read), without a row of their own, or with leases counted. One probe a lane with waiting rows;
+-- the suspects, which are few, are read one by one. What parks a lane keeps none of them waiting: only that there is none.
 WITH RECURSIVE lane (webhook_id) AS (
     (SELECT q.webhook_id
        FROM pggit.alert_delivery_queue q
@@ -27,3 +28,8 @@ SELECT l.webhook_id
                        AND q.leases_lost < 3 AND q.next_retry_at <= now()))
 UNION
 SELECT h.webhook_id FROM pggit.webhook_health_metrics h WHERE h.in_flight > 0
+UNION
+SELECT q.webhook_id
+  FROM pggit.alert_delivery_queue q
+ WHERE q.delivery_status IN ('pending', 'retrying') AND q.leases_lost >= 3
+   AND NOT EXISTS (SELECT FROM pggit.webhook_health_metrics h WHERE h.webhook_id = q.webhook_id)

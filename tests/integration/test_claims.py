@@ -22,8 +22,10 @@ from tests.engine import (
     register,
     run_at_once,
     statuses,
+    unseen,
 )
 from tests.postgres import Database
+from webhookd.claims import Claim
 from webhookd.core.model import Delivery
 
 # What is due --------------------------------------------------------------------------------------------------------
@@ -261,6 +263,18 @@ def test_a_tried_row_that_was_held_for_a_moment_comes_up_with_the_sweep_although
     assert delivery(database, later)["delivery_status"] == "retrying"
 
 
+def test_a_suspect_whose_lane_is_gone_comes_up_with_the_sweep(database: Database, worker: Engine) -> None:
+    register(database, 1)
+    [suspect] = insert(database, 1)
+    worker.take_all()
+    with unseen(database) as connection:
+        connection.execute("UPDATE pggit.alert_delivery_queue SET delivery_status = 'pending', leases_lost = 3")
+        connection.execute("DELETE FROM pggit.webhook_health_metrics")
+    assert worker.claimer.claim_suspect(worker.connection) == Claim()
+    worker.sweep()
+    assert ids(worker.claimer.claim_suspect(worker.connection).deliveries) == [suspect]
+
+
 def test_a_registration_in_an_open_transaction_keeps_nobody_waiting(database: Database, worker: Engine) -> None:
     register(database, 2)
     insert(database, 1)
@@ -288,6 +302,12 @@ def test_the_rate_over_two_claimers_holds_exactly(database: Database, worker: En
     insert(database, 1, 100)
     assert run_at_once([worker, other], claims=20) == 9
     assert lane(database, 1)["blocked_by"] == "rate"
+
+
+def test_webhooks_may_be_numbered_from_zero_or_below(database: Database, worker: Engine) -> None:
+    register(database, 0, -3, -(2**62))
+    inserted = [insert(database, webhook_id)[0] for webhook_id in (0, -3, -(2**62))]
+    assert sorted(ids(worker.take_all())) == inserted
 
 
 # When to look again -------------------------------------------------------------------------------------------------

@@ -5,9 +5,21 @@ import threading
 import pytest
 
 from tests.descriptors import SELECT_TAKES, crowded
+from tests.engine import lanes_of, unseen
 from tests.postgres import Database
 from tests.stage import INSERT, Stage, staged
 from tests.waiting import eventually
+from webhookd.bell import News
+
+
+def suspect(database: Database, webhook_id: int = 1) -> None:
+    """Have a row be due that lost three leases; nobody is told."""
+    lanes_of(database, webhook_id)
+    with unseen(database) as connection:
+        connection.execute(
+            "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, routed, leases_lost) VALUES (%s, '{}', true, 3)",
+            [webhook_id],
+        )
 
 
 def turns_in_half_a_second(stage: Stage) -> int:
@@ -79,8 +91,45 @@ def test_a_suspect_row_is_tried_when_it_is_due(database: Database) -> None:
         assert stage.arrived(1, within_s=20)
 
 
+@pytest.mark.parametrize("held", ["alert_delivery_queue", "webhook_health_metrics"])
+def test_an_operator_who_holds_a_suspect_or_its_lane_does_not_make_workers_spin(
+    database: Database, monkeypatch: pytest.MonkeyPatch, held: str
+) -> None:
+    monkeypatch.setattr("webhookd.suspects.MISSED_FIRST_S", 1.0)
+    with staged(database) as stage, database.connect(autocommit=False) as operator:
+        stage.start()
+        suspect(database)
+        operator.execute(f"SELECT FROM pggit.{held} FOR UPDATE")
+        stage.bell.ring(News.LOST)
+        assert turns_in_half_a_second(stage) < 50
+        operator.commit()
+        assert stage.arrived(1, within_s=20)
+
+
+def test_a_suspect_without_a_lane_does_not_make_workers_spin(database: Database) -> None:
+    with staged(database) as stage:
+        stage.start()
+        suspect(database)
+        database.execute("DELETE FROM pggit.webhook_health_metrics")
+        stage.bell.ring(News.LOST)
+        assert turns_in_half_a_second(stage) < 50
+
+
+def test_a_suspect_that_its_lane_may_not_give_yet_keeps_no_other_waiting(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("webhookd.suspects.MISSED_FIRST_S", 600.0)
+    with staged(database) as stage:
+        database.execute("INSERT INTO pggit.webhooks (webhook_id, url, enabled) SELECT 2, url, false FROM pggit.webhooks")
+        stage.start()
+        for webhook_id in (2, 1):
+            suspect(database, webhook_id)
+        stage.bell.ring(News.LOST)
+        assert stage.arrived(1, within_s=20)
+
+
 def test_a_suspect_row_has_its_turn_while_every_claim_is_full(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("webhookd.dispatcher.SUSPECTS_EVERY_S", 0.05)
+    monkeypatch.setattr("webhookd.suspects.SUSPECTS_EVERY_S", 0.05)
     with staged(database) as stage:
         stage.start()
         stage.lose_room()

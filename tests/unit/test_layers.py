@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("counts", "metrics", "exposition", "http_endpoint", "bell", "hints", "results"),
     ("earlier", "adopt", "migrate", "postgres_programs", "embedded"),
     ("claims", "delivery", "records", "recording", "retention", "housekeeping", "watch"),
-    ("senders", "dispatcher"),
+    ("senders", "suspects", "dispatcher"),
     ("worker",),
     ("children", "lost", "fleet", "supervisor"),
     ("listen", "local", "demo", "webhookd.doctor.*"),
