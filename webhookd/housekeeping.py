@@ -20,7 +20,6 @@ from psycopg_pool import ConnectionPool
 from webhookd import queries, store
 from webhookd.bell import Bell, News
 from webhookd.claims import make_lanes
-from webhookd.core.model import Result
 from webhookd.counts import AttemptStatus, QueueCause, QueueCounts
 from webhookd.metrics import Metrics
 from webhookd.records import Recorder
@@ -146,15 +145,19 @@ class Housekeeping:
             raise
 
     def _release(self, incarnation: UUID | None) -> int:
-        """Record as lost what *incarnation* held (None: whatever has run out); return how many rows were released."""
+        """Record as lost what *incarnation* held (None: whatever has run out); return how many rows were released.
+
+        Those that their owner recorded in the last moment are not among them.
+        """
         released, patience = 0, 40
         while True:
             with self._pool.connection() as connection:
                 lost = self._recorder.lost_leases(connection, incarnation=incarnation, limit=LOST_AT_ONCE)
                 if not lost:
                     break
-                ended = self._record_lost(connection, lost)
-            released += ended
+                recorded = self._recorder.record(connection, lost)
+            released += len(recorded.accepted)
+            ended = len(recorded.accepted) + len(recorded.refused)
             if len(lost) < LOST_AT_ONCE and ended == len(lost):
                 break
             if ended == 0:
@@ -166,10 +169,6 @@ class Housekeeping:
             self._metrics.leases_lost(released)
             self._bell.ring(News.LOST)
         return released
-
-    def _record_lost(self, connection: store.Connection, lost: Sequence[Result]) -> int:
-        recorded = self._recorder.record(connection, lost)
-        return len(recorded.accepted) + len(recorded.refused)
 
     def _sweep(self) -> None:
         with self._pool.connection() as connection:

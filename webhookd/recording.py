@@ -18,7 +18,7 @@ from webhookd.errors import first_line
 from webhookd.hints import Hints
 from webhookd.metrics import Metrics
 from webhookd.records import Recorded, Recorder
-from webhookd.results import Results
+from webhookd.results import BATCH, Results
 from webhookd.store import Connection
 
 log = logging.getLogger("webhookd.recorder")
@@ -26,6 +26,7 @@ log = logging.getLogger("webhookd.recorder")
 GATHER_S = 0.04
 DEFER_S = 0.003  # a lane is usually locked by another worker's claim, for a millisecond or two
 DEFER_MOST_S = 0.25
+STUCK_S = 1.0  # a record takes milliseconds
 
 
 class Recording:
@@ -52,6 +53,7 @@ class Recording:
         self._deferred: list[Result] = []
         self._careful = False
         self._defer_s = DEFER_S
+        self._recording_since: float | None = None  # monotonic
         self._give_up = threading.Event()
         self._thread = threading.Thread(target=self._run, name="webhookd-recorder", daemon=True)
 
@@ -68,8 +70,10 @@ class Recording:
         self._results.put(Result(delivery, GivenBack()), last=True)
 
     def settled(self) -> bool:
-        """Return whether no finished exchange waits to be recorded."""
-        return len(self._results) == 0 and not self._deferred
+        """Return whether no finished exchange waits to be recorded for longer than one does under load."""
+        since = self._recording_since
+        stuck = since is not None and time.monotonic() - since >= STUCK_S
+        return not stuck and not self._deferred and len(self._results) < BATCH
 
     def in_hand(self) -> int:
         """Return how many deliveries are claimed and not yet recorded."""
@@ -93,7 +97,9 @@ class Recording:
             if self._give_up.is_set():
                 return
             if batch := self._gather():
+                self._recording_since = time.monotonic()
                 self._record(batch)
+                self._recording_since = None
 
     def _gather(self) -> list[Result]:
         """Return what was put off and what has come since; blocks for the first, and for 40 ms while there is more to come."""

@@ -1,0 +1,85 @@
+"""Lost leases: when a worker may release them, and what counts as one."""
+
+from collections.abc import Iterator
+from uuid import UUID, uuid4
+
+import pytest
+from psycopg_pool import ConnectionPool
+
+from tests.engine import STANDARD, Engine, answered, insert, register, statuses
+from tests.postgres import Database
+from tests.waiting import eventually
+from webhookd import recording, store
+from webhookd.bell import Bell
+from webhookd.core.model import Delivery, Result
+from webhookd.hints import Hints
+from webhookd.housekeeping import Housekeeping
+from webhookd.metrics import Metrics
+from webhookd.recording import Recording
+from webhookd.records import Recorder
+from webhookd.results import Results
+from webhookd.retention import Keep, Retention
+
+
+@pytest.fixture
+def pool(database: Database) -> Iterator[ConnectionPool[store.Connection]]:
+    with store.open_pool(database.dsn, application_name="test/pool", size=1) as pool:
+        yield pool
+
+
+class Beaten(Recorder):
+    """The owner of *claimed* records just before their leases are released."""
+
+    def __init__(self, owner: Engine, claimed: list[Delivery]) -> None:
+        super().__init__(worker_id="test", defaults=STANDARD)
+        self._owner, self._claimed = owner, claimed
+
+    def lost_leases(
+        self, connection: store.Connection, *, incarnation: UUID | None = None, limit: int = 500
+    ) -> list[Result]:
+        lost = super().lost_leases(connection, incarnation=incarnation, limit=limit)
+        self._owner.finish(self._claimed, answered(200))
+        self._claimed = []
+        return lost
+
+
+def test_a_lease_whose_owner_recorded_in_the_last_moment_is_not_a_lost_one(
+    database: Database, worker: Engine, pool: ConnectionPool[store.Connection]
+) -> None:
+    register(database, 1)
+    insert(database, 1, 3)
+    claimed = worker.take_all()
+    metrics = Metrics("test", max_webhooks=10)
+    housekeeping = Housekeeping(
+        pool,
+        Beaten(worker, claimed[:2]),
+        Retention(Keep(1.0, 1.0, 1.0), metrics=metrics),
+        worker_id="test",
+        incarnation=uuid4(),
+        metrics=metrics,
+        recorded=lambda: True,
+        bell=Bell(),
+    )
+    housekeeping.release(worker.incarnation)
+    assert statuses(database) == {"delivered": 2, "pending": 1}
+    assert metrics.snapshot()[0].totals.lost_leases == 1
+
+
+def test_nothing_is_released_while_a_result_waits_for_a_database_that_is_away(
+    database: Database, worker: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own lease may have run out meanwhile: released before it is recorded, the delivery would be sent again."""
+    monkeypatch.setattr(recording, "STUCK_S", 0.1)
+    register(database, 1)
+    insert(database, 1)
+    [delivery] = worker.take_all()
+    results = Results()
+    with store.open_pool("host=127.0.0.1 port=1", application_name="test/away", size=1, timeout_s=0.1) as away:
+        recorder = Recorder(worker_id="test", defaults=STANDARD)
+        metrics = Metrics("test", max_webhooks=10)
+        waiting = Recording(away, recorder, results, hints=Hints(), metrics=metrics, bell=Bell())
+        waiting.start()
+        assert waiting.settled()
+        results.put(Result(delivery, answered(200)), last=True)
+        eventually(lambda: not waiting.settled(), what="it is known that a result waits")
+        assert not waiting.stop(timeout_s=0.1)
