@@ -1,4 +1,4 @@
-"""The connections that urllib3 keeps: each is dialled through the egress check, within the exchange's deadline."""
+"""Connections to receivers, kept between exchanges: each is dialled through the egress check, within the exchange's deadline."""
 
 import errno
 import select

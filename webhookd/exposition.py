@@ -124,7 +124,7 @@ def _counter_families(counts: Counts) -> Iterator[Metric]:
             "Results refused by the fence: another owner holds the delivery.",
             totals.refused_results,
         ),
-        ("webhookd_lost_leases", "Deliveries in hand that turned out to belong to another owner.", totals.lost_leases),
+        ("webhookd_lost_leases", "Leases that this worker released: they ended without a result.", totals.lost_leases),
         ("webhookd_given_back", "Claimed deliveries returned to the queue without an attempt.", totals.given_back),
     ):
         yield Counter(name, documentation, value=value)

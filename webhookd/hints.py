@@ -30,7 +30,7 @@ class Hints:
         return blocked is not None and delivery.claimed <= blocked
 
     def attempted(self, delivery: Delivery, verdict: Verdict) -> None:
-        """Take note of an exchange's verdict. *now* in the breaker does not matter: only whether it opens."""
+        """Take note of an exchange's verdict."""
         webhook_id, settings = delivery.webhook_id, delivery.settings
         with self._lock:
             if verdict.vote is CircuitVote.SUCCESS:
@@ -42,7 +42,7 @@ class Hints:
             after = breaker.vote(
                 verdict.vote,
                 epoch=delivery.breaker.epoch,
-                now=0.0,
+                now=0.0,  # does not matter: only whether it opens
                 threshold=settings.circuit_threshold,
                 open_s=settings.circuit_open_s,
             )

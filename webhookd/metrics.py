@@ -1,7 +1,7 @@
 """What one worker counts.
 
-The dispatcher counts into plain integers (`webhookd.counts`) behind one lock, a batch at a time; exposition.py makes text of a
-snapshot when somebody scrapes. Counters start at zero with the process.
+Dispatcher and recorder count into plain integers (`webhookd.counts`) behind one lock, a batch at a time; exposition.py makes text
+of a snapshot when somebody scrapes. Counters start at zero with the process.
 """
 
 import threading
@@ -69,7 +69,7 @@ class Metrics:
             self._counts.record_batch_size.observe(results + refused)
 
     def leases_lost(self, deliveries: int) -> None:
-        """Count deliveries in hand that turned out to belong to another owner."""
+        """Count leases that this worker released: they ended without a result."""
         with self._lock:
             self._counts.totals.lost_leases += deliveries
 

@@ -1,6 +1,6 @@
 """POSTs a delivery's bytes to a URL and says what came back, as a value: nothing that a receiver does raises.
 
-urllib3 keeps the connections, does TLS and checks certificates; each new connection passes `Egress` (name, then the
+urllib3 makes the connections, does TLS and checks certificates; each new connection passes `Egress` (name, then the
 very address). The bytes of the exchange are `webhookd.exchange`'s: urllib3's own request path costs four times the CPU.
 """
 
@@ -54,7 +54,7 @@ class Transport:
     def post(
         self, url: str, *, headers: Sequence[tuple[str, str]], body: bytes, timeout_s: float, stamp: bytes = b""
     ) -> Answer:
-        """POST *body* and return what came of it; block at most *timeout_s*, from before DNS to the last byte.
+        """POST *body* and return what came of it; block at most *timeout_s* and 10 ms, from before DNS to the last byte.
 
         *headers* go out as given, then *stamp*, further lines in wire form that must need no check; host and content-length are
         added. `Answer.first_byte_s` counts from when the request

@@ -136,7 +136,6 @@ MUTANTS = (
     Mutant("answer", "Verdict(Decision.FAIL, CircuitVote.NEUTRAL, answer.error",
            "Verdict(Decision.FAIL, CircuitVote.FAILURE, answer.error",
            "an_exchange_without_an_answer_is_in_the_table"),
-    Mutant("answer", ", timed_out=True", "", "an_exchange_without_an_answer_is_in_the_table"),
     Mutant("answer", " or answer.http_status is None:", ":", "an_exchange_without_an_answer_is_in_the_table"),
     Mutant("answer", "text.isdigit()", "text.isdecimal() and len(text) < 6", "seconds_are_read"),
     Mutant("answer", "text = value.strip()", "text = value", "seconds_are_read"),

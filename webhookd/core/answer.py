@@ -67,7 +67,6 @@ class Verdict(NamedTuple):
     retry_after_s: float | None = None
     holds_webhook: bool = False
     disables_webhook: bool = False
-    timed_out: bool = False
 
 
 _RETRIED_STATUSES = frozenset({408, 425, 429})
@@ -78,7 +77,7 @@ def classify(answer: Answer, *, now_at: datetime) -> Verdict:
     if answer.kind is AnswerKind.NOT_ALLOWED:
         return Verdict(Decision.FAIL, CircuitVote.NEUTRAL, answer.error or "target not allowed")
     if answer.kind is AnswerKind.TIMEOUT:
-        return Verdict(Decision.RETRY, CircuitVote.FAILURE, answer.error or "timeout", timed_out=True)
+        return Verdict(Decision.RETRY, CircuitVote.FAILURE, answer.error or "timeout")
     if answer.kind is AnswerKind.NO_ANSWER or answer.http_status is None:
         return Verdict(Decision.RETRY, CircuitVote.FAILURE, answer.error or "no answer")
     wait_s = None if answer.retry_after is None else parse_retry_after(answer.retry_after, now_at=now_at)

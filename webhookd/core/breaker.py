@@ -59,7 +59,7 @@ class Breaker:
         return self
 
     def reset(self) -> "Breaker":
-        """Return the breaker that an operator closed by hand."""
+        """Return the breaker that an operator closed by hand; in the database a trigger does it."""
         return Breaker(CircuitState.CLOSED, self.epoch + 1)
 
     def health(self) -> str:
