@@ -58,10 +58,10 @@ class Server:
     def dsn(self, database: str, user: str = postgres_programs.USER) -> str:
         return make_conninfo(self.process.dsn, dbname=database, user=user)
 
-    def create(self, *, template: str = "template0", owner: str = postgres_programs.USER) -> Database:
-        """Make a database of a fresh name out of *template*."""
+    def create(self, *, template: str = "template0", owner: str = postgres_programs.USER, encoding: str = "UTF8") -> Database:
+        """Make a database of a fresh name out of *template*, which has *encoding* or is template0."""
         name = f"test_{uuid.uuid4().hex[:12]}"
-        self._administer("CREATE DATABASE {} TEMPLATE {} OWNER {}", name, template, owner)
+        self._administer("CREATE DATABASE {} TEMPLATE {} OWNER {} ENCODING {}", name, template, owner, encoding)
         return Database(name=name, dsn=self.dsn(name))
 
     def create_migrated(self) -> Database:

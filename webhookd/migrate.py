@@ -74,6 +74,7 @@ def migrate(dsn: str, *, migrations: Sequence[Migration] | None = None, patience
             # Its lock belongs to a session, and a pooler may give each statement another.
             raise UnusableError("migrate cannot go through a pooler such as pgbouncer: give --dsn PostgreSQL's own address")
         _refuse_old_server(connection)
+        _refuse_other_encoding(connection)
         _take_turn(connection)
         applied = _applied(connection)
         _compare(known, applied)
@@ -99,6 +100,7 @@ def check(connection: Connection, *, migrations: Sequence[Migration] | None = No
     """
     known = load() if migrations is None else migrations
     _refuse_old_server(connection)
+    _refuse_other_encoding(connection)
     applied = _applied(connection)
     _compare(known, applied)
     if not applied:
@@ -141,6 +143,16 @@ def _refuse_old_server(connection: Connection) -> None:
     if connection.info.server_version < OLDEST_POSTGRES:
         raise UnusableError(
             f"PostgreSQL {connection.info.parameter_status('server_version')} is too old: webhookd needs 14 or newer"
+        )
+
+
+def _refuse_other_encoding(connection: Connection) -> None:
+    # What a receiver answers could not be recorded where the database has no such character, and would be asked for again.
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        raise UnusableError(
+            f"the database's encoding is {encoding}, and webhookd needs UTF8: make a database for it"
+            " with `createdb -E UTF8 -T template0 NAME`, and restore a dump of this one into it where it holds data"
         )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.daemon import LOOPBACK, Daemon, answer_ok, register, statuses, wait_until_delivered
-from tests.postgres import Database
+from tests.postgres import Database, Server
 from tests.receivers import Receiver
 from tests.waiting import eventually
 
@@ -71,6 +71,13 @@ def test_a_database_without_the_schema_is_refused_and_migrate_mends_it(empty_dat
     assert (first.returncode, second.returncode) == (0, 0)
     assert "0001_create_schema" in first.stdout
     assert "up to date" in second.stdout
+
+
+def test_a_database_in_another_encoding_is_refused_by_migrate_and_by_the_fleet(server: Server) -> None:
+    database = server.create(encoding="SQL_ASCII")
+    for arguments in (["migrate"], ["--metrics-port", "0"]):
+        assert_refused(webhookd(*arguments, dsn=database.dsn), "SQL_ASCII", "createdb -E UTF8 -T template0")
+    server.drop(database)
 
 
 def test_an_unreachable_database_is_one_line_and_exit_1() -> None:

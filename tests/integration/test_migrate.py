@@ -12,6 +12,7 @@ from psycopg.conninfo import make_conninfo
 from tests.postgres import Database, Server
 from tests.waiting import eventually
 from webhookd import migrate as migrate_module
+from webhookd import store
 from webhookd.errors import UnusableError, WebhookdError
 from webhookd.migrate import Migration, check, load, migrate, parse
 
@@ -216,6 +217,23 @@ def test_an_old_postgresql_is_refused(empty_database: Database, monkeypatch: pyt
     monkeypatch.setattr(migrate_module, "OLDEST_POSTGRES", 990000)
     with pytest.raises(UnusableError, match="is too old"):
         migrate(empty_database.dsn)
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "EUC_JP"])
+def test_an_encoding_other_than_utf8_is_refused_by_migrate_and_by_workers_and_nothing_is_made(
+    server: Server, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    database = server.create(encoding=encoding)
+    with pytest.raises(UnusableError, match=rf"{encoding}.*UTF8.*createdb -E UTF8 -T template0") as refused:
+        migrate(database.dsn)
+    assert "\n" not in str(refused.value)
+    assert database.execute("SELECT to_regnamespace('pggit') IS NULL") == [(True,)]
+    with monkeypatch.context() as before:
+        before.setattr(migrate_module, "_refuse_other_encoding", lambda connection: None)
+        migrate(database.dsn)
+    with store.connect(database.dsn, application_name="test") as connection, pytest.raises(UnusableError, match=encoding):
+        check(connection)
+    server.drop(database)
 
 
 def test_a_malformed_dsn_and_a_database_that_is_away_are_told_apart(empty_database: Database) -> None:
