@@ -152,6 +152,8 @@ def _parameters(dsn: str) -> dict[str, Any]:
     given = conninfo_to_dict(dsn)
     return {
         "autocommit": True,
+        # A role or PGCLIENTENCODING may say otherwise, and then one body beyond that encoding ends every worker that claims it.
+        "client_encoding": "utf8",
         # From the second time on: the statements are few and always the same.
         "prepare_threshold": 2,
     } | {name: value for name, value in _NOTICE_SILENCE.items() if name not in given}

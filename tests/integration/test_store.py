@@ -2,8 +2,9 @@
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
-from tests.postgres import Database
+from tests.postgres import Database, Server
 from webhookd import store
 
 
@@ -24,6 +25,15 @@ def test_a_plan_that_a_migration_changed_costs_the_connection_only(database: Dat
         with pytest.raises(psycopg.OperationalError, match="cached plan"):
             connection.execute("SELECT * FROM pggit.later")
         assert connection.closed
+
+
+@pytest.mark.every_postgres
+def test_a_client_encoding_of_the_role_does_not_matter(server: Server, database: Database) -> None:
+    role = server.create_role(options="LOGIN SUPERUSER")
+    database.execute(f"ALTER ROLE {role} SET client_encoding = latin1")
+    for dsn in (make_conninfo(database.dsn, user=role), make_conninfo(database.dsn, client_encoding="latin1")):
+        with store.connect(dsn, application_name="test") as connection:
+            assert connection.execute("SELECT to_jsonb(%s::text)::text", ["日本"]).fetchone() == ('"日本"',)
 
 
 @pytest.mark.every_postgres
