@@ -24,6 +24,7 @@ from webhookd.option_kinds import (
     Networks,
     Number,
     Pattern,
+    Rate,
     Seconds,
     Whole,
     check_dsn,
@@ -104,9 +105,7 @@ class Config:
     max_in_flight: int = _option(
         50, _DELIVERY, Whole(1, 1_000_000), "Exchanges with one webhook at a time, over all workers and hosts."
     )
-    rate_limit: float = _option(
-        10.0, _DELIVERY, Number(0, 1_000_000), "Attempts a second for one webhook; 0 is unlimited."
-    )
+    rate_limit: float = _option(10.0, _DELIVERY, Rate(1_000_000), "Attempts a second for one webhook; 0 is unlimited.")
     rate_burst: int = _option(20, _DELIVERY, Whole(1, 1_000_000), "Attempts one webhook may get at once after a pause.")
     retry_base: float = _option(5.0, _DELIVERY, Seconds(), "The first retry's delay; it doubles with each further one.")
     retry_max: float = _option(1800.0, _DELIVERY, Seconds(), "The longest delay between retries, Retry-After included.")

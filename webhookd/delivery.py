@@ -49,6 +49,8 @@ class Courier:
                 return Answer(AnswerKind.NOT_ALLOWED, 0.0, error="the webhook's secret is not whsec_ and base64")
             signature = sign(key, webhook_id=message_id, timestamp=timestamp, body=delivery.body)
             stamp += f"webhook-signature: {signature}\r\n"
+        if settings.headers is None:
+            return Answer(AnswerKind.NOT_ALLOWED, 0.0, error="the webhook's headers cannot be read")
         return self._transport.post(
             settings.url,
             headers=_HEADERS + settings.headers,

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from webhookd.errors import UnusableError
 
 LONGEST_S = 30 * 86400.0  # far longer waits overflow the clocks of the C calls below
+SLOWEST_RATE = 1 / LONGEST_S  # or a token would take longer
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _UNITS_BYTES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
@@ -61,6 +62,24 @@ class Number:
     def parse(self, raw: object) -> float:
         value = _number(raw)
         if not self.low <= value <= self.high:
+            raise ValueError
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """So many a second: 0 (no limit), or from one in the longest wait on."""
+
+    high: float
+    metavar: str = "N"
+
+    @property
+    def allowed(self) -> str:
+        return f"0, or a number from {SLOWEST_RATE:.3g} (one in {LONGEST_S / 86400:.0f} days) to {self.high:.15g}"
+
+    def parse(self, raw: object) -> float:
+        value = _number(raw)
+        if value != 0 and not SLOWEST_RATE <= value <= self.high:
             raise ValueError
         return value
 

@@ -1,6 +1,6 @@
 -- One webhook: its registry row, its health and lane, and what waits for it. No row if neither registry nor lane knows it.
 SELECT w.webhook_id IS NOT NULL AS registered,
-       w.url, w.enabled, w.disabled_reason, w.secret, w.headers, w.created_at,
+       w.url, w.enabled, w.disabled_reason, w.secret, w.headers::text, w.created_at,
        w.timeout_seconds, w.max_in_flight, w.rate_limit_per_second, w.rate_limit_burst,
        w.retry_base_seconds, w.retry_max_seconds, w.circuit_failure_threshold, w.circuit_open_seconds,
        coalesce(h.health_status, 'unknown') AS health_status,

@@ -54,6 +54,10 @@ def test_the_daemon_refuses_a_dsn_that_libpq_cannot_parse_before_any_worker_star
         (["--secret", "whsec_c2hvcnQ="], ["--secret", "24 to 64"]),
         (["--retry-base", "2000"], ["--retry-base", "1800"]),
         (["--id", "0"], ["--id", "0"]),
+        (["--rate", "1e-14"], ["--rate", "1e-14", "one in 30 days"]),
+        (["--retry-max", "1e13"], ["--retry-max", "1e13", "2592000 s"]),
+        (["--circuit-open", "31d"], ["--circuit-open", "31d", "2592000 s"]),
+        (["--timeout", "nan"], ["--timeout", "nan", "600 s"]),
     ],
 )
 def test_webhook_add_refuses_settings_that_no_delivery_could_use(
@@ -71,6 +75,17 @@ def test_a_secret_that_was_written_wrongly_with_sql_is_one_line_and_nothing_is_s
     done = webhookd("webhook", "test", "5", "--allow-network", "127.0.0.0/8", dsn=database.dsn)
     assert_refused(done, "webhook 5", "rotate-secret")
     assert "hunter2" not in done.stderr
+
+
+def test_headers_that_nobody_can_read_are_one_line_and_nothing_is_sent(database: Database) -> None:
+    database.execute(
+        "INSERT INTO pggit.webhooks (webhook_id, url, headers)"
+        " VALUES (5, 'https://127.0.0.1:1/', jsonb_build_object('x', repeat('9', 5000)::numeric))"
+    )
+    done = webhookd("webhook", "test", "5", "--allow-network", "127.0.0.0/8", dsn=database.dsn)
+    assert_refused(done, "webhook 5", "headers", "cannot be read")
+    shown = webhookd("webhook", "show", "5", "--json", dsn=database.dsn)
+    assert json.loads(shown.stdout)["headers"] == "cannot be read"
 
 
 def test_a_long_list_of_webhooks_is_cut_off_and_says_so(database: Database) -> None:

@@ -11,18 +11,32 @@ import click
 from webhookd.cli.options import connection_options, egress_options, load_settings
 from webhookd.config import Config
 from webhookd.errors import UnusableError, WebhookdError
+from webhookd.option_kinds import Kind, Rate, Seconds
+from webhookd.registry import FASTEST_RATE, LONGEST_TIMEOUT_S, headers_of
+
+
+def _of_kind(kind: Kind) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            return kind.parse(text)
+        except ValueError:
+            raise click.BadParameter(f"{text!r} is not {kind.allowed}") from None
+
+    parse.__name__ = kind.metavar  # which is what the help shows
+    return parse
+
 
 # Column, option, type and meaning of what a webhook may have of its own; and the configuration's field behind it.
 # (Any, since click's ParamType is generic in the newest releases only.)
 _LIMITS: tuple[tuple[str, str, Any, str, str], ...] = (
-    ("timeout_seconds", "--timeout", click.FloatRange(0, 600, min_open=True), "Seconds for one exchange.", "timeout"),
+    ("timeout_seconds", "--timeout", _of_kind(Seconds(LONGEST_TIMEOUT_S)), "For one exchange.", "timeout"),
     ("max_in_flight", "--max-in-flight", click.IntRange(1), "Exchanges at a time.", "max_in_flight"),
-    ("rate_limit_per_second", "--rate", click.FloatRange(0, 1e9), "Attempts a second; 0 is unlimited.", "rate_limit"),
+    ("rate_limit_per_second", "--rate", _of_kind(Rate(FASTEST_RATE)), "Attempts a second; 0 is unlimited.", "rate_limit"),
     ("rate_limit_burst", "--rate-burst", click.IntRange(1), "Attempts at once after a pause.", "rate_burst"),
-    ("retry_base_seconds", "--retry-base", click.FloatRange(0, 1e9, min_open=True), "The first retry's delay.", "retry_base"),
-    ("retry_max_seconds", "--retry-max", click.FloatRange(0, 1e9, min_open=True), "The longest delay.", "retry_max"),
+    ("retry_base_seconds", "--retry-base", _of_kind(Seconds()), "The first retry's delay.", "retry_base"),
+    ("retry_max_seconds", "--retry-max", _of_kind(Seconds()), "The longest delay.", "retry_max"),
     ("circuit_failure_threshold", "--circuit-threshold", click.IntRange(1), "Failures that open it.", "circuit_threshold"),
-    ("circuit_open_seconds", "--circuit-open", click.FloatRange(0, 1e9, min_open=True), "Wait for its probe.", "circuit_open"),
+    ("circuit_open_seconds", "--circuit-open", _of_kind(Seconds()), "Wait for its probe.", "circuit_open"),
 )
 _SECRET_BYTES = 32
 _LOOKUP_S = 3.0
@@ -145,6 +159,9 @@ def show(ctx: click.Context, /, webhook_id: int, reveal_secret: bool, as_json: b
         raise WebhookdError(f"no webhook has the id {webhook_id}: `webhookd webhook list` shows those there are")
     if row["secret"] and not reveal_secret:
         row["secret"] = "whsec_(hidden)"
+    if row["headers"] is not None:
+        headers = headers_of(row["headers"])
+        row["headers"] = "cannot be read" if headers is None else dict(headers)
     if as_json:
         output.print_json({"webhook_id": webhook_id, **row})
         return
@@ -228,7 +245,7 @@ def test(ctx: click.Context, /, webhook_id: int, **_: object) -> None:
     if row is None or not row["registered"]:
         raise WebhookdError(f"no webhook has the id {webhook_id}")
     try:
-        answer = _send_test(row, config)
+        answer = _send_test({"webhook_id": webhook_id, **row}, config)
     except ValueError as error:
         # An application may have written it with plain SQL. Workers send nothing then, so neither does this.
         raise UnusableError(
@@ -261,7 +278,10 @@ def _send_test(row: dict[str, Any], config: Config) -> Any:
     if row["secret"]:
         key = parse_secret(row["secret"])
         headers.append(("webhook-signature", sign(key, webhook_id=message_id, timestamp=now, body=body)))
-    headers.extend((str(name), str(value)) for name, value in (row["headers"] or {}).items())
+    own = headers_of(row["headers"])
+    if own is None:
+        raise UnusableError(f"the headers of webhook {row['webhook_id']} cannot be read: write them anew in pggit.webhooks")
+    headers.extend(own)
     transport = Transport(Egress(config.allow_http, config.allow_network))
     try:
         return transport.post(row["url"], headers=headers, body=body, timeout_s=row["timeout_seconds"] or config.timeout)

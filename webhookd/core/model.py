@@ -20,13 +20,16 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What holds for one webhook: its registry row, with the configuration where that says nothing. Seconds throughout."""
+    """What holds for one webhook: its registry row, with the configuration where that says nothing. Seconds throughout.
+
+    *headers* None: the row's cannot be read.
+    """
 
     webhook_id: int
     url: str
     enabled: bool
     secret: str | None
-    headers: tuple[tuple[str, str], ...]
+    headers: tuple[tuple[str, str], ...] | None
     timeout_s: float
     max_in_flight: int
     rate: float
