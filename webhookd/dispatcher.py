@@ -164,7 +164,7 @@ class Dispatcher:
                 self._watch.call_all(connection)
                 self._call_at = now + CALL_EVERY_S
             if claim.full and now >= self._suspects.see_at:
-                self._suspects.see(self._claimer.next_look(connection).suspect_s, now=now)
+                self._suspects.see(self._claimer.next_look(connection).suspect_s, now=time.monotonic())
             if claim.full or not claim.exhausted:
                 self._look_at = now  # the next turn asks for room first
             elif claim.contended:
@@ -178,7 +178,7 @@ class Dispatcher:
             claim = self._claimer.claim_suspect(connection)
         self._submit(claim, now)
         if claim.deliveries:
-            self._suspects.sent()
+            self._suspects.sent(now, timeout_s=claim.deliveries[0].settings.timeout_s)
             return
         if claim.lanes:
             self._suspects.put_off()
@@ -216,7 +216,7 @@ class Dispatcher:
             return
         self._contended_pause = CONTENDED_FIRST_S
         self._look_at = now + next_look.lane_s + (0.0 if self._watch.keeping else random.uniform(0, NOT_NAMED_S))
-        self._suspects.see(next_look.suspect_s, now=now)
+        self._suspects.see(next_look.suspect_s, now=time.monotonic())
         if self._watch.looking and now - self._found_at < QUIET_S:
             self._look_at = min(self._look_at, now + LOOK_EVERY_S)
         elif (not self._watched or self._watch.looking) and self._listener.connected:

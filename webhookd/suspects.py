@@ -2,9 +2,12 @@
 
 import math
 
+# Twice an exchange's default timeout. Without a bound one lane that an operator has locked, and a result that waits for it, would
+# keep the worker from claiming anything for anybody.
+ALONE_WITHIN_S = 10.0
 SUSPECTS_EVERY_S = 10.0  # while every claim is full nothing else would ask for suspect rows
-# Due and not to be had: another worker has it locked for a moment, an operator for an hour, or the sweep has yet to make its
-# lane. Running dry costs all others throughput, so the longer that lasts the longer the pauses.
+# Due and not to be had: another worker has it locked for a moment, an operator for an hour, the sweep has yet to make its lane,
+# or something stays in hand. Running dry costs all others throughput, so the longer that lasts the longer the pauses.
 MISSED_FIRST_S, MISSED_MOST_S = 10.0, 60.0
 
 
@@ -15,21 +18,31 @@ class Suspects:
         self.alone = False
         self.due_at = math.inf
         self.see_at = -math.inf
-        self._not_before = -math.inf
+        self._alone_until = math.inf
+        self._missed_at = self._not_before = -math.inf
         self._pause_s = MISSED_FIRST_S
 
     def turn(self, now: float) -> None:
-        """Begin to be alone where it is time."""
+        """Begin to be alone where it is time, and give that up where it takes too long."""
         if now >= self.due_at:
             self.alone, self.due_at = True, math.inf
+            self._alone_until = now + ALONE_WITHIN_S
+        elif self.alone and now >= self._alone_until:
+            self.missed(now)
+            self.due_at = self._not_before
 
     def see(self, suspect_s: float, *, now: float) -> None:
-        """Note that the earliest suspect is due in *suspect_s*; one that is due already and was not to be had waits."""
-        self.due_at = now + suspect_s if suspect_s > 0 else max(now, self._not_before)
+        """Note that the earliest suspect is due *suspect_s* after *now*; one that was due and not to be had waits.
+
+        *now* must be no earlier than the database's answer: what comes due while it is asked for would wait, too.
+        """
+        due_at = now + suspect_s
+        self.due_at = due_at if due_at > self._missed_at else max(due_at, self._not_before)
         self.see_at = now + SUSPECTS_EVERY_S
 
-    def sent(self) -> None:
-        """One is in hand now: stay alone."""
+    def sent(self, now: float, *, timeout_s: float) -> None:
+        """One is in hand now: stay alone for as long as its exchange may last."""
+        self._alone_until = now + timeout_s + ALONE_WITHIN_S
         self._pause_s = MISSED_FIRST_S
 
     def put_off(self) -> None:
@@ -38,7 +51,7 @@ class Suspects:
         self._pause_s = MISSED_FIRST_S
 
     def missed(self, now: float) -> None:
-        """None was to be had; one that is due nonetheless is left alone for a while."""
-        self.alone = False
+        """None was to be had; one that is due nonetheless has to wait for a while."""
+        self.alone, self._missed_at = False, now
         self._not_before = now + self._pause_s
         self._pause_s = min(MISSED_MOST_S, self._pause_s * 2)

@@ -1,13 +1,16 @@
 """When a dispatcher looks at the queue: not over and over while it gets nothing, and in time for rows that are suspect."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from tests.descriptors import SELECT_TAKES, crowded
 from tests.engine import lanes_of, unseen
 from tests.postgres import Database
-from tests.stage import INSERT, Stage, staged
+from tests.receivers import Receiver, silent
+from tests.stage import FLAG_DOWN, INSERT, Stage, flag, staged
 from tests.waiting import eventually
 from webhookd.bell import News
 
@@ -20,6 +23,14 @@ def suspect(database: Database, webhook_id: int = 1) -> None:
             "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, routed, leases_lost) VALUES (%s, '{}', true, 3)",
             [webhook_id],
         )
+
+
+@contextmanager
+def slow_webhook(database: Database) -> Iterator[Receiver]:
+    """Register webhook 2, whose receiver never answers."""
+    with Receiver(silent) as receiver:
+        database.execute("INSERT INTO pggit.webhooks (webhook_id, url) VALUES (2, %s)", [receiver.url()])
+        yield receiver
 
 
 def turns_in_half_a_second(stage: Stage) -> int:
@@ -79,7 +90,8 @@ def test_an_operator_who_holds_a_lane_with_new_rows_does_not_make_workers_spin(d
         assert stage.arrived(1, within_s=20)
 
 
-def test_a_suspect_row_is_tried_when_it_is_due(database: Database) -> None:
+def test_a_suspect_row_is_tried_when_it_is_due(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("webhookd.suspects.MISSED_FIRST_S", 600.0)
     with staged(database) as stage:
         database.execute(INSERT)
         database.execute(
@@ -125,6 +137,42 @@ def test_a_suspect_that_its_lane_may_not_give_yet_keeps_no_other_waiting(
         for webhook_id in (2, 1):
             suspect(database, webhook_id)
         stage.bell.ring(News.LOST)
+        assert stage.arrived(1, within_s=20)
+
+
+def test_a_result_that_an_operator_holds_up_keeps_no_others_waiting_for_a_suspects_turn(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ALONE_WITHIN_S", "MISSED_FIRST_S"):
+        monkeypatch.setattr(f"webhookd.suspects.{name}", 1.0)
+    with staged(database) as stage, slow_webhook(database) as slow, database.connect(autocommit=False) as operator:
+        stage.start()
+        database.execute(INSERT.replace("1", "2"))
+        assert slow.wait_for_requests(1)
+        operator.execute("SELECT FROM pggit.webhook_health_metrics WHERE webhook_id = 2 FOR UPDATE")
+        slow.hang_up()
+        suspect(database)
+        stage.bell.ring(News.LOST)
+        eventually(lambda: flag(database) == FLAG_DOWN, what="it claims nothing")
+        database.execute(INSERT)
+        assert stage.arrived(1, within_s=20)
+        operator.commit()
+        assert stage.arrived(2, within_s=20)
+
+
+def test_a_suspect_whose_own_result_an_operator_holds_up_keeps_no_others_waiting(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("webhookd.suspects.ALONE_WITHIN_S", 0.1)
+    with staged(database) as stage, slow_webhook(database) as slow, database.connect(autocommit=False) as operator:
+        stage.start()
+        suspect(database, 2)
+        stage.bell.ring(News.LOST)
+        assert slow.wait_for_requests(1)
+        database.execute(INSERT)
+        assert not stage.arrived(1, within_s=1.0), "the suspect might kill that one, too"
+        operator.execute("SELECT FROM pggit.webhook_health_metrics WHERE webhook_id = 2 FOR UPDATE")
+        slow.hang_up()
         assert stage.arrived(1, within_s=20)
 
 
