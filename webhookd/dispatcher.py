@@ -163,14 +163,15 @@ class Dispatcher:
             if claim.full and now >= self._call_at:
                 self._watch.call_all(connection)
                 self._call_at = now + CALL_EVERY_S
-            if claim.full and now >= self._suspects.see_at:
+            if claim.exhausted and not claim.full and not claim.contended:
+                self._rest(connection, now, claimed=bool(claim.deliveries))
+                return
+            if now >= self._suspects.see_at:
                 self._suspects.see(self._claimer.next_look(connection).suspect_s, now=time.monotonic())
             if claim.full or not claim.exhausted:
                 self._look_at = now  # the next turn asks for room first
-            elif claim.contended:
-                self._look_soon(now)
             else:
-                self._rest(connection, now, claimed=bool(claim.deliveries))
+                self._look_soon(now)
 
     def _look_at_suspect(self, now: float) -> None:
         """Nothing is in hand: try the row that may kill its worker, so that it kills nothing else."""
@@ -207,8 +208,11 @@ class Dispatcher:
     def _rest(self, connection: Connection, now: float, *, claimed: bool) -> None:
         """Nothing more is due: set the timer, and see to it that inserts are noticed."""
         next_look = self._claimer.next_look(connection)
-        if next_look.new_rows or next_look.lane_s <= 0:
-            # Due already. If this look claimed nothing either, others have those lanes or rows locked just now.
+        due = next_look.new_rows or next_look.lane_s <= 0
+        if not due or now >= self._suspects.see_at:
+            self._suspects.see(next_look.suspect_s, now=time.monotonic())
+        if due:
+            # If this look claimed nothing either, others have those lanes or rows locked just now.
             if claimed:
                 self._look_at = now
             else:
@@ -216,7 +220,6 @@ class Dispatcher:
             return
         self._contended_pause = CONTENDED_FIRST_S
         self._look_at = now + next_look.lane_s + (0.0 if self._watch.keeping else random.uniform(0, NOT_NAMED_S))
-        self._suspects.see(next_look.suspect_s, now=time.monotonic())
         if self._watch.looking and now - self._found_at < QUIET_S:
             self._look_at = min(self._look_at, now + LOOK_EVERY_S)
         elif (not self._watched or self._watch.looking) and self._listener.connected:

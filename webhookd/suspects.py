@@ -5,7 +5,7 @@ import math
 # Twice an exchange's default timeout. Without a bound one lane that an operator has locked, and a result that waits for it, would
 # keep the worker from claiming anything for anybody.
 ALONE_WITHIN_S = 10.0
-SUSPECTS_EVERY_S = 10.0  # while every claim is full nothing else would ask for suspect rows
+SUSPECTS_EVERY_S = 10.0  # how often to ask for one while there is always something else to claim, or to ask for again
 # Due and not to be had: another worker has it locked for a moment, an operator for an hour, the sweep has yet to make its lane,
 # or something stays in hand. Running dry costs all others throughput, so the longer that lasts the longer the pauses.
 MISSED_FIRST_S, MISSED_MOST_S = 10.0, 60.0

@@ -140,6 +140,35 @@ def test_a_suspect_that_its_lane_may_not_give_yet_keeps_no_other_waiting(
         assert stage.arrived(1, within_s=20)
 
 
+HELD = {
+    "a new row": "SELECT FROM pggit.alert_delivery_queue WHERE webhook_id = 1 FOR UPDATE",
+    "a lane with new rows": "SELECT FROM pggit.webhook_health_metrics WHERE webhook_id = 1 FOR UPDATE",
+    "a runnable lane": "SELECT FROM pggit.webhook_health_metrics WHERE webhook_id = 1 FOR UPDATE",
+}
+
+
+@pytest.mark.parametrize("held", HELD)
+def test_what_an_operator_holds_keeps_no_suspect_of_another_webhook_waiting(
+    database: Database, monkeypatch: pytest.MonkeyPatch, held: str
+) -> None:
+    monkeypatch.setattr("webhookd.suspects.SUSPECTS_EVERY_S", 1.0)
+    with staged(database) as stage, database.connect(autocommit=False) as operator:
+        database.execute("INSERT INTO pggit.webhooks (webhook_id, url) SELECT 2, url FROM pggit.webhooks")
+        lanes_of(database, 1)
+        stage.start()
+        with unseen(database) as connection:
+            if held == "a runnable lane":
+                connection.execute("UPDATE pggit.webhook_health_metrics SET runnable_at = now() WHERE webhook_id = 1")
+            else:
+                connection.execute(INSERT)
+        operator.execute(HELD[held])
+        looks = stage.cues.looks
+        stage.bell.ring(News.LOST)
+        eventually(lambda: stage.cues.looks > looks + 5, what="it looks over and over")
+        suspect(database, 2)
+        assert stage.arrived(1, within_s=20)
+
+
 def test_a_result_that_an_operator_holds_up_keeps_no_others_waiting_for_a_suspects_turn(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
