@@ -1,6 +1,5 @@
 """Claiming: lock lanes that have work, decide in Python what each may give, take the rows. One short transaction."""
 
-import json
 import math
 import secrets
 import time
@@ -21,6 +20,7 @@ from webhookd.core.breaker import Breaker, CircuitState
 from webhookd.core.bucket import Bucket
 from webhookd.core.lane import Admission, BlockedBy, Lane, admit
 from webhookd.core.model import Delivery, Settings
+from webhookd.registry import bounded, headers_of
 
 BODY_BYTES = 32 << 20  # bodies that one worker holds; one more may begin below it
 ROWS_PER_LANE = 20  # fewer lanes with more rows each cost fewer state writes; more would let one webhook crowd a claim
@@ -353,9 +353,7 @@ def settings_of(row: tuple[Any, ...], defaults: Defaults) -> Settings:
     """Return the settings in a row of read_settings, *defaults* filling what it leaves NULL."""
     webhook_id, url, enabled, secret, headers, *numbers = row
     filled: list[Any] = [default if number is None else number for number, default in zip(numbers, defaults, strict=True)]
-    pairs = json.loads(headers) if headers else {}
-    headers = tuple((str(name), str(value)) for name, value in pairs.items())
-    return Settings(webhook_id, url, enabled, secret, headers, *filled)
+    return Settings(webhook_id, url, enabled, secret, headers_of(headers), *bounded(*filled))
 
 
 class Stub(NamedTuple):
