@@ -24,6 +24,7 @@ from webhookd.registry import bounded, headers_of
 
 BODY_BYTES = 32 << 20  # bodies that one worker holds; one more may begin below it
 ROWS_PER_LANE = 20  # fewer lanes with more rows each cost fewer state writes; more would let one webhook crowd a claim
+BEFORE_ALL = -(2**63)  # an application may number its webhooks from 0, or below
 NARROWER = 1.25  # by how much fewer lanes are looked at once they were more than enough
 LEASE_MARGIN_S = 30.0  # a lease outlives the exchange by so much local waiting
 SAFETY_S = 1.0  # an exchange whose lease is that close to its end does not start
@@ -101,7 +102,7 @@ class Claimer:
         self._incarnation = incarnation
         self._defaults = defaults
         self._make_lanes_at = -math.inf  # monotonic
-        self._cursor = 0  # new rows of webhooks after this one come first: no lane starves behind a hundred others
+        self._cursor = BEFORE_ALL  # new rows of webhooks after this one come first: no lane starves behind a hundred others
         self._rows_per_lane = float(ROWS_PER_LANE)  # as the last claims found them
         self._lock_lanes = queries.load("lock_lanes")
         self._lock_suspect = queries.load("lock_suspect_lane")
@@ -122,7 +123,7 @@ class Claimer:
         with _transaction(connection, batch=True) as (cursor, deliveries):
             rows = cursor.execute(self._lock_lanes, {"cursor": self._cursor, "lanes": lanes_wanted}).fetchall()
             now, last_fresh, fresh, without_lane = rows[0][12:16]
-            self._cursor = last_fresh if fresh == lanes_wanted else 0
+            self._cursor = last_fresh if fresh == lanes_wanted else BEFORE_ALL
             lanes = [lane_of(row) for row in rows if row[0] is not None]
             rate_limited: list[int] = []
             heavy = False
