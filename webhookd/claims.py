@@ -20,6 +20,7 @@ from webhookd.core.breaker import Breaker, CircuitState
 from webhookd.core.bucket import Bucket
 from webhookd.core.lane import Admission, BlockedBy, Lane, admit
 from webhookd.core.model import Delivery, Settings
+from webhookd.floors import Floor
 from webhookd.registry import bounded, headers_of
 
 BODY_BYTES = 32 << 20  # bodies that one worker holds; one more may begin below it
@@ -104,6 +105,7 @@ class Claimer:
         self._make_lanes_at = -math.inf  # monotonic
         self._cursor = BEFORE_ALL  # new rows of webhooks after this one come first: no lane starves behind a hundred others
         self._rows_per_lane = float(ROWS_PER_LANE)  # as the last claims found them
+        self._floor = Floor()
         self._lock_lanes = queries.load("lock_lanes")
         self._lock_suspect = queries.load("lock_suspect_lane")
         self._read_settings = queries.load("read_settings")
@@ -118,10 +120,13 @@ class Claimer:
 
         Blocks for one transaction; raises `psycopg.Error`, `ClaimInDoubtError` among them.
         """
+        self._floor.keep(connection)
         started = time.monotonic()
         lanes_wanted = math.ceil(limit / self._rows_per_lane)
         with _transaction(connection, batch=True) as (cursor, deliveries):
-            rows = cursor.execute(self._lock_lanes, {"cursor": self._cursor, "lanes": lanes_wanted}).fetchall()
+            wanted = {"cursor": self._cursor, "lanes": lanes_wanted, **self._floor.floors.parameters()}
+            rows = cursor.execute(self._lock_lanes, wanted).fetchall()
+            self._floor.looked(time.monotonic() - started)
             now, last_fresh, fresh, without_lane = rows[0][12:16]
             self._cursor = last_fresh if fresh == lanes_wanted else BEFORE_ALL
             lanes = [lane_of(row) for row in rows if row[0] is not None]
@@ -159,10 +164,11 @@ class Claimer:
 
     def next_look(self, connection: store.Connection) -> NextLook:
         """Return when this worker must look again although nobody wakes it. One statement; raises `psycopg.Error`."""
-        row = connection.execute(self._next_look).fetchone()
+        row = connection.execute(self._next_look, self._floor.floors.parameters()).fetchone()
         assert row is not None
         lane_s, new_rows, suspect_s = row
-        return NextLook(math.inf if lane_s is None else lane_s, math.inf if suspect_s is None else suspect_s, new_rows)
+        lane_s = min(math.inf if lane_s is None else lane_s, self._floor.full_look_in_s)
+        return NextLook(lane_s, math.inf if suspect_s is None else suspect_s, new_rows)
 
     def claim_suspect(self, connection: store.Connection) -> Claim:
         """Claim one due row that lost three leases or more, if its lane lets it go. Blocks and raises as `claim` does."""
@@ -257,6 +263,7 @@ class Claimer:
                 "token": token,
                 "lease_s": lease_s,
                 "body_bytes": body_bytes,
+                "rows_floor": self._floor.floors.rows,
             },
         ).fetchall()
         breakers = {
@@ -279,7 +286,8 @@ class Claimer:
 
     def _due_among(self, cursor: psycopg.Cursor[TupleRow], webhook_ids: Sequence[int]) -> list[int]:
         """Return which of these webhooks still have due rows."""
-        rows = cursor.execute(self._due_lanes, {"webhook_ids": store.number_array(webhook_ids)}).fetchall()
+        parameters = {"webhook_ids": store.number_array(webhook_ids), "rows_floor": self._floor.floors.rows}
+        rows = cursor.execute(self._due_lanes, parameters).fetchall()
         return [row[0] for row in rows]
 
     def _admit(

@@ -1,7 +1,7 @@
 -- Take the admitted rows of the locked lanes, and say of every lane when it is to be looked at next.
 -- One array element a lane: quota rows may go; blocked_by and runnable_at hold once the quota is used up (at once, if it is 0).
 -- Rows are taken, the longest due first, until their bodies come to %(body_bytes)s; the one that passes that is still taken. A lane
--- that had to keep rows for it is runnable at once, and its column heavy is true.
+-- that had to keep rows for it is runnable at once, and its column heavy is true. There are no new rows below %(rows_floor)s.
 -- Runs after lock_lanes in the same READ COMMITTED transaction: its snapshot is younger than the locks, so no row that a
 -- record or an earlier claim left in these lanes is missed.
 WITH lane AS (
@@ -31,7 +31,7 @@ WITH lane AS (
                     SELECT webhook_id, delivery_id, next_retry_at, message_body
                       FROM pggit.alert_delivery_queue n
                      WHERE n.webhook_id = l.webhook_id AND NOT n.routed AND n.delivery_status IN ('pending', 'retrying')
-                       AND n.next_retry_at <= now()
+                       AND n.next_retry_at BETWEEN to_timestamp(%(rows_floor)s) AND now()
                      ORDER BY next_retry_at, delivery_id
                      LIMIT l.quota
                        FOR NO KEY UPDATE SKIP LOCKED) new) due
@@ -55,7 +55,7 @@ WITH lane AS (
             SELECT delivery_id
               FROM pggit.alert_delivery_queue n
              WHERE n.webhook_id = l.webhook_id AND NOT n.routed AND n.delivery_status IN ('pending', 'retrying')
-               AND n.next_retry_at > CASE WHEN l.quota > 0 THEN now() ELSE '-infinity' END
+               AND n.next_retry_at >= CASE WHEN l.quota > 0 THEN now() + interval '1 us' ELSE to_timestamp(%(rows_floor)s) END
              ORDER BY next_retry_at, delivery_id
              LIMIT 500
                FOR NO KEY UPDATE SKIP LOCKED) new))
@@ -77,17 +77,15 @@ WITH lane AS (
            blocked_by = CASE WHEN t.n >= l.quota THEN l.blocked_by END,
            runnable_at = CASE WHEN t.heavy THEN now()
                               WHEN t.n >= l.quota THEN to_timestamp(l.runnable_at)
-                              ELSE least((SELECT next_retry_at
+                              ELSE least((SELECT min(next_retry_at)
                                             FROM pggit.alert_delivery_queue w
                                            WHERE w.webhook_id = l.webhook_id AND w.routed
-                                             AND w.delivery_status IN ('pending', 'retrying') AND w.leases_lost < 3
-                                             AND w.next_retry_at > now()
-                                           ORDER BY next_retry_at LIMIT 1),
-                                         (SELECT next_retry_at
+                                             AND delivery_status IN ('pending', 'retrying') AND leases_lost < 3
+                                             AND next_retry_at > now()),
+                                         (SELECT min(next_retry_at)
                                             FROM pggit.alert_delivery_queue n
                                            WHERE n.webhook_id = l.webhook_id AND NOT n.routed
-                                             AND n.delivery_status IN ('pending', 'retrying') AND n.next_retry_at > now()
-                                           ORDER BY next_retry_at LIMIT 1))
+                                             AND delivery_status IN ('pending', 'retrying') AND next_retry_at > now()))
                          END
       FROM lane l
       JOIN taken t USING (webhook_id)

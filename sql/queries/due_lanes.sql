@@ -6,4 +6,4 @@ SELECT l.webhook_id
                   AND w.leases_lost < 3 AND w.next_retry_at <= now())
     OR EXISTS (SELECT FROM pggit.alert_delivery_queue n
                 WHERE n.webhook_id = l.webhook_id AND NOT n.routed AND n.delivery_status IN ('pending', 'retrying')
-                  AND n.next_retry_at <= now())
+                  AND n.next_retry_at BETWEEN to_timestamp(%(rows_floor)s) AND now())

@@ -1,10 +1,12 @@
 -- Find lanes that have work and lock them; lanes that another worker holds are skipped.
 -- %(cursor)s: look at new rows of webhooks after this one first; %(lanes)s: at most so many of each kind.
--- A lane has work if its timer has come (lane_runnable) or if a new row names it (queue_new, one probe a lane).
+-- A lane has work if its timer has come (lane_runnable) or if a new row names it (queue_new, one probe a lane). Both are looked
+-- for from %(rows_floor)s and %(lanes_floor)s on, epochs below which there is nothing (find_floors).
 WITH RECURSIVE fresh (webhook_id, n) AS (
     (SELECT q.webhook_id, 1
        FROM pggit.alert_delivery_queue q
       WHERE NOT q.routed AND q.delivery_status IN ('pending', 'retrying') AND q.webhook_id > %(cursor)s
+        AND q.next_retry_at >= to_timestamp(%(rows_floor)s)
       ORDER BY q.webhook_id
       LIMIT 1)
     UNION ALL
@@ -14,6 +16,7 @@ WITH RECURSIVE fresh (webhook_id, n) AS (
         SELECT q.webhook_id
           FROM pggit.alert_delivery_queue q
          WHERE NOT q.routed AND q.delivery_status IN ('pending', 'retrying') AND q.webhook_id > f.webhook_id
+           AND q.next_retry_at >= to_timestamp(%(rows_floor)s)
          ORDER BY q.webhook_id
          LIMIT 1) x
      WHERE f.n < %(lanes)s
@@ -25,7 +28,7 @@ WITH RECURSIVE fresh (webhook_id, n) AS (
 ), locked_runnable AS (
     SELECT h.*
       FROM pggit.webhook_health_metrics h
-     WHERE h.runnable_at <= now()
+     WHERE h.runnable_at BETWEEN to_timestamp(%(lanes_floor)s) AND now()
      ORDER BY h.runnable_at
      LIMIT %(lanes)s
        FOR NO KEY UPDATE SKIP LOCKED

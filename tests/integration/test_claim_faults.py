@@ -193,6 +193,8 @@ def test_a_row_due_at_an_infinite_time_stops_nobody(database: Database, when: st
     with engine(database) as worker:
         assert len(worker.claim(10).deliveries) == (when == "-infinity")
         worker.claim(10)
-    for name in ("next_look", "measure_depth", "status_waiting"):
+        look = worker.claimer.next_look(worker.connection)
+        assert (look.lane_s, look.new_rows) == (math.inf, False), "looks for what may not go, and never sleeps"
+    for name in ("measure_depth", "status_waiting"):
         database.execute(queries.load(name))
     database.execute(queries.load("doctor_waiting"), {"overdue_s": 60.0})

@@ -14,7 +14,7 @@ from webhookd.core.model import Delivery, Result
 
 GATE = 770_077
 WAIT = f"(SELECT pg_advisory_xact_lock({GATE})) IS NOT NULL"
-TIMER_HAS_COME = "h.runnable_at <= now()"
+TIMER_HAS_COME = "h.runnable_at BETWEEN to_timestamp(%(lanes_floor)s) AND now()"
 
 
 @contextmanager

@@ -4,17 +4,13 @@ A queue's statistics are taken when next to nothing is due, and its table is mos
 a whole index, or the table, for each of two hundred results. Counting pages shows that on any machine, however noisy.
 """
 
-import json
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Mapping
 
-import psycopg
 import pytest
 
 from tests.engine import ROOMY, Engine, answered, engine, insert, register, replaced, unseen
+from tests.plans import Pages, counted, nodes
 from tests.postgres import Database
 from webhookd import queries, store
 from webhookd.retention import Keep, removals, removing
@@ -24,58 +20,6 @@ pytestmark = pytest.mark.every_postgres
 
 HISTORY, BACKLOG = 30_000, 20_000
 BATCH = 200
-
-Pages = dict[str, list[int]]  # by statement, one entry an execution
-
-
-@contextmanager
-def counted(worker: Engine, *names: str) -> Iterator[Pages]:
-    """Have the server explain each statement that *worker* runs, with the very plan it used, and add up its pages."""
-    pages: Pages = defaultdict(list)
-    def explained(notice: psycopg.errors.Diagnostic) -> None:
-        _, found, document = (notice.message_primary or "").partition("plan:\n")
-        if found:
-            report = json.loads(document)
-            named = re.search(r"/\* webhookd:(\w+) \*/", report["Query Text"])
-            if named is not None and named[1] in names:
-                pages[named[1]].append(_pages(report["Plan"]))
-
-    connection = worker.connection
-    connection.add_notice_handler(explained)
-    connection.execute("LOAD 'auto_explain'")
-    for setting, value in {
-        "client_min_messages": "notice",
-        "auto_explain.log_min_duration": "0",
-        "auto_explain.log_analyze": "on",
-        "auto_explain.log_buffers": "on",
-        "auto_explain.log_timing": "off",
-        "auto_explain.log_format": "json",
-        "auto_explain.log_level": "notice",
-    }.items():
-        connection.execute("SELECT set_config(%s, %s, false)", [setting, value])
-    yield pages
-    connection.remove_notice_handler(explained)
-
-
-def _pages(plan: dict[str, Any]) -> int:
-    """Return the pages that a statement touched.
-
-    Changes in WITH that nothing else reads run after the main query, and are not in its own sum.
-    """
-    read = {node.get("CTE Name") for node in _nodes(plan)}
-    apart = [
-        part
-        for part in plan.get("Plans", [])
-        if part["Node Type"] == "ModifyTable" and part.get("Subplan Name", "").removeprefix("CTE ") not in {"", *read}
-    ]
-    return sum(part["Shared Hit Blocks"] + part["Shared Read Blocks"] for part in [plan, *apart])
-
-
-def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield plan
-    for part in plan.get("Plans", []):
-        yield from _nodes(part)
-
 
 HOT = ("lock_lanes", "read_settings", "claim", "lock_recorded_lanes", "settle", "update_lanes", "next_look", "expired_leases")
 
@@ -226,9 +170,9 @@ def test_rows_are_looked_up_although_the_planner_believes_that_there_are_hardly_
                 cursor.execute(f"PREPARE tried AS {text}".encode())
                 [(plan,)] = cursor.execute(f"EXPLAIN (FORMAT JSON) EXECUTE tried ({nothing})".encode())
                 cursor.execute("DEALLOCATE tried")
-            scans = [node for node in _nodes(plan[0]["Plan"]) if node.get("Index Name", "").endswith("_pkey")]
+            scans = [node for node in nodes(plan[0]["Plan"]) if node.get("Index Name", "").endswith("_pkey")]
             assert [node["Index Name"] for node in scans if "Index Cond" not in node] == []
-            assert name not in JOINING or "Hash Join" in {node["Node Type"] for node in _nodes(plan[0]["Plan"])}
+            assert name not in JOINING or "Hash Join" in {node["Node Type"] for node in nodes(plan[0]["Plan"])}
 
 
 def test_the_bounds_catch_the_trap(database: Database) -> None:

@@ -1,0 +1,73 @@
+"""Where claims begin to look for work while an old snapshot keeps the past from being cleaned away."""
+
+import math
+import time
+from typing import NamedTuple
+
+from webhookd import queries, store
+
+SLOW_LOOK_S = 0.01
+FULL_LOOKS_SHARE = 0.05  # of the time
+RAISE_EVERY_S = 1.0
+MARGIN_S = 2.0  # transactions that last for less are never late
+
+
+class Floors(NamedTuple):
+    """Epochs by the database's clock. No new row is due before the first, no lane's timer comes before the second."""
+
+    rows: float = -math.inf
+    lanes: float = -math.inf
+
+    def parameters(self) -> dict[str, float]:
+        """Return what statements call them."""
+        return {"rows_floor": self.rows, "lanes_floor": self.lanes}
+
+
+class Floor:
+    """The floors that one worker's claims look from; used by the dispatcher's thread only.
+
+    Ordinarily there are none. But while a transaction holds a snapshot for minutes (pg_dump, a report), vacuum may not remove
+    what was delivered since from the indexes, and every look walks through all of it, further every second. Once that has become
+    slow, a full look finds floors for those that follow, and they are raised every second. What is late (a past next_retry_at of
+    its own, or a transaction longer than `MARGIN_S`) may lie below: the next full look finds it. There are as many of them as a
+    twentieth of the time allows.
+    """
+
+    def __init__(self) -> None:
+        self._find = queries.load("find_floors")
+        self._floors = Floors()
+        self._full_look_at = math.inf  # monotonic; inf while looks are fast
+        self._raise_at = math.inf
+
+    @property
+    def floors(self) -> Floors:
+        return self._floors
+
+    @property
+    def full_look_in_s(self) -> float:
+        """Return in how many seconds somebody has to call `keep`; inf for never."""
+        return self._full_look_at - time.monotonic()
+
+    def looked(self, seconds: float) -> None:
+        """Take note of how long a look took."""
+        if seconds >= SLOW_LOOK_S and self._full_look_at == math.inf:
+            self._full_look_at = time.monotonic()
+
+    def keep(self, connection: store.Connection) -> None:
+        """Look below the floors or raise them, where it is time. Blocks for one statement at most; raises `psycopg.Error`."""
+        now = time.monotonic()
+        if now >= self._full_look_at:
+            floors = self._found(connection, Floors())
+            seconds = time.monotonic() - now
+            if seconds >= SLOW_LOOK_S:
+                self._floors, self._full_look_at = floors, now + seconds / FULL_LOOKS_SHARE
+            else:
+                self._floors, self._full_look_at, self._raise_at = Floors(), math.inf, math.inf
+        elif now >= self._raise_at:
+            self._floors = self._found(connection, self._floors)
+
+    def _found(self, connection: store.Connection, above: Floors) -> Floors:
+        row = connection.execute(self._find, {**above.parameters(), "margin_s": MARGIN_S}).fetchone()
+        assert row is not None
+        self._raise_at = time.monotonic() + RAISE_EVERY_S
+        return Floors(*row)
