@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -169,23 +170,21 @@ def start(
         lock_fd = _lock(directory)
     except OSError as error:
         raise UnusableError(f"{directory} cannot hold the embedded PostgreSQL: {error.strerror}") from error
-    server: Embedded | None = None
     try:
-        _outwait_orphan(directory)
-        program = runnable(program, directory, account)
-        _rotate_log(directory)
-        initialise(directory, program, account)
-        server = Embedded(directory=directory, binaries=program, account=account, lock_fd=lock_fd, settings=settings)
-        server.launch(timeout_s)
-        return server
-    except BaseException as error:
-        if server is None:
-            os.close(lock_fd)
-        else:
-            server.stop()
-        if isinstance(error, OSError | subprocess.SubprocessError):
-            raise WebhookdError(f"the embedded PostgreSQL in {directory} cannot be started: {error}") from error
-        raise
+        with ExitStack() as unless_done:
+            unless_done.callback(os.close, lock_fd)
+            _outwait_orphan(directory)
+            program = runnable(program, directory, account)
+            _rotate_log(directory)
+            initialise(directory, program, account)
+            server = Embedded(directory=directory, binaries=program, account=account, lock_fd=lock_fd, settings=settings)
+            unless_done.pop_all()  # the lock is the server's now
+            unless_done.callback(server.stop)
+            server.launch(timeout_s)
+            unless_done.pop_all()
+    except (OSError, subprocess.SubprocessError) as error:
+        raise WebhookdError(f"the embedded PostgreSQL in {directory} cannot be started: {error}") from error
+    return server
 
 
 def running_dsn(directory: Path | None = None) -> str | None:

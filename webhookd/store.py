@@ -244,15 +244,18 @@ def transaction(
     # psycopg's own cursor: behind a pooler the connection's would make this a transaction by itself.
     settings = ("" if durable else _NOT_DURABLE) + (_IMPATIENT if impatient else "") + (_BATCH if batch else "")
     psycopg.Cursor(connection).execute((begin + settings).encode())
-    try:
+    with ExitStack() as unless_done:
+        unless_done.callback(_roll_back, connection)
         with connection.cursor() as cursor:
             yield cursor
-    except BaseException:
-        # On a broken connection there is nothing left to roll back, and the pool throws it away.
-        if not connection.closed and not connection.broken:
-            connection.rollback()
-        raise
+        unless_done.pop_all()
     connection.execute("COMMIT")
+
+
+def _roll_back(connection: Connection) -> None:
+    # On a broken connection there is nothing left to roll back, and the pool throws it away.
+    if not connection.closed and not connection.broken:
+        connection.rollback()
 
 
 def number_array(values: Iterable[float | int | None]) -> str:
