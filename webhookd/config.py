@@ -24,10 +24,10 @@ from webhookd.option_kinds import (
     Networks,
     Number,
     Pattern,
-    Rate,
     Seconds,
     Whole,
     check_dsn,
+    rate,
     shown,
 )
 
@@ -105,7 +105,7 @@ class Config:
     max_in_flight: int = _option(
         50, _DELIVERY, Whole(1, 1_000_000), "Exchanges with one webhook at a time, over all workers and hosts."
     )
-    rate_limit: float = _option(10.0, _DELIVERY, Rate(1_000_000), "Attempts a second for one webhook; 0 is unlimited.")
+    rate_limit: float = _option(10.0, _DELIVERY, rate(1_000_000), "Attempts a second for one webhook; 0 is unlimited.")
     rate_burst: int = _option(20, _DELIVERY, Whole(1, 1_000_000), "Attempts one webhook may get at once after a pause.")
     retry_base: float = _option(5.0, _DELIVERY, Seconds(), "The first retry's delay; it doubles with each further one.")
     retry_max: float = _option(1800.0, _DELIVERY, Seconds(), "The longest delay between retries, Retry-After included.")
@@ -114,10 +114,10 @@ class Config:
     )
     circuit_open: float = _option(60.0, _DELIVERY, Seconds(), "How long an open circuit waits before its probe.")
     keep_delivered: float = _option(
-        7.0, _KEPT, Number(0, 36_500, "DAYS"), "Keep what was delivered for so long; fractions are fine, 0 is for ever."
+        7.0, _KEPT, Number(36_500, "DAYS"), "Keep what was delivered for so long; fractions are fine, 0 is for ever."
     )
-    keep_failed: float = _option(30.0, _KEPT, Number(0, 36_500, "DAYS"), "Keep what failed for good; 0 is for ever.")
-    keep_log: float = _option(30.0, _KEPT, Number(0, 36_500, "DAYS"), "Keep the attempt log; 0 is for ever.")
+    keep_failed: float = _option(30.0, _KEPT, Number(36_500, "DAYS"), "Keep what failed for good; 0 is for ever.")
+    keep_log: float = _option(30.0, _KEPT, Number(36_500, "DAYS"), "Keep the attempt log; 0 is for ever.")
     log_format: str = _option("text", _LOGS, Choice(("text", "json")), "Lines of key=value, or of JSON.")
     log_level: str = _option("info", _LOGS, Choice(("debug", "info", "warning", "error")), "The least that is logged.")
 

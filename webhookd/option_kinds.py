@@ -49,39 +49,27 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A finite number within bounds, both included."""
+    """0, or a finite number from *least* (which *means* something) to *high*, both included."""
 
-    low: float
     high: float
     metavar: str = "N"
+    least: float = 0.0
+    means: str = ""
 
     @property
     def allowed(self) -> str:
-        return f"a number from {self.low:.15g} to {self.high:.15g}"
+        return f"{'0, or ' if self.least else ''}a number from {self.least:.3g}{self.means} to {self.high:.15g}"
 
     def parse(self, raw: object) -> float:
         value = _number(raw)
-        if not self.low <= value <= self.high:
+        if value != 0 and not self.least <= value <= self.high:
             raise ValueError
         return value
 
 
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """So many a second: 0 (no limit), or from one in the longest wait on."""
-
-    high: float
-    metavar: str = "N"
-
-    @property
-    def allowed(self) -> str:
-        return f"0, or a number from {SLOWEST_RATE:.3g} (one in {LONGEST_S / 86400:.0f} days) to {self.high:.15g}"
-
-    def parse(self, raw: object) -> float:
-        value = _number(raw)
-        if value != 0 and not SLOWEST_RATE <= value <= self.high:
-            raise ValueError
-        return value
+def rate(high: float) -> Number:
+    """Return the kind of so many a second: 0 (no limit), or from one in the longest wait on."""
+    return Number(high, least=SLOWEST_RATE, means=f" (one in {LONGEST_S / 86400:.0f} days)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import click
 from webhookd.cli.options import connection_options, egress_options, load_settings
 from webhookd.config import Config
 from webhookd.errors import UnusableError, WebhookdError
-from webhookd.option_kinds import Kind, Rate, Seconds
+from webhookd.option_kinds import Kind, Seconds, rate
 from webhookd.registry import FASTEST_RATE, LONGEST_TIMEOUT_S, headers_of
 
 
@@ -31,7 +31,7 @@ def _of_kind(kind: Kind) -> Callable[[str], Any]:
 _LIMITS: tuple[tuple[str, str, Any, str, str], ...] = (
     ("timeout_seconds", "--timeout", _of_kind(Seconds(LONGEST_TIMEOUT_S)), "For one exchange.", "timeout"),
     ("max_in_flight", "--max-in-flight", click.IntRange(1), "Exchanges at a time.", "max_in_flight"),
-    ("rate_limit_per_second", "--rate", _of_kind(Rate(FASTEST_RATE)), "Attempts a second; 0 is unlimited.", "rate_limit"),
+    ("rate_limit_per_second", "--rate", _of_kind(rate(FASTEST_RATE)), "Attempts a second; 0 is unlimited.", "rate_limit"),
     ("rate_limit_burst", "--rate-burst", click.IntRange(1), "Attempts at once after a pause.", "rate_burst"),
     ("retry_base_seconds", "--retry-base", _of_kind(Seconds()), "The first retry's delay.", "retry_base"),
     ("retry_max_seconds", "--retry-max", _of_kind(Seconds()), "The longest delay.", "retry_max"),
