@@ -166,7 +166,7 @@ class Pool(urllib3.HTTPConnectionPool):
     """The kept connections to one origin, the one used last first. Threads may share it.
 
     urllib3 makes the connections. Lending them is done here: nobody ever waits for one, and a queue with locks would cost a
-    tenth of an exchange.
+    tenth of an exchange. To close it, forget it.
     """
 
     ConnectionCls = Connection

@@ -24,7 +24,7 @@ class Floors(NamedTuple):
 
 
 class Floor:
-    """The floors that one worker's claims look from; used by the dispatcher's thread only.
+    """The *floors* that one worker's claims look from; used by the dispatcher's thread only.
 
     Ordinarily there are none. But while a transaction holds a snapshot for minutes (pg_dump, a report), vacuum may not remove
     what was delivered since from the indexes, and every look walks through all of it, further every second. Once that has become
@@ -35,13 +35,9 @@ class Floor:
 
     def __init__(self) -> None:
         self._find = queries.load("find_floors")
-        self._floors = Floors()
+        self.floors = Floors()
         self._full_look_at = math.inf  # monotonic; inf while looks are fast
         self._raise_at = math.inf
-
-    @property
-    def floors(self) -> Floors:
-        return self._floors
 
     @property
     def full_look_in_s(self) -> float:
@@ -60,11 +56,11 @@ class Floor:
             floors = self._found(connection, Floors())
             seconds = time.monotonic() - now
             if seconds >= SLOW_LOOK_S:
-                self._floors, self._full_look_at = floors, now + seconds / FULL_LOOKS_SHARE
+                self.floors, self._full_look_at = floors, now + seconds / FULL_LOOKS_SHARE
             else:
-                self._floors, self._full_look_at, self._raise_at = Floors(), math.inf, math.inf
+                self.floors, self._full_look_at, self._raise_at = Floors(), math.inf, math.inf
         elif now >= self._raise_at:
-            self._floors = self._found(connection, self._floors)
+            self.floors = self._found(connection, self.floors)
 
     def _found(self, connection: store.Connection, above: Floors) -> Floors:
         row = connection.execute(self._find, {**above.parameters(), "margin_s": MARGIN_S}).fetchone()

@@ -1,5 +1,6 @@
 -- When this worker must look again although nobody wakes it: seconds to the earliest lane's timer, whether new rows stand
--- there already (their lanes were locked by others a moment ago), and seconds to the earliest suspect row. The floors: see lock_lanes.
+-- there already (their lanes were locked by others a moment ago), and seconds to the earliest suspect row. The floors: see
+-- lock_lanes.
 -- Epochs are subtracted, not instants: a row may be due at 'infinity', and before PostgreSQL 17 no interval is infinite.
 SELECT (SELECT extract(epoch FROM h.runnable_at)::float8 - extract(epoch FROM clock_timestamp())::float8
           FROM pggit.webhook_health_metrics h
