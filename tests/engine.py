@@ -173,6 +173,14 @@ def insert(database: Database, webhook_id: int, count: int = 1, *, due_in_s: flo
     return [row[0] for row in rows]
 
 
+def claim_one(database: Database, worker: Engine, **columns: Any) -> Delivery:
+    """Register webhook 1, insert one delivery and claim it."""
+    register(database, 1, **columns)
+    insert(database, 1)
+    [claimed] = worker.take()
+    return claimed
+
+
 def lanes_of(database: Database, *webhook_ids: int) -> None:
     """Have a lane made for each webhook, as a worker's first look would."""
     database.execute(

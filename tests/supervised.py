@@ -96,6 +96,11 @@ def supervised(
         process.wait()
 
 
+def all_working(program: Supervised, count: int = 3) -> dict[int, int]:
+    """Wait for the first workers; return their pids by number."""
+    return {number: program.working(number)["pid"] for number in range(1, count + 1)}
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the lines of *path* that are JSON objects; its last line may be half written."""
     lines = []

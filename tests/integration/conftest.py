@@ -5,9 +5,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.doctor import add_worker
-from tests.engine import Engine, engine
+from tests.engine import STANDARD, Engine, engine
+from tests.explained import enlist
 from tests.postgres import Database, Server
 from tests.transport import LOOPBACK
+from webhookd import store
 from webhookd.doctor import queue, server
 from webhookd.transport import Transport
 
@@ -22,6 +24,21 @@ def worker(database: Database) -> Iterator[Engine]:
 def other(database: Database) -> Iterator[Engine]:
     with engine(database, "worker-2") as other:
         yield other
+
+
+@pytest.fixture
+def enlisted(database: Database) -> Iterator[Engine]:
+    """A worker that is known to be alive and to have room, with the documented defaults."""
+    with engine(database, defaults=STANDARD) as enlisted:
+        enlist(database, enlisted.worker_id, enlisted.incarnation)
+        yield enlisted
+
+
+@pytest.fixture
+def connection(database: Database) -> Iterator[store.Connection]:
+    """A worker's connection."""
+    with store.connect(database.dsn, application_name="webhookd/worker-1/test") as connection:
+        yield connection
 
 
 @pytest.fixture(scope="module")

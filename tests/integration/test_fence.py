@@ -6,7 +6,7 @@ with a model. The same test must fail for each planted fault.
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -16,57 +16,16 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from tests.engine import ROOMY, Engine, Fault, answered, engine, given_back, register, replaced
+from tests.engine import ROOMY, Engine, Fault, answered, engine, register, replaced
+from tests.expected import OUTCOMES, Row
 from tests.postgres import Database
 from webhookd.claims import ROWS_PER_LANE
-from webhookd.core.model import Delivery, Outcome, Result
+from webhookd.core.model import Delivery, Result
 
 WORKERS = 3
 WEBHOOKS = (1, 2)
 STEADY = ROOMY._replace(circuit_threshold=100_000)
 INDEX = st.integers(0, 10_000)
-OUTCOMES: dict[str, Callable[[], Outcome]] = {
-    "delivered": lambda: answered(200),
-    "fail": lambda: answered(404),
-    "retry": lambda: answered(500),
-    "throttled": lambda: answered(429),
-    "given back": given_back,
-}
-
-
-@dataclass(slots=True)
-class Row:
-    """What a queue row should be. *holder*: whose result it takes, and nobody else's."""
-
-    webhook_id: int
-    status: str = "pending"
-    retries: int = 0
-    losses: int = 0
-    attempts: int = 0
-    expired: bool = False
-    torn: bool = False  # its status was changed behind every trigger's back, the token left in place
-    holder: tuple[Engine, Delivery] | None = None
-
-    @property
-    def waiting(self) -> bool:
-        return self.status in ("pending", "retrying")
-
-    def end(self, outcome: str) -> None:
-        self.holder, self.expired = None, False
-        if outcome == "given back":
-            self.status = "retrying" if self.attempts else "pending"
-            return
-        self.attempts += 1
-        if outcome == "retry" and self.retries < 3:
-            self.retries += 1
-            self.status = "retrying"
-        else:
-            self.status = {"delivered": "delivered", "throttled": "retrying"}.get(outcome, "failed")
-
-    def lose(self) -> None:
-        self.holder, self.expired = None, False
-        self.losses += 1
-        self.status = "failed" if self.losses >= 6 else "retrying" if self.attempts else "pending"
 
 
 @dataclass(slots=True)
@@ -77,7 +36,6 @@ class Stage:
     workers: list[Engine]
     operator: psycopg.Connection[tuple[Any, ...]]
     unseen: psycopg.Connection[tuple[Any, ...]]  # its changes fire no trigger
-    webhooks: tuple[int, ...] = field(default=WEBHOOKS)
 
     def clear(self) -> None:
         for worker in self.workers:
