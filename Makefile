@@ -78,6 +78,7 @@ bench/peers/node_modules/.package-lock.json: bench/peers/package-lock.json
 
 lint: setup
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
 setup: $(VENV)/.tests

@@ -1,6 +1,6 @@
 """webhookd with its threads named for the kernel, as Python does by itself from 3.14 on: for /proc, `top -H` and perf.
 
-    python -m bench.threads --dsn ...
+python -m bench.threads --dsn ...
 """
 
 import threading

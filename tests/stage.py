@@ -202,9 +202,7 @@ class Stage:
 
 
 @contextmanager
-def staged(
-    database: Database, dispatcher: type[Dispatcher] = Dispatcher, watch: type[CuedWatch] = CuedWatch
-) -> Iterator[Stage]:
+def staged(database: Database, dispatcher: type[Dispatcher] = Dispatcher, watch: type[CuedWatch] = CuedWatch) -> Iterator[Stage]:
     with Receiver(answering()) as receiver:
         database.execute("INSERT INTO pggit.webhooks (webhook_id, url) VALUES (1, %s)", [receiver.url()])
         stage = Stage(database, receiver, dispatcher, watch)

@@ -29,9 +29,7 @@ def post(sender: Transport, url: str, *, body: bytes = BODY, timeout_s: float = 
 def resolving(*addresses: str) -> Resolve:
     """Return a resolver that finds *addresses* for every name."""
 
-    def resolve(
-        host: str, port: int, family: int, kind: int
-    ) -> Sequence[tuple[int, int, int, str, tuple[object, ...]]]:
+    def resolve(host: str, port: int, family: int, kind: int) -> Sequence[tuple[int, int, int, str, tuple[object, ...]]]:
         return [
             (socket.AF_INET6, kind, 6, "", (address, port, 0, 0))
             if ":" in address

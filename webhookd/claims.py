@@ -209,9 +209,7 @@ class Claimer:
         rows = cursor.execute(self._read_settings, {"webhook_ids": store.number_array(webhook_ids)}).fetchall()
         return {row[0]: settings_of(tuple(row), self._defaults) for row in rows}
 
-    def _recounted(
-        self, cursor: psycopg.Cursor[TupleRow], lanes: list[Lane], settings: Mapping[int, Settings]
-    ) -> list[Lane]:
+    def _recounted(self, cursor: psycopg.Cursor[TupleRow], lanes: list[Lane], settings: Mapping[int, Settings]) -> list[Lane]:
         """Return *lanes* with the in-flight counters of those at their cap counted afresh.
 
         A DELETE or TRUNCATE of a claimed row strands the counter; trusted blindly it would block the lane for ever.
@@ -225,10 +223,7 @@ class Claimer:
             return lanes
         rows = cursor.execute(self._count_leases, {"webhook_ids": store.number_array(full)}).fetchall()
         counts: dict[int, int] = {row[0]: row[1] for row in rows}
-        return [
-            replace(lane, in_flight=counts.get(lane.webhook_id, 0)) if lane.webhook_id in full else lane
-            for lane in lanes
-        ]
+        return [replace(lane, in_flight=counts.get(lane.webhook_id, 0)) if lane.webhook_id in full else lane for lane in lanes]
 
     def _take(
         self,
@@ -253,9 +248,7 @@ class Claimer:
                 "quotas": store.number_array([admission.quota for admission in admissions]),
                 "blocked_bys": store.text_array([admission.blocked_by for admission in admissions]),
                 "runnable_ats": store.number_array([admission.runnable_at for admission in admissions]),
-                "tokens": store.number_array(
-                    [self._tokens(lane, settings.get(lane.webhook_id), now=now) for lane in lanes]
-                ),
+                "tokens": store.number_array([self._tokens(lane, settings.get(lane.webhook_id), now=now) for lane in lanes]),
                 "in_flights": store.number_array([lane.in_flight for lane in lanes]),
                 "probes": "{" + ",".join("t" if admission.probe else "f" for admission in admissions) + "}",
                 "worker_id": self._worker_id,

@@ -83,9 +83,7 @@ class Config:
         Pattern(r"[^\s/]{1,253}", "an address or a host name", "HOST"),
         "Address that serves /metrics, /healthz and /readyz.",
     )
-    metrics_port: int = _option(
-        8000, _PROCESSES, Whole(0, 65535), "Worker i serves on this port + i - 1; 0 takes free ports."
-    )
+    metrics_port: int = _option(8000, _PROCESSES, Whole(0, 65535), "Worker i serves on this port + i - 1; 0 takes free ports.")
     metrics_webhooks: int = _option(
         200, _PROCESSES, Whole(0, 100_000), "Webhooks with metrics of their own; the rest are counted together."
     )
@@ -109,9 +107,7 @@ class Config:
     rate_burst: int = _option(20, _DELIVERY, Whole(1, 1_000_000), "Attempts one webhook may get at once after a pause.")
     retry_base: float = _option(5.0, _DELIVERY, Seconds(), "The first retry's delay; it doubles with each further one.")
     retry_max: float = _option(1800.0, _DELIVERY, Seconds(), "The longest delay between retries, Retry-After included.")
-    circuit_threshold: int = _option(
-        5, _DELIVERY, Whole(1, 1_000_000), "Consecutive failures that open a webhook's circuit."
-    )
+    circuit_threshold: int = _option(5, _DELIVERY, Whole(1, 1_000_000), "Consecutive failures that open a webhook's circuit.")
     circuit_open: float = _option(60.0, _DELIVERY, Seconds(), "How long an open circuit waits before its probe.")
     keep_delivered: float = _option(
         7.0, _KEPT, Number(36_500, "DAYS"), "Keep what was delivered for so long; fractions are fine, 0 is for ever."
@@ -156,6 +152,7 @@ def load(
     _settle_database(values, sources)
     config = Config(**values)
     _check_together(config, sources)
+
     def reload() -> Settings:
         return load(command_line, environ=environ, file=file, with_psycopg=with_psycopg)
 
@@ -189,9 +186,7 @@ def _file_to_read(file: Path | None, environ: Mapping[str, str]) -> Path | None:
     return file
 
 
-def _gather(
-    command_line: Mapping[str, object], environ: Mapping[str, str], file: Path | None
-) -> dict[str, tuple[object, str]]:
+def _gather(command_line: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> dict[str, tuple[object, str]]:
     """Return each given option's raw value and source, the weakest source first so that stronger ones overwrite it."""
     given: dict[str, tuple[object, str]] = {}
     if environ.get("DATABASE_URL"):

@@ -214,9 +214,7 @@ def _register(connection: psycopg.Connection[dict[str, Any]], port: int) -> None
         " SELECT id, 'http://127.0.0.1:' || %s::int || '/' || id FROM generate_series(%s::int, %s::int) id",
         [port, FIRST, FIRST + WEBHOOKS - 1],
     )
-    connection.execute(
-        "UPDATE pggit.webhooks SET circuit_open_seconds = 3, retry_base_seconds = 1 WHERE webhook_id = %s", [SICK]
-    )
+    connection.execute("UPDATE pggit.webhooks SET circuit_open_seconds = 3, retry_base_seconds = 1 WHERE webhook_id = %s", [SICK])
 
 
 def _stay(console: Console, dsn: str, metrics_port: int) -> None:

@@ -152,9 +152,7 @@ def _gauge_families(totals: Totals) -> Iterator[Metric]:
 
 
 def _exchange_families(exchanges: Exchanges) -> Iterator[Metric]:
-    connections = Counter(
-        "webhookd_http_connections", "Connections to receivers, by how they were had.", labels=["kind"]
-    )
+    connections = Counter("webhookd_http_connections", "Connections to receivers, by how they were had.", labels=["kind"])
     connections.add_metric(["opened"], exchanges.opened)
     connections.add_metric(["reused"], exchanges.reused)
     yield connections

@@ -198,4 +198,3 @@ class Housekeeping:
         by_cause = {QueueCause(cause): deliveries for cause, deliveries, _ in rows}
         oldest = max((age for _, _, age in rows if age is not None), default=0.0)
         self._metrics.set_queue(QueueCounts(sum(by_cause.values()), by_cause, oldest))
-

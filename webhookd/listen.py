@@ -39,9 +39,7 @@ class Arrival:
 class Receiver:
     """An HTTP server on *host*:*port* that answers *status* and hands each arrival to *show* (one at a time)."""
 
-    def __init__(
-        self, host: str, port: int, *, key: bytes | None, status: int, show: Callable[[Arrival], None]
-    ) -> None:
+    def __init__(self, host: str, port: int, *, key: bytes | None, status: int, show: Callable[[Arrival], None]) -> None:
         """Bind; raise `WebhookdError` where that cannot be."""
         self._key = key
         self._status = status

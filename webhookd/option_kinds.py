@@ -254,6 +254,4 @@ def _network(text: str) -> str:
     except ValueError as fault:
         if "host bits" not in str(fault):
             raise ValueError(f"{text} is not a network") from None
-        raise ValueError(
-            f"{text} has host bits set: write {ipaddress.ip_network(text, strict=False)} for the network"
-        ) from None
+        raise ValueError(f"{text} has host bits set: write {ipaddress.ip_network(text, strict=False)} for the network") from None

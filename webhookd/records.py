@@ -78,9 +78,7 @@ class Recorder:
                 self._restore_lanes(connection, [webhook_id for webhook_id in webhook_ids if webhook_id not in locked])
         return recorded
 
-    def lost_leases(
-        self, connection: store.Connection, *, incarnation: UUID | None = None, limit: int = 500
-    ) -> list[Result]:
+    def lost_leases(self, connection: store.Connection, *, incarnation: UUID | None = None, limit: int = 500) -> list[Result]:
         """Return, as results to be recorded, claims whose lease ran out, or all those of a dead *incarnation*.
 
         Recording them releases the rows; the fence sees to it that an owner who records first wins.
@@ -195,8 +193,7 @@ def _tripped(lane: Lane, *, before: Lane) -> bool:
 def _lane_parameters(after: Sequence[Lane], of_webhook: Mapping[int, Sequence[_Settled]]) -> dict[str, Any]:
     of_lanes = [of_webhook[lane.webhook_id] for lane in after]
     times = [
-        [result.outcome.answer.elapsed_s * 1000 for result, _ in its if isinstance(result.outcome, Attempted)]
-        for its in of_lanes
+        [result.outcome.answer.elapsed_s * 1000 for result, _ in its if isinstance(result.outcome, Attempted)] for its in of_lanes
     ]
     successful = [sum(settlement.vote is CircuitVote.SUCCESS for _, settlement in its) for its in of_lanes]
     return {

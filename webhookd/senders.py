@@ -52,9 +52,7 @@ class _Sender:
 class Senders:
     """Takes deliveries from the dispatcher, carries them out on its threads, and puts results where the recorder finds them."""
 
-    def __init__(
-        self, courier: Courier, results: Results, *, most: int, bell: Bell
-    ) -> None:
+    def __init__(self, courier: Courier, results: Results, *, most: int, bell: Bell) -> None:
         self._courier = courier
         self._results = results
         self._most = most

@@ -47,6 +47,7 @@ _NOTICE_SILENCE = {
     "tcp_user_timeout": 30_000,
 }
 
+
 class UnansweredError(psycopg.OperationalError):
     """The database has not answered, and nobody wants to wait any longer."""
 

@@ -46,14 +46,10 @@ class Transport:
     ) -> None:
         self._egress = egress
         dialer = Dialer(egress, Resolver(resolve))
-        self._pools = Pools(
-            dialer, _tls_context(ca_bundle), origins=origins, connections_per_origin=connections_per_origin
-        )
+        self._pools = Pools(dialer, _tls_context(ca_bundle), origins=origins, connections_per_origin=connections_per_origin)
         self._route = lru_cache(maxsize=4096)(self._make_route)
 
-    def post(
-        self, url: str, *, headers: Sequence[tuple[str, str]], body: bytes, timeout_s: float, stamp: bytes = b""
-    ) -> Answer:
+    def post(self, url: str, *, headers: Sequence[tuple[str, str]], body: bytes, timeout_s: float, stamp: bytes = b"") -> Answer:
         """POST *body* and return what came of it; block at most *timeout_s* and 10 ms, from before DNS to the last byte.
 
         *headers* go out as given, then *stamp*, further lines in wire form that must need no check; host and content-length are

@@ -69,9 +69,7 @@ def test_webhook_add_refuses_settings_that_no_delivery_could_use(
 
 
 def test_a_secret_that_was_written_wrongly_with_sql_is_one_line_and_nothing_is_sent(database: Database) -> None:
-    database.execute(
-        "INSERT INTO pggit.webhooks (webhook_id, url, secret) VALUES (5, 'https://127.0.0.1:1/', 'hunter2')"
-    )
+    database.execute("INSERT INTO pggit.webhooks (webhook_id, url, secret) VALUES (5, 'https://127.0.0.1:1/', 'hunter2')")
     done = webhookd("webhook", "test", "5", "--allow-network", "127.0.0.0/8", dsn=database.dsn)
     assert_refused(done, "webhook 5", "rotate-secret")
     assert "hunter2" not in done.stderr
@@ -98,7 +96,9 @@ def test_a_long_list_of_webhooks_is_cut_off_and_says_so(database: Database) -> N
 
 
 def test_a_target_that_is_not_allowed_is_one_line_and_says_what_allows_it(database: Database) -> None:
-    database.execute("INSERT INTO pggit.webhooks (webhook_id, url) VALUES (5, 'https://127.0.0.1:1/'), (6, 'http://example.org/')")
+    database.execute(
+        "INSERT INTO pggit.webhooks (webhook_id, url) VALUES (5, 'https://127.0.0.1:1/'), (6, 'http://example.org/')"
+    )
     assert_refused(webhookd("webhook", "test", "5", dsn=database.dsn), "nothing was sent", "loopback", "--allow-network")
     assert_refused(webhookd("webhook", "test", "6", dsn=database.dsn), "nothing was sent", "--allow-http")
 

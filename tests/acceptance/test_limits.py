@@ -61,8 +61,7 @@ def test_a_worker_whose_memory_passes_the_limit_finishes_what_it_has_and_is_repl
         wait_until_ready(database, workers=1)
         (worker,) = daemon.workers()
         database.execute(
-            "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body)"
-            " VALUES (2000, to_jsonb(repeat('x', 60000000)))"
+            "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) VALUES (2000, to_jsonb(repeat('x', 60000000)))"
         )
         eventually(lambda: "worker draining" in daemon.log(), what="the worker told to drain")
         assert "worker has passed its limit" in daemon.log()

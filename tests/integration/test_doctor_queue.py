@@ -156,7 +156,7 @@ def test_an_attempt_that_was_recorded_twice(patient: Database) -> None:
 
 
 def test_a_foreign_key_without_an_index_stops_retention(patient: Database) -> None:
-    patient.execute("CREATE TABLE public.invoice (\"Delivery\" bigint REFERENCES pggit.alert_delivery_queue)")
+    patient.execute('CREATE TABLE public.invoice ("Delivery" bigint REFERENCES pggit.alert_delivery_queue)')
     assert wrong(patient, keep_delivered=0.0, keep_failed=0.0) == []
     assert_found_and_mended(patient, "retention", "invoice_Delivery_fkey of public.invoice has no index")
     (kept,) = (finding for finding in findings(patient) if finding.name == "retention")

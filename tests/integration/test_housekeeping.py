@@ -34,9 +34,7 @@ class Beaten(Recorder):
         super().__init__(worker_id="test", defaults=STANDARD)
         self._owner, self._claimed = owner, claimed
 
-    def lost_leases(
-        self, connection: store.Connection, *, incarnation: UUID | None = None, limit: int = 500
-    ) -> list[Result]:
+    def lost_leases(self, connection: store.Connection, *, incarnation: UUID | None = None, limit: int = 500) -> list[Result]:
         lost = super().lost_leases(connection, incarnation=incarnation, limit=limit)
         self._owner.finish(self._claimed, answered(200))
         self._claimed = []

@@ -77,9 +77,7 @@ def test_a_scrape_gets_the_text_format_with_the_current_counts(served: Served) -
     assert response.status == 200
     assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
     families = {family.name: family for family in parse_text(body.decode())}
-    delivered = [
-        sample.value for sample in families["webhook_deliveries"].samples if sample.labels["status"] == "delivered"
-    ]
+    delivered = [sample.value for sample in families["webhook_deliveries"].samples if sample.labels["status"] == "delivered"]
     assert delivered == [2]
     observe(served.metrics, 1001)
     assert b'webhook_deliveries_total{status="delivered",webhook_id="1001"} 3' in served.ask("/metrics?x=1")[1]
@@ -266,9 +264,7 @@ def test_after_stop_the_socket_still_listens_and_the_next_worker_answers_who_wai
             second.endpoint.stop()
 
 
-def test_two_workers_may_accept_from_one_socket_during_a_hand_over(
-    sock: socket.socket, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_two_workers_may_accept_from_one_socket_during_a_hand_over(sock: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
     workers = [Served(sock), Served(sock)]
     for worker in workers:
         worker.endpoint.start()

@@ -67,9 +67,7 @@ def test_a_transaction_has_webhookds_settings_and_leaves_none(dsn: str, applicat
             assert left_behind(application) == []
 
 
-def test_a_single_statement_has_webhookds_settings_and_leaves_none(
-    dsn: str, application: Application
-) -> None:
+def test_a_single_statement_has_webhookds_settings_and_leaves_none(dsn: str, application: Application) -> None:
     with store.connect(dsn, application_name="test") as connection:
         for _ in range(3):
             assert connection.execute("SHOW search_path").fetchall() == [("pg_catalog",)]

@@ -105,12 +105,8 @@ def test_a_critical_baseline_makes_the_exit_code_1(database: Database, name: str
     assert [one for one, (_, verdict) in found.items() if verdict == "critical"] == [name]
 
 
-@pytest.mark.parametrize(
-    ("silences_s", "verdict"), [([], "critical"), ([2, 30], "warning"), ([2, 200], "critical")]
-)
-def test_a_silent_worker_is_a_warning_and_after_two_minutes_down(
-    database: Database, silences_s: list[int], verdict: str
-) -> None:
+@pytest.mark.parametrize(("silences_s", "verdict"), [([], "critical"), ([2, 30], "warning"), ([2, 200], "critical")])
+def test_a_silent_worker_is_a_warning_and_after_two_minutes_down(database: Database, silences_s: list[int], verdict: str) -> None:
     for number, silence_s in enumerate(silences_s):
         database.execute(WORKER, [f"worker-{number}", silence_s])
     found, code = status(database)

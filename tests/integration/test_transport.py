@@ -267,9 +267,7 @@ def test_a_close_in_the_middle_of_a_large_request_is_no_answer(sender: Transport
     ],
     ids=["silence", "stall", "stall large", "silence large", "drip head", "drip 100", "drip body", "short body"],
 )
-def test_a_slow_receiver_is_left_at_the_deadline(
-    sender: Transport, behaviour: Behaviour, body: bytes, phase: str
-) -> None:
+def test_a_slow_receiver_is_left_at_the_deadline(sender: Transport, behaviour: Behaviour, body: bytes, phase: str) -> None:
     with Receiver(behaviour) as receiver:
         answer = post(sender, receiver.url(), body=body, timeout_s=SHORT_S)
         receiver.stopping.set()  # a behaviour that drips looks at this

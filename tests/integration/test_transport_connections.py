@@ -68,9 +68,7 @@ def test_a_receiver_that_hangs_up_on_a_fresh_reuse_gets_the_request_once(sender:
     assert (second.kind, second.reused, second.error) == (AnswerKind.NO_ANSWER, True, "closed without an answer")
 
 
-def test_a_request_that_dies_on_an_idle_connection_is_sent_once_more(
-    sender: Transport, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_request_that_dies_on_an_idle_connection_is_sent_once_more(sender: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "_IDLE_BEFORE_RESEND_S", 0.0)
     with Receiver(hanging_up_on_the_second) as receiver:
         first, second = post(sender, receiver.url()), post(sender, receiver.url())
@@ -79,9 +77,7 @@ def test_a_request_that_dies_on_an_idle_connection_is_sent_once_more(
     assert not second.reused
 
 
-def test_a_request_that_dies_on_a_new_connection_is_not_sent_again(
-    sender: Transport, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_request_that_dies_on_a_new_connection_is_not_sent_again(sender: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "_IDLE_BEFORE_RESEND_S", 0.0)
     with Receiver(hanging_up) as receiver:
         answer = post(sender, receiver.url())
@@ -106,9 +102,7 @@ def test_the_origin_used_longest_ago_loses_its_connections() -> None:
         narrow.close()
 
 
-def test_without_a_free_descriptor_the_idle_connections_make_room(
-    sender: Transport, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_free_descriptor_the_idle_connections_make_room(sender: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
     connect = connection._connect
     shortages = [OSError(24, "Too many open files")]
 

@@ -79,9 +79,7 @@ BAD_CERTIFICATES: dict[str, tuple[BadCertificate, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD_CERTIFICATES)
-def test_a_bad_certificate_is_no_answer_and_nothing_is_sent(
-    tls_sender: Transport, authority: trustme.CA, name: str
-) -> None:
+def test_a_bad_certificate_is_no_answer_and_nothing_is_sent(tls_sender: Transport, authority: trustme.CA, name: str) -> None:
     issue, reason = BAD_CERTIFICATES[name]
     with Receiver(answering(), tls=server_tls(issue(authority))) as receiver:
         answer = post(tls_sender, receiver.url(host="hooks.example.com"))
@@ -166,9 +164,7 @@ def test_an_answer_that_comes_early_is_used_over_tls_too(tls_sender: Transport, 
 
 
 @pytest.mark.parametrize("content", [None, b"not a certificate"], ids=["missing", "garbage"])
-def test_a_bundle_that_cannot_be_read_is_unusable(
-    tmp_path_factory: pytest.TempPathFactory, content: bytes | None
-) -> None:
+def test_a_bundle_that_cannot_be_read_is_unusable(tmp_path_factory: pytest.TempPathFactory, content: bytes | None) -> None:
     path = tmp_path_factory.mktemp("ca") / "ca.pem"
     if content is not None:
         path.write_bytes(content)

@@ -150,9 +150,7 @@ def load(database: Database) -> Iterator[None]:
             while True:
                 for webhook_id, each_time in rows:
                     count = max(each_time, at_least)
-                    connection.execute(
-                        statement.encode(), {"webhook_id": webhook_id, "count": count, "enough": ENOUGH_WAITING}
-                    )
+                    connection.execute(statement.encode(), {"webhook_id": webhook_id, "count": count, "enough": ENOUGH_WAITING})
                 at_least = 0
                 if stopping.wait(ADD_EVERY_S):
                     return

@@ -72,9 +72,7 @@ def test_a_port_that_is_taken_is_named_in_one_line() -> None:
 def test_without_root_a_missing_program_is_named_with_the_command_that_installs_it(tmp_path: Path) -> None:
     """A PATH that holds neither Prometheus nor apt-get, which is the same to it as not being root."""
     command = [sys.executable, str(SCRIPT), *options(free_ports())]
-    done = subprocess.run(
-        command, env={"PATH": str(tmp_path)}, capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     install = "sudo apt-get install --yes --no-install-recommends prometheus prometheus-alertmanager"
     assert done.stderr.endswith(f"{install}\n")

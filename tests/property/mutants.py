@@ -49,6 +49,7 @@ def planted_in(module: str) -> list[Mutant]:
     return [mutant for mutant in MUTANTS if mutant.module == module]
 
 
+# fmt: off
 MUTANTS = (
     # The breaker.
     Mutant("breaker", "failures >= threshold", "failures > threshold", "opens_exactly_at_the_threshold"),
@@ -257,6 +258,7 @@ MUTANTS = (
     Mutant("lane", "return before.health", "return \"healthy\"", "only_a_success_makes_healthy"),
     Mutant("lane", "if breaker.health() != \"healthy\":", "if False:", "health_follows_the_circuit"),
 )
+# fmt: on
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +278,7 @@ class StoredMutant:
         return f"{self.place}: {' '.join(self.was.split())} -> {' '.join(self.becomes.split()) or 'nothing'}"
 
 
+# fmt: off
 STORED = (
     # The fence.
     StoredMutant("settle", "AND q.lease_token = r.token", ""),
@@ -318,3 +321,4 @@ STORED = (
     StoredMutant("lock_lanes", "FOR NO KEY UPDATE SKIP LOCKED", ""),
     StoredMutant("lock_suspect_lane", "FOR NO KEY UPDATE OF h, q SKIP LOCKED", ""),
 )
+# fmt: on

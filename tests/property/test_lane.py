@@ -38,9 +38,7 @@ def answered(status: int, retry_after: str | None = None) -> Attempted:
 
 good, bad, bad_for_long = answered(200), answered(500), answered(500, "50")
 short_hold, long_hold = answered(429, "8"), answered(503, "50")
-outcomes = st.sampled_from(
-    [good, bad, bad_for_long, answered(404), answered(429), short_hold, long_hold, GivenBack(), Lost()]
-)
+outcomes = st.sampled_from([good, bad, bad_for_long, answered(404), answered(429), short_hold, long_hold, GivenBack(), Lost()])
 telling = [[bad], [good, bad], [bad, bad_for_long], [long_hold, short_hold], [GivenBack()], [answered(429)], [answered(429), bad]]
 some_outcomes = st.one_of(st.sampled_from(telling), st.lists(outcomes, min_size=1, max_size=3))
 rated = st.sampled_from([0.0, 0.0, 0.125])
@@ -125,9 +123,7 @@ class Backlog(RuleBasedStateMachine):
     @rule()
     def operator_resets(self) -> None:
         closed = self.lane.breaker.reset()
-        self.lane = replace(
-            self.lane, breaker=closed, hold_until=None, runnable_at=self.now, blocked_by=None, health="healthy"
-        )
+        self.lane = replace(self.lane, breaker=closed, hold_until=None, runnable_at=self.now, blocked_by=None, health="healthy")
         self.reset_epoch = closed.epoch
 
     def outcomes(self) -> list[Outcome]:

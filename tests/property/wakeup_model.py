@@ -118,9 +118,7 @@ class State(NamedTuple):
     def somebody_keeps(self, *, besides: int = 0) -> bool:
         """Return what take_watch and beat read: a registered worker looks, or the flag names it."""
         return any(
-            worker.row
-            and not worker.row_stale
-            and (worker.row_looking or self.flag == number)
+            worker.row and not worker.row_stale and (worker.row_looking or self.flag == number)
             for number, worker in enumerate(self.workers, 1)
             if number != besides
         )
@@ -262,8 +260,9 @@ class _Model:
                 yield self._reads_lockers(state, number)
             case Step.LOWER:
                 lowered = state._replace(flag=FLAG_DOWN)
-                yield "lowers the flag", lowered.with_worker(
-                    number, step=Step.WAIT, looking=True, row_looking=True, outwaited=frozenset()
+                yield (
+                    "lowers the flag",
+                    lowered.with_worker(number, step=Step.WAIT, looking=True, row_looking=True, outwaited=frozenset()),
                 )
             case Step.DEAD:
                 if worker.row:
@@ -354,9 +353,7 @@ class _Model:
 
     def _hands_over(self, state: State, number: int, worker: Worker) -> Iterator[Move]:
         watched = self._defect is Defect.DROPPED_FOR_GOOD
-        without = state.with_worker(
-            number, keeping=False, looking=False, watched=watched, row_has_room=False, row_looking=False
-        )
+        without = state.with_worker(number, keeping=False, looking=False, watched=watched, row_has_room=False, row_looking=False)
         if not worker.row_looking and state.flag != number:
             yield "says that it has no room", without
             return

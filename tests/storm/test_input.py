@@ -124,8 +124,7 @@ ROWS_THAT_GO = [
     "(webhook_id, message_body, attempted_at, delivered_at, first_attempted_at)"
     " VALUES (2014, '1', 'infinity', '-infinity', '1970-01-01')",
     "(webhook_id, message_body, leases_lost) VALUES (2015, '1', 2)",
-    "(webhook_id, message_body, lease_token, lease_until, leased_by)"
-    " VALUES (2016, '1', 7, 'infinity', gen_random_uuid())",
+    "(webhook_id, message_body, lease_token, lease_until, leased_by) VALUES (2016, '1', 7, 'infinity', gen_random_uuid())",
     "(delivery_id, webhook_id, message_body) VALUES (9223372036854775806, 2017, '1')",
 ]
 ROWS_THAT_WAIT = [
@@ -226,7 +225,8 @@ BAD_URLS = [
     *("http://127.0.0.1:x/", "http://127.0.0.1:99999999999999999999/", "http://[::1/", "http://::1/", "http://[::1%25lo]/"),
     *("http://[fe80::1%25lo]/", "http://[::]:9/", "http://[v1.x]/", "http://[]/", "http://127.0.0.1\\@x/", "http://127.0.0.1 /"),
     *("http://127.0.0.1/\r\nx-y: z", "http://x y/", "http://10.0.0.1/", "http://169.254.169.254/latest/", "http://0.0.0.0:9/"),
-    *("http://255.255.255.255/", "http://224.0.0.1/", "http://[ff02::1]/", "http://..", "http://.a/", "http://a..b/", "http://-a-/"),
+    *("http://255.255.255.255/", "http://224.0.0.1/", "http://[ff02::1]/", "http://..", "http://.a/", "http://a..b/"),
+    "http://-a-/",
     *("http://" + "a" * 64 + ".test/", "http://" + "a." * 200 + "test/", "http://*/", "http://127.0.0.1/" + "x" * 9000),
     *("http://" + "x" * 100_000, "http://%31%32%37/", "http://①②⑦.⓪.⓪.①/", "http://☃.test/", "http://\u202e/", "http://xn--/"),
     *("http://xn--a-ecp.ru/", "http://faß\u0301.test/", "http://\U0001f4a9.test/", "http://a\u00ad.test/", "http://999.1.1.1/"),

@@ -54,9 +54,7 @@ class Clock:
         self.now += hours * 3600
 
 
-def attempt(
-    webhook_id: int, status: AttemptStatus = AttemptStatus.DELIVERED, elapsed_s: float = 0.02
-) -> ObservedAttempt:
+def attempt(webhook_id: int, status: AttemptStatus = AttemptStatus.DELIVERED, elapsed_s: float = 0.02) -> ObservedAttempt:
     return ObservedAttempt(webhook_id, status, elapsed_s)
 
 
@@ -330,9 +328,7 @@ def test_a_batch_is_counted_whole_or_not_at_all() -> None:
     metrics = Metrics("worker-1", max_webhooks=3)
     seen: list[float | None] = []
     scraper = threading.Thread(
-        target=lambda: seen.append(
-            Scrape(metrics).value("webhook_deliveries_total", status="delivered", webhook_id="1")
-        )
+        target=lambda: seen.append(Scrape(metrics).value("webhook_deliveries_total", status="delivered", webhook_id="1"))
     )
 
     def batch() -> Iterator[ObservedAttempt]:

@@ -42,9 +42,7 @@ def test_published_vectors_are_signed_and_verified(
 ) -> None:
     key = signing.parse_secret(secret)
     assert signing.sign(key, webhook_id=webhook_id, timestamp=timestamp, body=body) == signature
-    assert signing.verify(
-        key, webhook_id=webhook_id, timestamp=timestamp, body=body, signature=signature, now=timestamp
-    )
+    assert signing.verify(key, webhook_id=webhook_id, timestamp=timestamp, body=body, signature=signature, now=timestamp)
     assert signing.format_secret(key) == secret
 
 
@@ -88,9 +86,7 @@ def test_a_dot_in_the_id_is_refused() -> None:
 def test_only_timestamps_within_the_tolerance_verify(age: int, verifies: bool) -> None:
     key = b"k" * 24
     signature = signing.sign(key, webhook_id="m", timestamp=NOW, body=b"{}")
-    assert verifies is signing.verify(
-        key, webhook_id="m", timestamp=NOW, body=b"{}", signature=signature, now=NOW + age
-    )
+    assert verifies is signing.verify(key, webhook_id="m", timestamp=NOW, body=b"{}", signature=signature, now=NOW + age)
 
 
 @pytest.mark.parametrize("stray", ["", "v1", "v1,", "v1a,AAAA", "v2,x", "\u2028", "\udcff", "v1,é"])

@@ -38,9 +38,7 @@ def delivery() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @connection_options
 @click.pass_context
-def list_(
-    ctx: click.Context, /, status: str | None, webhook_id: int | None, limit: int, as_json: bool, **_: object
-) -> None:
+def list_(ctx: click.Context, /, status: str | None, webhook_id: int | None, limit: int, as_json: bool, **_: object) -> None:
     """List deliveries, newest first."""
     from webhookd.cli import database, delivery_facts, output
 

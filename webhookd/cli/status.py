@@ -156,9 +156,7 @@ def _render(report: dict[str, Any]) -> Any:
             *line.allowed,
             line.verdict,
         )
-        for line in (
-            Baseline(**{key: value for key, value in row.items() if key != "verdict"}) for row in report["baselines"]
-        )
+        for line in (Baseline(**{key: value for key, value in row.items() if key != "verdict"}) for row in report["baselines"])
     ]
     states = ("pending", "retrying", "delivered", "failed", "total")
     parts: list[Any] = [

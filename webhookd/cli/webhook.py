@@ -294,9 +294,7 @@ def _set_enabled(ctx: click.Context, webhook_ids: tuple[int, ...], *, enabled: b
 
     with database.connect(load_settings(ctx).config) as connection:
         reason = None if enabled else "paused by operator"
-        rows = database.fetch(
-            connection, "webhook_set_enabled", webhook_ids=list(webhook_ids), enabled=enabled, reason=reason
-        )
+        rows = database.fetch(connection, "webhook_set_enabled", webhook_ids=list(webhook_ids), enabled=enabled, reason=reason)
     found = {row["webhook_id"] for row in rows}
     for webhook_id in sorted(found):
         click.echo(f"webhook {webhook_id} {done}")

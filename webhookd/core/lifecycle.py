@@ -48,9 +48,7 @@ def _settle_attempt(delivery: Delivery, verdict: Verdict, *, u: float) -> Settle
         case Decision.DELIVERED:
             return Settlement(Status.DELIVERED, "delivered", verdict.reason, verdict.vote)
         case Decision.FAIL | Decision.GONE:
-            return Settlement(
-                Status.FAILED, "failed", verdict.reason, verdict.vote, disables_webhook=verdict.disables_webhook
-            )
+            return Settlement(Status.FAILED, "failed", verdict.reason, verdict.vote, disables_webhook=verdict.disables_webhook)
         case Decision.RETRY | Decision.THROTTLED:
             throttled = verdict.decision is Decision.THROTTLED
             wished_s = None if verdict.retry_after_s is None else min(verdict.retry_after_s, settings.retry_max_s)
