@@ -26,6 +26,7 @@ from webhookd.registry import bounded, headers_of
 BODY_BYTES = 32 << 20  # bodies that one worker holds; one more may begin below it
 ROWS_PER_LANE = 20  # fewer lanes with more rows each cost fewer state writes; more would let one webhook crowd a claim
 BEFORE_ALL = -(2**63)  # an application may number its webhooks from 0, or below
+SLOW_ROWS_PER_LANE = 100  # while what a lane costs is what counts (floors.py)
 NARROWER = 1.25  # by how much fewer lanes are looked at once they were more than enough
 LEASE_MARGIN_S = 30.0  # a lease outlives the exchange by so much local waiting
 SAFETY_S = 1.0  # an exchange whose lease is that close to its end does not start
@@ -157,10 +158,11 @@ class Claimer:
 
     def _widen_or_narrow(self, claim: Claim) -> None:
         """Have the next claim look at as many lanes as it takes to be full: few deep ones, hundreds of one row each."""
+        most = SLOW_ROWS_PER_LANE if self._floor.slow else ROWS_PER_LANE
         if claim.full or claim.exhausted:
-            self._rows_per_lane = min(ROWS_PER_LANE, self._rows_per_lane * NARROWER)
+            self._rows_per_lane = min(most, self._rows_per_lane * NARROWER)
         else:
-            self._rows_per_lane = min(ROWS_PER_LANE, max(1.0, len(claim.deliveries) / claim.lanes))
+            self._rows_per_lane = min(most, max(1.0, len(claim.deliveries) / claim.lanes))
 
     def next_look(self, connection: store.Connection) -> NextLook:
         """Return when this worker must look again although nobody wakes it. One statement; raises `psycopg.Error`."""
@@ -257,6 +259,7 @@ class Claimer:
                 "lease_s": lease_s,
                 "body_bytes": body_bytes,
                 "rows_floor": self._floor.floors.rows,
+                "floors": store.number_array([self._floor.of_lane(lane.webhook_id) for lane in lanes]),
             },
         ).fetchall()
         breakers = {
@@ -265,9 +268,15 @@ class Claimer:
         }
         stub = Stub(token, started, now, lease_s)
         deliveries = [
-            _delivery_of((row[0], *row[2:]), settings[row[0]], breakers[row[0]], stub) for row in rows if row[2] is not None
+            _delivery_of((row[0], *row[2:9]), settings[row[0]], breakers[row[0]], stub) for row in rows if row[2] is not None
         ]
         taken = Counter(delivery.webhook_id for delivery in deliveries)
+        if self._floor.slow:
+            first_at = {row[0]: row[9] for row in reversed(rows)}  # rows: the longest due first
+            for lane, admission in zip(lanes, admissions, strict=True):
+                if admission.quota:
+                    emptied = taken[lane.webhook_id] < admission.quota
+                    self._floor.claimed(lane.webhook_id, None if emptied else first_at[lane.webhook_id])
         out_of_tokens = [
             lane.webhook_id
             for lane, admission in zip(lanes, admissions, strict=True)

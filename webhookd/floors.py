@@ -9,6 +9,7 @@ from webhookd import queries, store
 SLOW_LOOK_S = 0.01
 FULL_LOOKS_SHARE = 0.05  # of the time
 RAISE_EVERY_S = 1.0
+FORGET_AFTER_S = 30.0  # as often as the sweep mends what nothing else brings up
 MARGIN_S = 2.0  # transactions that last for less are never late
 
 
@@ -31,6 +32,9 @@ class Floor:
     slow, a full look finds floors for those that follow, and they are raised every second. What is late (a past next_retry_at of
     its own, or a transaction longer than `MARGIN_S`) may lie below: the next full look finds it. There are as many of them as a
     twentieth of the time allows.
+
+    A lane's waiting rows have a floor of their own: what was due before the first that its last claim found has gone. A row that
+    is given back or was lost may come to lie below; it is found once the lane has no others, or the floor is forgotten.
     """
 
     def __init__(self) -> None:
@@ -38,11 +42,32 @@ class Floor:
         self.floors = Floors()
         self._full_look_at = math.inf  # monotonic; inf while looks are fast
         self._raise_at = math.inf
+        self._lanes: dict[int, tuple[float, float]] = {}  # floor, and until when (monotonic) it is believed
+
+    @property
+    def slow(self) -> bool:
+        """Return whether looks have become slow."""
+        return self._full_look_at < math.inf
 
     @property
     def full_look_in_s(self) -> float:
         """Return in how many seconds somebody has to call `keep`; inf for never."""
         return self._full_look_at - time.monotonic()
+
+    def of_lane(self, webhook_id: int) -> float:
+        """Return the epoch below which this lane's waiting rows have gone, as far as this worker knows."""
+        at, known_until = self._lanes.get(webhook_id, (-math.inf, 0.0))
+        return at if time.monotonic() < known_until else -math.inf
+
+    def claimed(self, webhook_id: int, first_at: float | None) -> None:
+        """Take note, while looks are slow, when a lane's first row was due; None: it gave less than it might have, so is looked
+        through from the beginning."""
+        if first_at is None:
+            self._lanes.pop(webhook_id, None)
+        else:
+            now = time.monotonic()
+            _, known_until = self._lanes.get(webhook_id, (0.0, 0.0))
+            self._lanes[webhook_id] = first_at, known_until if now < known_until else now + FORGET_AFTER_S
 
     def looked(self, seconds: float) -> None:
         """Take note of how long a look took."""
@@ -59,6 +84,7 @@ class Floor:
                 self.floors, self._full_look_at = floors, now + seconds / FULL_LOOKS_SHARE
             else:
                 self.floors, self._full_look_at, self._raise_at = Floors(), math.inf, math.inf
+                self._lanes.clear()
         elif now >= self._raise_at:
             self.floors = self._found(connection, self.floors)
 

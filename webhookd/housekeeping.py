@@ -11,6 +11,7 @@ Besides, this worker adds what it did to pggit.worker_minutes, and learns where 
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
@@ -31,6 +32,9 @@ log = logging.getLogger("webhookd.housekeeping")
 EVERY_S = 4.5
 FIRST_S = 0.5  # the dispatcher registers this worker first
 LOST_AT_ONCE = 500
+# A chore that takes long rests for so many times as long: with ten million rows waiting, or under an old snapshot, one would
+# keep a processor busy.
+RESTS = 3.0
 
 
 class Housekeeping:
@@ -103,10 +107,14 @@ class Housekeeping:
         assert row is not None
         registered, watched, chores = row
         if "reap" in chores and self._recorded():
-            self._release(None)
+            began = time.monotonic()
+            if not self._release(None):
+                self._rest("reap", began=began)
         if "measure" in chores:
+            began = time.monotonic()
             with self._pool.connection() as connection:
                 connection.execute(queries.load("measure_depth"))
+            self._rest("measure", began=began)
         if "fold" in chores:
             with self._pool.connection() as connection:
                 connection.execute(queries.load("fold_finished"))
@@ -120,6 +128,13 @@ class Housekeeping:
         self._read_fleet()
         if "retain" in chores:
             self._retention.turn(self._pool.connection, stopped=self._stop.is_set)
+
+    def _rest(self, chore: str, *, began: float) -> None:
+        """Have nobody do *chore* again too soon: it began at *began* (monotonic) and has just ended."""
+        rest_s = (time.monotonic() - began) * RESTS
+        if rest_s > EVERY_S:
+            with self._pool.connection() as connection:
+                connection.execute(queries.load("rest_chore"), {"chore": chore, "seconds": rest_s - EVERY_S})
 
     def publish_activity(self) -> None:
         """Store what this worker did since it last said so. Blocks for one statement; raises `psycopg.Error`, and tries again

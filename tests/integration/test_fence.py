@@ -328,12 +328,14 @@ FAULTS = {
     "record forgets what is in flight": Fault("update_lanes", "in_flight = r.in_flight,", ""),
     "claim forgets what is in flight": Fault("claim", "in_flight = l.in_flight + t.n,", ""),
     "claim sets no token": Fault("claim", "lease_token = %(token)s,", ""),
-    "claim sets no lease": Fault("claim", ", lease_until = now() + %(lease_s)s * interval '1 second'\n     WHERE", " WHERE"),
+    "claim sets no lease": Fault("claim", ", lease_until = now() + %(lease_s)s * interval '1 s'\n     WHERE", " WHERE"),
     "claim names no owner": Fault("claim", "leased_by = %(incarnation)s,", ""),
     "claim takes what others hold": Fault(
         "claim", "w.routed AND w.delivery_status IN ('pending', 'retrying')\n AND w.leases_lost < 3", "w.routed"
     ),
-    "claim takes suspects with the rest": Fault("claim", "AND w.leases_lost < 3 AND w.next_retry_at <= now()", ""),
+    "claim takes suspects with the rest": Fault(
+        "claim", "AND w.leases_lost < 3 AND w.next_retry_at BETWEEN to_timestamp(l.floor) AND now()", ""
+    ),
     "suspect is claimed without a token": Fault("claim_suspect", "lease_token = %(token)s,", ""),
     "suspect is not counted as in flight": Fault("claim_suspect", ", in_flight = %(in_flight)s::int + 1", ""),
     "reap takes leases that have not run out": Fault("expired_leases", "AND q.lease_until <= now()", ""),

@@ -55,7 +55,8 @@ def with_the_rows_of_the_locks_snapshot(name: str, text: str) -> str:
         return replaced(text, TIMER_HAS_COME, f"{TIMER_HAS_COME} AND {seen} AND {WAIT}")
     if name == "claim":
         listed = "w.delivery_id = ANY (string_to_array(current_setting('test.seen'), ',')::bigint[])"
-        return replaced(text, "w.next_retry_at <= now()", f"w.next_retry_at <= now() AND {listed}")
+        due = "w.next_retry_at BETWEEN to_timestamp(l.floor) AND now()"
+        return replaced(text, due, f"{due} AND {listed}")
     return text
 
 

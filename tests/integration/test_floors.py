@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.engine import Engine, ids, insert, lanes_of, register
+from tests.engine import Engine, given_back, ids, insert, lanes_of, register, unseen
 from tests.plans import counted
 from tests.postgres import Database
+from tests.waiting import eventually
 from webhookd import floors
 
 pytestmark = pytest.mark.every_postgres
@@ -76,7 +77,56 @@ def test_rows_above_the_floors_are_claimed_at_once(database: Database, worker: E
     worker.take_all()
     for _ in range(5):
         inserted = insert(database, 1, 3) + insert(database, 2, 3)
-        assert sorted(ids(worker.claim().deliveries)) == inserted
+        assert sorted(ids(worker.take_all())) == inserted
+
+
+def parked(database: Database, count: int) -> list[int]:
+    """Insert rows of webhook 1 as if it had been at its cap when they were new."""
+    inserted = insert(database, 1, count)
+    with unseen(database) as connection:
+        connection.execute("UPDATE pggit.alert_delivery_queue SET routed = true WHERE NOT routed")
+        connection.execute("UPDATE pggit.webhook_health_metrics SET runnable_at = now()")
+    return inserted
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_claim_begins_where_the_last_one_of_that_lane_did(database: Database, worker: Engine) -> None:
+    register(database, 1)
+    lanes_of(database, 1)
+    with database.connect(autocommit=False) as reader:
+        reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        reader.execute("SELECT count(*) FROM pggit.alert_delivery_queue")
+        parked(database, 3000)
+        database.execute("UPDATE pggit.alert_delivery_queue SET delivery_status = 'delivered'")
+        waiting = parked(database, 9)
+        with counted(worker, "claim") as pages:
+            claimed = [ids(worker.claim(2).deliveries) for _ in range(4)]
+    assert [*claimed[0], *claimed[1], *claimed[2], *claimed[3]] == waiting[:8]
+    assert max(pages["claim"][1:]) < pages["claim"][0] / 2
+
+
+@pytest.mark.usefixtures("slow")
+@pytest.mark.parametrize("others", [0, 100], ids=["nothing else waits", "the lane is never empty"])
+def test_a_row_that_is_given_back_is_found_below_its_lanes_floor(
+    database: Database, worker: Engine, other: Engine, monkeypatch: pytest.MonkeyPatch, others: int
+) -> None:
+    monkeypatch.setattr(floors, "FORGET_AFTER_S", 0.5)
+    register(database, 1)
+    lanes_of(database, 1)
+    [first, *_] = parked(database, 40)
+    claimed = other.claim(20).deliveries
+    worker.claim(20)
+    parked(database, others)
+    other.finish(claimed, given_back())
+    found: list[int] = []
+
+    def took_the_first() -> bool:
+        found.extend(ids(worker.claim(1).deliveries))
+        if others:
+            parked(database, 1)
+        return first in found
+
+    eventually(took_the_first, what="the row that was given back is claimed")
 
 
 @pytest.mark.usefixtures("slow")

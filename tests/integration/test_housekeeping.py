@@ -1,4 +1,4 @@
-"""Lost leases: when a worker may release them, and what counts as one."""
+"""The chores: when lost leases are released, what counts as one, and that nothing is done all the time."""
 
 from collections.abc import Iterator
 from uuid import UUID, uuid4
@@ -9,7 +9,7 @@ from psycopg_pool import ConnectionPool
 from tests.engine import STANDARD, Engine, answered, insert, register, statuses
 from tests.postgres import Database
 from tests.waiting import eventually
-from webhookd import recording, store
+from webhookd import housekeeping, queries, recording, store
 from webhookd.bell import Bell
 from webhookd.core.model import Delivery, Result
 from webhookd.hints import Hints
@@ -25,6 +25,19 @@ from webhookd.retention import Keep, Retention
 def pool(database: Database) -> Iterator[ConnectionPool[store.Connection]]:
     with store.open_pool(database.dsn, application_name="test/pool", size=1) as pool:
         yield pool
+
+
+def keeper(pool: ConnectionPool[store.Connection], recorder: Recorder, metrics: Metrics) -> Housekeeping:
+    return Housekeeping(
+        pool,
+        recorder,
+        Retention(Keep(1.0, 1.0, 1.0), metrics=metrics),
+        worker_id="test",
+        incarnation=uuid4(),
+        metrics=metrics,
+        recorded=lambda: True,
+        bell=Bell(),
+    )
 
 
 class Beaten(Recorder):
@@ -48,17 +61,7 @@ def test_a_lease_whose_owner_recorded_in_the_last_moment_is_not_a_lost_one(
     insert(database, 1, 3)
     claimed = worker.take_all()
     metrics = Metrics("test", max_webhooks=10)
-    housekeeping = Housekeeping(
-        pool,
-        Beaten(worker, claimed[:2]),
-        Retention(Keep(1.0, 1.0, 1.0), metrics=metrics),
-        worker_id="test",
-        incarnation=uuid4(),
-        metrics=metrics,
-        recorded=lambda: True,
-        bell=Bell(),
-    )
-    housekeeping.release(worker.incarnation)
+    keeper(pool, Beaten(worker, claimed[:2]), metrics).release(worker.incarnation)
     assert statuses(database) == {"delivered": 2, "pending": 1}
     assert metrics.snapshot()[0].totals.lost_leases == 1
 
@@ -81,3 +84,21 @@ def test_nothing_is_released_while_a_result_waits_for_a_database_that_is_away(
         results.put(Result(delivery, answered(200)), last=True)
         eventually(lambda: not waiting.settled(), what="it is known that a result waits")
         assert not waiting.stop(timeout_s=0.1)
+
+
+def test_a_chore_that_takes_long_rests_for_as_many_times_as_long(
+    database: Database, pool: ConnectionPool[store.Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(housekeeping, "RESTS", 1e6)
+    monkeypatch.setattr(housekeeping, "FIRST_S", 0.0)
+    keeping = keeper(pool, Recorder(worker_id="test", defaults=STANDARD), Metrics("test", max_webhooks=10))
+    keeping.start()
+    resting = "SELECT array_agg(chore ORDER BY chore) FROM pggit.chores WHERE last_run_at > now() + interval '5 s'"
+    eventually(lambda: database.execute(resting) == [(["measure", "reap"],)], what="both rest")
+    keeping.stop()
+    # For as long as that lasts nobody does them again, and everything else goes on.
+    database.execute("UPDATE pggit.chores SET last_run_at = last_run_at - interval '5 s'")
+    with store.connect(database.dsn, application_name="test/beat") as connection:
+        row = connection.execute(queries.load("beat"), {"incarnation": uuid4()}).fetchone()
+    assert row is not None
+    assert sorted(row[2]) == ["fold", "retain"]

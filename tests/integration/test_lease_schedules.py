@@ -48,7 +48,9 @@ FAULTS = {
     ),
     "dead hold what ran out": Fault("leases_of", "AND q.leased_by", "AND q.lease_until <= now() AND q.leased_by"),
     "reap takes leases that have not run out": Fault("expired_leases", "AND q.lease_until <= now()", ""),
-    "suspects are claimed with the rest": Fault("claim", "AND w.leases_lost < 3 AND w.next_retry_at <= now()", ""),
+    "suspects are claimed with the rest": Fault(
+        "claim", "AND w.leases_lost < 3 AND w.next_retry_at BETWEEN to_timestamp(l.floor) AND now()", ""
+    ),
     "record forgets what is in flight": Fault("update_lanes", "in_flight = r.in_flight,", ""),
 }
 
