@@ -127,7 +127,7 @@ class Claimer:
         with _transaction(connection, batch=True) as (cursor, deliveries):
             wanted = {"cursor": self._cursor, "lanes": lanes_wanted, **self._floor.floors.parameters()}
             rows = cursor.execute(self._lock_lanes, wanted).fetchall()
-            self._floor.looked(time.monotonic() - started)
+            self._floor.looked(time.monotonic() - started, lanes=lanes_wanted)
             now, last_fresh, fresh, without_lane = rows[0][12:16]
             self._cursor = last_fresh if fresh == lanes_wanted else BEFORE_ALL
             lanes = [lane_of(row) for row in rows if row[0] is not None]

@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 from webhookd import queries, store
 
-SLOW_LOOK_S = 0.01
+SLOW_LOOK_S = 0.01  # for so many lanes:
+SLOW_LOOK_LANES = 20
 FULL_LOOKS_SHARE = 0.05  # of the time
 RAISE_EVERY_S = 1.0
+FALSE_ALARM_S = 5.0  # a busy processor makes looks slow, too: the next is not looked into for so long
 FORGET_AFTER_S = 30.0  # as often as the sweep mends what nothing else brings up
 MARGIN_S = 2.0  # transactions that last for less are never late
 
@@ -42,6 +44,7 @@ class Floor:
         self.floors = Floors()
         self._full_look_at = math.inf  # monotonic; inf while looks are fast
         self._raise_at = math.inf
+        self._not_before = -math.inf  # monotonic: the next full look, after one that was not slow
         self._lanes: dict[int, tuple[float, float]] = {}  # floor, and until when (monotonic) it is believed
 
     @property
@@ -69,27 +72,37 @@ class Floor:
             _, known_until = self._lanes.get(webhook_id, (0.0, 0.0))
             self._lanes[webhook_id] = first_at, known_until if now < known_until else now + FORGET_AFTER_S
 
-    def looked(self, seconds: float) -> None:
-        """Take note of how long a look took."""
-        if seconds >= SLOW_LOOK_S and self._full_look_at == math.inf:
-            self._full_look_at = time.monotonic()
+    def looked(self, seconds: float, *, lanes: int) -> None:
+        """Take note of how long a look for the work of so many lanes took."""
+        if _slow(seconds, lanes) and not self.slow:
+            self._full_look_at = max(time.monotonic(), self._not_before)
 
     def keep(self, connection: store.Connection) -> None:
         """Look below the floors or raise them, where it is time. Blocks for one statement at most; raises `psycopg.Error`."""
         now = time.monotonic()
         if now >= self._full_look_at:
-            floors = self._found(connection, Floors())
+            floors, webhooks = self._found(connection, Floors())
             seconds = time.monotonic() - now
-            if seconds >= SLOW_LOOK_S:
-                self.floors, self._full_look_at = floors, now + seconds / FULL_LOOKS_SHARE
+            rest_s = seconds / FULL_LOOKS_SHARE
+            if _slow(seconds, webhooks):
+                self.floors, self._full_look_at = floors, now + rest_s
             else:
                 self.floors, self._full_look_at, self._raise_at = Floors(), math.inf, math.inf
+                self._not_before = now + max(FALSE_ALARM_S, rest_s)
                 self._lanes.clear()
         elif now >= self._raise_at:
-            self.floors = self._found(connection, self.floors)
+            self.floors, _ = self._found(connection, self.floors)
 
-    def _found(self, connection: store.Connection, above: Floors) -> Floors:
+    def _found(self, connection: store.Connection, above: Floors) -> tuple[Floors, int]:
+        """Return the floors, and how many webhooks were looked at for them."""
+        began = time.monotonic()
         row = connection.execute(self._find, {**above.parameters(), "margin_s": MARGIN_S}).fetchone()
         assert row is not None
-        self._raise_at = time.monotonic() + RAISE_EVERY_S
-        return Floors(*row)
+        now = time.monotonic()
+        self._raise_at = now + max(RAISE_EVERY_S, (now - began) / FULL_LOOKS_SHARE)
+        return Floors(*row[:2]), row[2]
+
+
+def _slow(seconds: float, lanes: int) -> bool:
+    """Return whether that is long for *lanes*: a hundred thousand webhooks take a second, without any past to walk through."""
+    return seconds >= SLOW_LOOK_S * max(1.0, lanes / SLOW_LOOK_LANES)

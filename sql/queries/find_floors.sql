@@ -1,5 +1,6 @@
 -- Epochs below which there is nothing to find, asked from the last such floors on: the earliest new row and the earliest lane's timer,
 -- or what now() was %(margin_s)s ago, whichever is earlier. What a transaction that is older than that commits may lie below them.
+-- And how many webhooks have new rows: each took a probe.
 WITH RECURSIVE first (webhook_id, next_retry_at) AS (
     (SELECT q.webhook_id, q.next_retry_at
        FROM pggit.alert_delivery_queue q
@@ -25,5 +26,6 @@ SELECT extract(epoch FROM least(recent.at, (SELECT min(next_retry_at) FROM first
                                               FROM pggit.webhook_health_metrics h
                                              WHERE h.runnable_at >= to_timestamp(%(lanes_floor)s)
                                              ORDER BY h.runnable_at
-                                             LIMIT 1)))::float8
+                                             LIMIT 1)))::float8,
+       (SELECT count(*) FROM first)
   FROM recent

@@ -161,3 +161,32 @@ def test_there_are_no_floors_while_looks_are_fast(database: Database, worker: En
     time.sleep(worker.claimer.next_look(worker.connection).lane_s + 0.001)
     worker.claim()
     assert worker.claimer.next_look(worker.connection).lane_s == math.inf
+
+
+def alarmed(floor: floors.Floor, seconds: float, *, lanes: int) -> bool:
+    floor.looked(seconds, lanes=lanes)
+    return floor.slow
+
+
+def test_a_false_alarm_costs_one_full_look_and_then_none_for_a_while(worker: Engine) -> None:
+    floor = floors.Floor()
+    assert alarmed(floor, 0.02, lanes=1)
+    floor.keep(worker.connection)
+    assert not floor.slow
+    assert alarmed(floor, 0.02, lanes=1)
+    assert floor.full_look_in_s > 1
+
+
+def test_many_lanes_take_their_time_without_any_past(database: Database, worker: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    floor = floors.Floor()
+    assert not alarmed(floor, 0.02, lanes=100)
+    # Nor do floors stay because it takes long to find them for many webhooks.
+    database.execute(
+        "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) SELECT n, '{}' FROM generate_series(1, 2000) n"
+    )
+    monkeypatch.setattr(floors, "SLOW_LOOK_S", 0.001)
+    assert alarmed(floor, 0.02, lanes=1)
+    began = time.monotonic()
+    floor.keep(worker.connection)
+    assert time.monotonic() - began > floors.SLOW_LOOK_S
+    assert not floor.slow
