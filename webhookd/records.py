@@ -25,6 +25,7 @@ from webhookd.core.lifecycle import Settlement, settle
 from webhookd.core.model import Attempted, Delivery, Lost, Result
 
 GONE_REASON = "410 Gone"
+RESTORE_EVERY_S = 0.25  # lanes are locked by somebody all the time, and gone hardly ever
 
 _Settled = tuple[Result, Settlement]
 
@@ -46,7 +47,7 @@ class Recorded:
 
 
 class Recorder:
-    """Records for one worker; holds no state but the statements, so any thread may use it with a connection of its own."""
+    """Records for one worker; any thread may use it with a connection of its own."""
 
     def __init__(self, *, worker_id: str, defaults: Defaults) -> None:
         self._worker_id = worker_id
@@ -59,6 +60,7 @@ class Recorder:
         self._disable = queries.load("disable_webhooks")
         self._expired = queries.load("expired_leases")
         self._leased_by = queries.load("leases_of")
+        self._restore_at = -math.inf  # monotonic
 
     def record(self, connection: store.Connection, results: Sequence[Result], *, careful: bool = False) -> Recorded:
         """Store *results*. Blocks for one durable transaction; raises `psycopg.Error`, and then nothing was stored.
@@ -73,7 +75,8 @@ class Recorder:
             if careful:
                 raise
             recorded, locked = self._record(connection, results, webhook_ids, careful=True)
-        if len(locked) < len(webhook_ids):
+        if len(locked) < len(webhook_ids) and (now := time.monotonic()) >= self._restore_at:
+            self._restore_at = now + RESTORE_EVERY_S
             with suppress(psycopg.OperationalError):  # the rest is stored, and says so
                 self._restore_lanes(connection, [webhook_id for webhook_id in webhook_ids if webhook_id not in locked])
         return recorded
