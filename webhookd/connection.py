@@ -9,24 +9,29 @@ import weakref
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.poolmanager import PoolKey
 
-from webhookd.egress import Egress, NotAllowed, Target, is_address
+from webhookd.egress import Egress, NotAllowed, is_address
 from webhookd.exchange import DeadlinePassed, NoAnswer, describe_os_error, is_timeout, prepare, remaining_until
 from webhookd.resolver import LookupFailed, Resolver
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
-    """What a URL comes to, worked out once."""
+class Origin(NamedTuple):
+    """How urllib3 knows a receiver: by scheme, host and port."""
 
-    head: bytes
     pool_key: PoolKey
     pool_context: dict[str, Any]
+
+
+class Route(NamedTuple):
+    """What a URL comes to."""
+
+    head: bytes
+    origin: Origin
 
 
 @dataclass(slots=True)
@@ -214,19 +219,18 @@ class Pools(urllib3.PoolManager):
         self.pool_classes_by_scheme = {"http": Pool, "https": _TlsPool}
         self._dialer = dialer
 
-    def route(self, target: Target) -> Route:
-        """Return how *target* is reached; depends on nothing that changes."""
-        context = {**self.connection_pool_kw, "scheme": target.scheme, "host": target.host, "port": target.port}
-        head = f"POST {target.path} HTTP/1.1\r\nhost: {target.authority}\r\n"
-        return Route(head.encode("ascii"), self.key_fn_by_scheme[target.scheme](context), context)
+    def origin(self, scheme: str, host: str, port: int) -> Origin:
+        """Return what `pool` needs; depends on nothing that changes."""
+        context = {**self.connection_pool_kw, "scheme": scheme, "host": host, "port": port}
+        return Origin(self.key_fn_by_scheme[scheme](context), context)
 
-    def pool(self, route: Route) -> Pool:
-        """Return the pool for *route*, made if need be."""
+    def pool(self, origin: Origin) -> Pool:
+        """Return the pool for *origin*, made if need be."""
         try:
-            pool = self.pools[route.pool_key]
+            pool = self.pools[origin.pool_key]
         except KeyError:
             # A copy, since urllib3 empties the context that it makes a pool from.
-            pool = self.connection_from_pool_key(route.pool_key, dict(route.pool_context))
+            pool = self.connection_from_pool_key(origin.pool_key, dict(origin.pool_context))
         return cast(Pool, pool)
 
     def _new_pool(

@@ -1,6 +1,7 @@
 """What a webhook's registry row may say. Applications write it with plain SQL, and no row may end a worker or undo a record."""
 
 import json
+from functools import lru_cache
 
 from webhookd.option_kinds import LONGEST_S, SLOWEST_RATE
 
@@ -8,6 +9,7 @@ LONGEST_TIMEOUT_S = 600.0
 FASTEST_RATE = 1e9
 
 
+@lru_cache(maxsize=1024)  # most webhooks have the same
 def bounded(
     timeout_s: float,
     max_in_flight: int,

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from urllib3.util.ssl_ import create_urllib3_context
 
-from webhookd.connection import Connection, Dialer, OutOfDescriptors, Pool, Pools, Route, Trace
+from webhookd.connection import Connection, Dialer, Origin, OutOfDescriptors, Pool, Pools, Route, Trace
 from webhookd.core.answer import Answer, AnswerKind
 from webhookd.egress import Egress, NotAllowed, is_address
 from webhookd.errors import UnusableError
@@ -47,14 +47,15 @@ class Transport:
         self._egress = egress
         dialer = Dialer(egress, Resolver(resolve))
         self._pools = Pools(dialer, _tls_context(ca_bundle), origins=origins, connections_per_origin=connections_per_origin)
+        # Thousands of webhooks have a URL each, and often few receivers.
         self._route = lru_cache(maxsize=4096)(self._make_route)
+        self._origin = lru_cache(maxsize=4096)(self._make_origin)
 
     def post(self, url: str, *, headers: Sequence[tuple[str, str]], body: bytes, timeout_s: float, stamp: bytes = b"") -> Answer:
         """POST *body* and return what came of it; block at most *timeout_s* and 10 ms, from before DNS to the last byte.
 
         *headers* go out as given, then *stamp*, further lines in wire form that must need no check; host and content-length are
-        added. `Answer.first_byte_s` counts from when the request
-        began to be sent.
+        added. `Answer.first_byte_s` counts from when the request began to be sent.
         """
         started_at = time.monotonic()
         trace = Trace()
@@ -91,13 +92,17 @@ class Transport:
 
     def _make_route(self, url: str) -> Route:
         target = self._egress.target(url)
-        if is_address(target.host):
+        origin = self._origin(target.scheme, target.host, target.port)
+        return Route(f"POST {target.path} HTTP/1.1\r\nhost: {target.authority}\r\n".encode("ascii"), origin)
+
+    def _make_origin(self, scheme: str, host: str, port: int) -> Origin:
+        if is_address(host):
             # Nothing need be connected to know this.
-            self._egress.check_address(target.host)
-        return self._pools.route(target)
+            self._egress.check_address(host)
+        return self._pools.origin(scheme, host, port)
 
     def _send(self, route: Route, request: bytes, trace: Trace, *, deadline: float) -> AnswerReader:
-        pool = self._pools.pool(route)
+        pool = self._pools.pool(route.origin)
         connection = pool.borrow()
         trace.reused = connection.sock is not None
         idle_s = time.monotonic() - connection.idle_since
@@ -110,7 +115,7 @@ class Transport:
             # Idle connections to other receivers hold what this one needs; after this only those in an exchange are
             # left.
             self._pools.clear()
-            pool = self._pools.pool(route)
+            pool = self._pools.pool(route.origin)
         trace.reused = False
         return _send_over(pool.fresh(), pool, request, trace, deadline=deadline)
 

@@ -22,8 +22,7 @@ PLAIN = Settings(1, "https://example.com/", True, None, (), 5.0, 3, 0.0, 3, 1.0,
 
 instants = st.sampled_from([None, None, None, NOW - 1.0, NOW, NOW + 1.0, NOW + 8.0])
 registered = st.builds(
-    replace,
-    st.just(PLAIN),
+    PLAIN._replace,
     enabled=st.sampled_from([True, True, True, False]),
     max_in_flight=st.integers(1, 4),
     rate=st.sampled_from([0.0, 0.5, 1.0]),
@@ -113,7 +112,7 @@ def a_probe_needs_room_and_a_token_too(core: ModuleType, how: settings) -> None:
     @how
     @given(lane_states, registered, st.booleans(), st.sampled_from([0.0, 0.5]))
     def holds(lane: Lane, setting: Settings, full: bool, tokens: float) -> None:
-        lane, setting = unblocked(lane, replace(setting, rate=0.5), Breaker(CircuitState.OPEN, 1, 2, NOW))
+        lane, setting = unblocked(lane, setting._replace(rate=0.5), Breaker(CircuitState.OPEN, 1, 2, NOW))
         lane = replace(lane, in_flight=setting.max_in_flight) if full else replace(lane, bucket=Bucket(tokens, NOW))
         admission = core.admit(lane, setting, now=NOW, wish=1)
         assert (admission.quota, admission.probe) == (0, False)
@@ -147,7 +146,7 @@ def unblocked(lane: Lane, setting: Settings, breaker: Breaker) -> tuple[Lane, Se
         bucket=replace(lane.bucket, tokens=max(lane.bucket.tokens or 4.0, 1.0)),
         in_flight=min(lane.in_flight, setting.max_in_flight - 1),
         hold_until=min(lane.hold_until or 0.0, NOW),
-    ), replace(setting, enabled=True)
+    ), setting._replace(enabled=True)
 
 
 def taken(lane: Lane, count: int, setting: Settings, *, now: float) -> Lane:

@@ -53,7 +53,7 @@ class Backlog(RuleBasedStateMachine):
     @initialize(rate=rated, cap=st.integers(1, 4), threshold=st.integers(1, 3), rows=st.sampled_from([1, 2, 3, 6]))
     def start(self, rate: float, cap: int, threshold: int, rows: int) -> None:
         """Begin with a few claims of a new lane under way, or with a probe beside claims from before the circuit opened."""
-        self.settings = replace(PLAIN, rate=rate, max_in_flight=cap, circuit_threshold=threshold)
+        self.settings = PLAIN._replace(rate=rate, max_in_flight=cap, circuit_threshold=threshold)
         self.now = NOW
         self.lane = self.before = FRESH
         self.new = [NOW] * rows  # nobody has looked at them yet

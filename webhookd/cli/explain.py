@@ -136,7 +136,7 @@ def _lane(facts: Facts) -> Iterator[Reason]:
     yield from _webhook_off(facts)
     if facts.settings is None:
         return
-    settings = replace(facts.settings, enabled=True)
+    settings = facts.settings._replace(enabled=True)
     lane = _as_admitted(facts, settings)
     blocked = not facts.settings.enabled
     while (admission := admit(lane, settings, now=facts.now, wish=1)).quota == 0:

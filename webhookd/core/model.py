@@ -18,8 +18,7 @@ class Status(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(NamedTuple):
     """What holds for one webhook: its registry row, with the configuration where that says nothing. Seconds throughout.
 
     *headers* None: the row's cannot be read.
