@@ -44,7 +44,7 @@ class Floor:
         self.floors = Floors()
         self._full_look_at = math.inf  # monotonic; inf while looks are fast
         self._raise_at = math.inf
-        self._not_before = -math.inf  # monotonic: the next full look, after one that was not slow
+        self._not_before = -math.inf  # monotonic
         self._lanes: dict[int, tuple[float, float]] = {}  # floor, and until when (monotonic) it is believed
 
     @property
@@ -74,8 +74,9 @@ class Floor:
 
     def looked(self, seconds: float, *, lanes: int) -> None:
         """Take note of how long a look for the work of so many lanes took."""
-        if _slow(seconds, lanes) and not self.slow:
-            self._full_look_at = max(time.monotonic(), self._not_before)
+        now = time.monotonic()
+        if _slow(seconds, lanes) and not self.slow and now >= self._not_before:
+            self._full_look_at = now
 
     def keep(self, connection: store.Connection) -> None:
         """Look below the floors or raise them, where it is time. Blocks for one statement at most; raises `psycopg.Error`."""
