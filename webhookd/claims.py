@@ -25,8 +25,8 @@ from webhookd.registry import bounded, headers_of
 
 BODY_BYTES = 32 << 20  # bodies that one worker holds; one more may begin below it
 ROWS_PER_LANE = 20  # fewer lanes with more rows each cost fewer state writes; more would let one webhook crowd a claim
-BEFORE_ALL = -(2**63)  # an application may number its webhooks from 0, or below
 SLOW_ROWS_PER_LANE = 100  # while what a lane costs is what counts (floors.py)
+BEFORE_ALL = -(2**63)  # an application may number its webhooks from 0, or below
 NARROWER = 1.25  # by how much fewer lanes are looked at once they were more than enough
 LEASE_MARGIN_S = 30.0  # a lease outlives the exchange by so much local waiting
 SAFETY_S = 1.0  # an exchange whose lease is that close to its end does not start

@@ -12,6 +12,7 @@ import psycopg
 from psycopg_pool import ConnectionPool
 
 from webhookd import store
+from webhookd.background import in_background
 
 WAKE_CHANNEL = "webhookd_wake"
 HEARS_WITHIN_S = 3.0
@@ -48,7 +49,7 @@ class Listener:
         In the end *done* is called, in another thread, and `opened` says what has become of it.
         """
         self.close()
-        self._opening = store.in_background(lambda: self._connect(pool), name="webhookd-listener")
+        self._opening = in_background(lambda: self._connect(pool), name="webhookd-listener")
         self._opening.add_done_callback(lambda _: done())
 
     def opened(self) -> bool:

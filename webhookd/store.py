@@ -3,10 +3,9 @@
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import lru_cache, partial
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import psycopg
 from psycopg import sql
@@ -16,7 +15,6 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import Row, TupleRow
 from psycopg_pool import ConnectionPool
 
-T = TypeVar("T")
 AnyConnection = psycopg.Connection[Any]
 
 # Whatever a role's or database's defaults are, webhookd's sessions behave alike. Generic plans: the hot statements run
@@ -196,22 +194,6 @@ def configure(connection: Connection, *, application_name: str, settings: Sequen
     connection.cursor_factory = _PooledCursor
     connection.isolation_level, connection.read_only = psycopg.IsolationLevel.READ_COMMITTED, False
     connection.local_settings = "; ".join(f"SET LOCAL {setting}" for setting in (named, *settings))
-
-
-def in_background(call: Callable[[], T], *, name: str) -> Future[T]:
-    """Run *call* in a thread called *name* that nobody waits for at the end: connecting takes 10 s a host, or longer."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            result = call()
-        except BaseException as error:
-            future.set_exception(error)
-        else:
-            future.set_result(result)
-
-    threading.Thread(target=run, name=name, daemon=True).start()
-    return future
 
 
 def open_pool(dsn: str, *, application_name: str, size: int, timeout_s: float = 5.0) -> ConnectionPool[Connection]:

@@ -20,6 +20,7 @@ from uuid import UUID
 import psycopg
 
 from webhookd import migrate, store
+from webhookd.background import in_background
 from webhookd.bell import Bell
 from webhookd.claims import Claimer, defaults_of
 from webhookd.config import Config
@@ -148,7 +149,7 @@ def _boot(config: Config, seat: WorkerSeat, stop: threading.Event) -> str | None
     while not stop.is_set():
         seat.beat()
         try:
-            asked = store.in_background(partial(_installation, config.dsn, seat.name), name="webhookd-boot")
+            asked = in_background(partial(_installation, config.dsn, seat.name), name="webhookd-boot")
             while not asked.done() and not stop.is_set():
                 seat.beat()  # connecting may take longer than a silent worker lives
                 futures.wait([asked], timeout=0.1)

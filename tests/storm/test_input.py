@@ -152,7 +152,9 @@ def test_rows_of_every_kind(storm: Storm) -> None:
         storm.inserted(len(ROWS_THAT_WAIT + ROWS_THAT_GO) + 1000)
         storm.insert(1000, webhooks=15)
         eventually(lambda: storm.unfinished() <= len(ROWS_THAT_WAIT), 60.0, what="all but the rows of the future")
-        time.sleep(6.0)  # the queue's depth is measured meanwhile, with these rows in it
+        [(began,)] = storm.database.execute("SELECT now()")
+        counted = "SELECT min(counted_at) > %s FROM pggit.queue_depth"  # with these rows in it
+        eventually(lambda: storm.database.execute(counted, [began]) == [(True,)], 60.0, what="the queue's depth is counted")
         assert set(daemon.workers()) == workers
         assert_reads(storm)
         assert storm.unfinished() == len(ROWS_THAT_WAIT)

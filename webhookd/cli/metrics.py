@@ -3,9 +3,8 @@
 import json
 import re
 import socket
-import threading
-import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from webhookd.background import in_background
 from webhookd.cli.options import connection_options, load_settings
 from webhookd.config import Config
 from webhookd.errors import UnusableError, WebhookdError
@@ -102,7 +102,7 @@ def _put_out(scrapes: Sequence[Scrape], *, as_json: bool, post_url: str | None) 
         click.echo(merged.to_text(families), nl=False)
     if post_url is not None:
         [answer] = _all_within(_POST_S, [partial(_post, post_url, json.dumps(report).encode())])
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise WebhookdError(f"--post: {_in_words(answer)}")
         click.echo(f"{len(series)} series sent: {answer}", err=as_json)
 
@@ -157,7 +157,7 @@ def _scrape_all(scrapes: Sequence[Scrape], timeout_s: float) -> None:
     to_ask = [scrape for scrape in scrapes if scrape.error is None]
     answers = _all_within(timeout_s, [partial(_get, scrape.url, timeout_s) for scrape in to_ask])
     for scrape, answer in zip(to_ask, answers, strict=True):
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             scrape.error = _in_words(answer)
             continue
         try:
@@ -168,24 +168,13 @@ def _scrape_all(scrapes: Sequence[Scrape], timeout_s: float) -> None:
             scrape.error = None if scrape.families else "the answer holds no metrics"
 
 
-def _all_within(seconds: float, calls: Sequence[Callable[[], str]]) -> list[str | Exception]:
+def _all_within(seconds: float, calls: Sequence[Callable[[], str]]) -> list[str | BaseException]:
     """Return what each of *calls*, all made at once, returned or raised; `TimeoutError` for those that took longer."""
-    results: list[str | Exception] = [TimeoutError(f"no answer within {seconds:g} s")] * len(calls)
-
-    def make(number: int) -> None:
-        try:
-            results[number] = calls[number]()
-        except Exception as error:
-            results[number] = error
-
-    # Daemons, and a deadline of our own: a socket's timeout begins anew with every byte of a peer that sends one a second.
-    threads = [threading.Thread(target=make, args=(number,), daemon=True) for number in range(len(calls))]
-    deadline = time.monotonic() + seconds
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    return results.copy()
+    # A deadline of our own: a socket's timeout begins anew with every byte of a peer that sends one a second.
+    futures = [in_background(call, name="webhookd-scrape") for call in calls]
+    ended, _ = wait(futures, timeout=seconds)
+    late = TimeoutError(f"no answer within {seconds:g} s")
+    return [(future.exception() or future.result()) if future in ended else late for future in futures]
 
 
 def _get(url: str, timeout_s: float) -> str:
@@ -229,7 +218,7 @@ def _user_agent() -> str:
     return USER_AGENT
 
 
-def _in_words(error: Exception) -> str:
+def _in_words(error: BaseException) -> str:
     """Return what went wrong, without the connection object that urllib3 puts in front."""
     text = re.sub(r"^(<[^>]*>|\w+\([^)]*\)): ", "", str(error))
     return " ".join(text.split()) or type(error).__name__
