@@ -389,7 +389,7 @@ def test_truncated_in_flight(storm: Storm) -> None:
                 eventually(lambda: storm.unfinished() == 0, 60.0)
             storm.database.execute("TRUNCATE pggit.alert_delivery_queue")
             storm.inserted(-50)
-        storm.insert(1000)
+        storm.insert(1000, max_retries=50)
         storm.settle()
         assert set(daemon.workers()) == workers
         assert daemon.stop() == 0
