@@ -276,7 +276,7 @@ class Claimer:
             for lane, admission in zip(lanes, admissions, strict=True):
                 if admission.quota:
                     emptied = taken[lane.webhook_id] < admission.quota
-                    self._floor.claimed(lane.webhook_id, None if emptied else first_at[lane.webhook_id])
+                    self._floor.claimed(lane.webhook_id, None if emptied else first_at[lane.webhook_id], now_at=now)
         out_of_tokens = [
             lane.webhook_id
             for lane, admission in zip(lanes, admissions, strict=True)
@@ -288,9 +288,9 @@ class Claimer:
 
     def _due_among(self, cursor: psycopg.Cursor[TupleRow], webhook_ids: Sequence[int]) -> list[int]:
         """Return which of these webhooks still have due rows."""
-        parameters = {"webhook_ids": store.number_array(webhook_ids), "rows_floor": self._floor.floors.rows}
-        rows = cursor.execute(self._due_lanes, parameters).fetchall()
-        return [row[0] for row in rows]
+        floors = store.number_array([self._floor.of_lane(webhook_id) for webhook_id in webhook_ids])
+        parameters = {"webhook_ids": store.number_array(webhook_ids), "floors": floors, "rows_floor": self._floor.floors.rows}
+        return [row[0] for row in cursor.execute(self._due_lanes, parameters)]
 
     def _admit(
         self, lanes: Sequence[Lane], settings: Mapping[int, Settings], *, limit: int, now: float, lease_s: float

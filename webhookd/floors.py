@@ -2,7 +2,10 @@
 
 import math
 import time
+from contextlib import suppress
 from typing import NamedTuple
+
+import psycopg
 
 from webhookd import queries, store
 
@@ -36,7 +39,8 @@ class Floor:
     twentieth of the time allows.
 
     A lane's waiting rows have a floor of their own: what was due before the first that its last claim found has gone. A row that
-    is given back or was lost may come to lie below; it is found once the lane has no others, or the floor is forgotten.
+    is given back or was lost may come to lie below, and so may one that is late or was locked; it is found once the lane has no
+    others, or the floor is forgotten.
     """
 
     def __init__(self) -> None:
@@ -62,15 +66,15 @@ class Floor:
         at, known_until = self._lanes.get(webhook_id, (-math.inf, 0.0))
         return at if time.monotonic() < known_until else -math.inf
 
-    def claimed(self, webhook_id: int, first_at: float | None) -> None:
+    def claimed(self, webhook_id: int, first_at: float | None, *, now_at: float) -> None:
         """Take note, while looks are slow, when a lane's first row was due; None: it gave less than it might have, so is looked
-        through from the beginning."""
+        through from the beginning. *now_at*: the claim's time by the database's clock."""
         if first_at is None:
             self._lanes.pop(webhook_id, None)
         else:
             now = time.monotonic()
             _, known_until = self._lanes.get(webhook_id, (0.0, 0.0))
-            self._lanes[webhook_id] = first_at, known_until if now < known_until else now + FORGET_AFTER_S
+            self._lanes[webhook_id] = min(first_at, now_at - MARGIN_S), known_until if now < known_until else now + FORGET_AFTER_S
 
     def looked(self, seconds: float, *, lanes: int) -> None:
         """Take note of how long a look for the work of so many lanes took."""
@@ -82,7 +86,10 @@ class Floor:
         """Look below the floors or raise them, where it is time. Blocks for one statement at most; raises `psycopg.Error`."""
         now = time.monotonic()
         if now >= self._full_look_at:
-            floors, webhooks = self._found(connection, Floors())
+            floors, webhooks = self.floors, 0
+            # Where that takes a minute, what is known has to do, or nothing would be claimed.
+            with suppress(psycopg.errors.QueryCanceled):
+                floors, webhooks = self._found(connection, Floors())
             seconds = time.monotonic() - now
             rest_s = seconds / FULL_LOOKS_SHARE
             if _slow(seconds, webhooks):

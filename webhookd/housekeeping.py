@@ -33,8 +33,9 @@ EVERY_S = 4.5
 FIRST_S = 0.5  # the dispatcher registers this worker first
 LOST_AT_ONCE = 500
 # A chore that takes long rests for so many times as long: with ten million rows waiting, or under an old snapshot, one would
-# keep a processor busy.
-RESTS = 3.0
+# keep a processor busy. Not for longer than the second, or the depth would be too old to be shown before it is counted again.
+RESTS, REST_MOST_S = 3.0, 30.0
+COUNT_MOST_S = 60.0  # the sessions' statement_timeout
 
 
 class Housekeeping:
@@ -107,14 +108,12 @@ class Housekeeping:
         assert row is not None
         registered, watched, chores = row
         if "reap" in chores and self._recorded():
-            began = time.monotonic()
-            if not self._release(None):
-                self._rest("reap", began=began)
-        if "measure" in chores:
-            began = time.monotonic()
-            with self._pool.connection() as connection:
-                connection.execute(queries.load("measure_depth"))
-            self._rest("measure", began=began)
+            began, released = time.monotonic(), 0
+            try:
+                released = self._release(None)
+            finally:
+                if not released:
+                    self._rest("reap", began=began)
         if "fold" in chores:
             with self._pool.connection() as connection:
                 connection.execute(queries.load("fold_finished"))
@@ -126,15 +125,28 @@ class Housekeeping:
             self._bell.ring(News.SWEEP)
         self.publish_activity()
         self._read_fleet()
+        if "measure" in chores:  # after what must go on although this takes so long that the database gives up
+            self._measure()
         if "retain" in chores:
             self._retention.turn(self._pool.connection, stopped=self._stop.is_set)
 
+    def _measure(self) -> None:
+        began = time.monotonic()
+        self._put_off("measure", COUNT_MOST_S)  # nobody else begins meanwhile
+        try:
+            with self._pool.connection() as connection:
+                connection.execute(queries.load("measure_depth"))
+        finally:
+            self._rest("measure", began=began)
+
     def _rest(self, chore: str, *, began: float) -> None:
         """Have nobody do *chore* again too soon: it began at *began* (monotonic) and has just ended."""
-        rest_s = (time.monotonic() - began) * RESTS
-        if rest_s > EVERY_S:
-            with self._pool.connection() as connection:
-                connection.execute(queries.load("rest_chore"), {"chore": chore, "seconds": rest_s - EVERY_S})
+        rest_s = min(REST_MOST_S, (time.monotonic() - began) * RESTS)
+        self._put_off(chore, max(0.0, rest_s - EVERY_S))
+
+    def _put_off(self, chore: str, seconds: float) -> None:
+        with self._pool.connection() as connection:
+            connection.execute(queries.load("rest_chore"), {"chore": chore, "seconds": seconds})
 
     def publish_activity(self) -> None:
         """Store what this worker did since it last said so. Blocks for one statement; raises `psycopg.Error`, and tries again

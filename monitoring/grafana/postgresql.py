@@ -65,8 +65,8 @@ DASHBOARD = dashboard(
         stat(
             (4, 3, 4, 3),
             "Queue Counted",
-            "How long ago a worker counted the queue; they take turns, every few seconds. Longer ago: no worker is alive, or none"
-            " reaches the database.",
+            "How long ago a worker counted the queue; they take turns, every few seconds. Longer ago: no worker is alive, none"
+            " reaches the database, or counting takes long (millions waiting, an old snapshot).",
             sql(
                 """
                 SELECT greatest(0, extract(epoch FROM now() - counted_at))::float8 AS counted_ago

@@ -32,7 +32,8 @@ WITH waiting AS (
 )
 INSERT INTO pggit.queue_depth AS d (cause, deliveries, oldest_due_seconds, counted_at)
 SELECT c.cause, coalesce(b.deliveries, 0),
-       CASE WHEN c.cause = 'due' THEN extract(epoch FROM now() - nullif(b.oldest, '-infinity'))::float8 END, now()
+       CASE WHEN c.cause = 'due' THEN extract(epoch FROM now() - nullif(b.oldest, '-infinity'))::float8 END,
+       clock_timestamp()  -- when it is known: a count may take longer than it stays fresh
   FROM unnest(ARRAY['due', 'scheduled', 'paused', 'circuit', 'hold', 'rate', 'in_flight', 'unregistered']) AS c (cause)
   LEFT JOIN by_cause b USING (cause)
 ON CONFLICT (cause) DO UPDATE

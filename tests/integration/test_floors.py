@@ -110,7 +110,7 @@ def test_a_claim_begins_where_the_last_one_of_that_lane_did(database: Database, 
 def test_a_row_that_is_given_back_is_found_below_its_lanes_floor(
     database: Database, worker: Engine, other: Engine, monkeypatch: pytest.MonkeyPatch, others: int
 ) -> None:
-    monkeypatch.setattr(floors, "FORGET_AFTER_S", 0.5)
+    monkeypatch.setattr(floors, "FORGET_AFTER_S", 0.5 if others else math.inf)
     register(database, 1)
     lanes_of(database, 1)
     [first, *_] = parked(database, 40)
@@ -168,12 +168,50 @@ def alarmed(floor: floors.Floor, seconds: float, *, lanes: int) -> bool:
     return floor.slow
 
 
-def test_a_false_alarm_costs_one_full_look_and_then_none_for_a_while(worker: Engine) -> None:
+def test_a_false_alarm_costs_one_full_look_and_then_none_for_a_while(worker: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(floors, "SLOW_LOOK_S", 30.0)
+    monkeypatch.setattr(floors, "FALSE_ALARM_S", 2.0)
     floor = floors.Floor()
-    assert alarmed(floor, 0.02, lanes=1)
+    assert alarmed(floor, 60.0, lanes=1)
     floor.keep(worker.connection)
     assert not floor.slow
-    assert not alarmed(floor, 0.02, lanes=1)
+    assert not alarmed(floor, 60.0, lanes=1)
+    eventually(lambda: alarmed(floor, 60.0, lanes=1), what="the next alarm is looked into")
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_full_look_that_the_database_gives_up_leaves_the_floors_as_they_are(database: Database, worker: Engine) -> None:
+    floor = floors.Floor()
+    assert alarmed(floor, 60.0, lanes=1)
+    floor.keep(worker.connection)
+    found = floor.floors
+    with database.connect(autocommit=False) as operator:
+        operator.execute("LOCK TABLE pggit.alert_delivery_queue IN ACCESS EXCLUSIVE MODE")
+        worker.connection.execute("SET lock_timeout = 0; SET statement_timeout = '100ms'")
+        eventually(lambda: floor.full_look_in_s <= 0)
+        floor.keep(worker.connection)
+    assert floor.floors == found
+    assert floor.slow
+    assert floor.full_look_in_s > 0
+
+
+def test_a_lanes_floor_leaves_room_for_what_commits_late(
+    database: Database, worker: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(floors, "SLOW_LOOK_S", 0.0)
+    register(database, 1)
+    lanes_of(database, 1)
+    [first, *_] = parked(database, 3)
+    for _ in range(2):
+        claimed = worker.claim(1).deliveries
+        worker.finish(claimed, given_back())
+    assert ids(claimed) == [first]
+    assert worker.claimer._floor.of_lane(1) > -math.inf
+    [late] = insert(database, 1, due_in_s=-1)
+    with unseen(database) as connection:
+        connection.execute("UPDATE pggit.alert_delivery_queue SET routed = true WHERE NOT routed")
+        connection.execute("UPDATE pggit.webhook_health_metrics SET runnable_at = now()")
+    assert ids(worker.claim(1).deliveries) == [late]
 
 
 def test_many_lanes_take_their_time_without_any_past(database: Database, worker: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,10 @@ def test_a_chore_that_takes_long_rests_for_as_many_times_as_long(
     monkeypatch.setattr(housekeeping, "FIRST_S", 0.0)
     keeping = keeper(pool, Recorder(worker_id="test", defaults=STANDARD), Metrics("test", max_webhooks=10))
     keeping.start()
-    resting = "SELECT array_agg(chore ORDER BY chore) FROM pggit.chores WHERE last_run_at > now() + interval '5 s'"
+    resting = (
+        "SELECT array_agg(chore ORDER BY chore) FROM pggit.chores"
+        " WHERE last_run_at BETWEEN now() + interval '5 s' AND now() + interval '30 s'"
+    )
     eventually(lambda: database.execute(resting) == [(["measure", "reap"],)], what="both rest")
     keeping.stop()
     # For as long as that lasts nobody does them again, and everything else goes on.
@@ -102,3 +105,20 @@ def test_a_chore_that_takes_long_rests_for_as_many_times_as_long(
         row = connection.execute(queries.load("beat"), {"incarnation": uuid4()}).fetchone()
     assert row is not None
     assert sorted(row[2]) == ["fold", "retain"]
+
+
+def test_a_count_that_fails_keeps_nothing_else_from_being_done_and_rests(
+    database: Database, pool: ConnectionPool[store.Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(housekeeping, "FIRST_S", 0.0)
+    database.execute("UPDATE pggit.chores SET last_run_at = '-infinity'")
+    put_off = "SELECT last_run_at > now() + interval '%s s' FROM pggit.chores WHERE chore = 'measure'"
+    keeping = keeper(pool, Recorder(worker_id="test", defaults=STANDARD), Metrics("test", max_webhooks=10))
+    with database.connect(autocommit=False) as operator:
+        operator.execute("LOCK TABLE pggit.queue_depth IN SHARE MODE")  # may be read
+        keeping.start()
+        eventually(lambda: database.execute(put_off % 45) == [(True,)], what="nobody else begins a count under way")
+        assert keeping.targets is not None, "the turn has done everything else"
+        eventually(lambda: database.execute(put_off % 45) == [(False,)], what="the database gave up")
+        assert database.execute(put_off % 5) == [(True,)], "it rests, like one that succeeded"
+    keeping.stop()

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 # Low to high. A module imports from its own layer and from lower ones, never in a circle. New modules get a place here.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("webhookd", "webhookd.core.*"),
-    ("errors", "option_kinds", "config", "logs", "queries", "registry", "seat", "sdnotify", "signalbox", "targets"),
+    ("background", "errors", "option_kinds", "config", "logs", "queries", "registry", "seat", "sdnotify", "signalbox", "targets"),
     ("store", "listener", "resolver", "egress", "exchange", "connection", "transport"),
     ("counts", "metrics", "exposition", "http_endpoint", "bell", "hints", "results"),
     ("earlier", "adopt", "migrate", "postgres_programs", "embedded"),
