@@ -64,6 +64,7 @@ class Housekeeping:
         self._metrics = metrics
         self._recorded = recorded
         self._bell = bell
+        self._count_rests_s = 0.0
         self.targets: TargetGroups | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="webhookd-housekeeping", daemon=True)
@@ -131,18 +132,25 @@ class Housekeeping:
             self._retention.turn(self._pool.connection, stopped=self._stop.is_set)
 
     def _measure(self) -> None:
+        alone = self._count_rests_s > EVERY_S  # it takes long, so others would begin meanwhile
         began = time.monotonic()
-        self._put_off("measure", COUNT_MOST_S)  # nobody else begins meanwhile
+        if alone:
+            self._put_off("measure", COUNT_MOST_S)
         try:
             with self._pool.connection() as connection:
                 connection.execute(queries.load("measure_depth"))
         finally:
-            self._rest("measure", began=began)
+            self._count_rests_s = self._rest("measure", began=began, put_off=alone)
 
-    def _rest(self, chore: str, *, began: float) -> None:
-        """Have nobody do *chore* again too soon: it began at *began* (monotonic) and has just ended."""
+    def _rest(self, chore: str, *, began: float, put_off: bool = False) -> float:
+        """Have nobody do *chore* again too soon: it began at *began* (monotonic) and has just ended. Return for how long.
+
+        *put_off*: it was already, for longer perhaps.
+        """
         rest_s = min(REST_MOST_S, (time.monotonic() - began) * RESTS)
-        self._put_off(chore, max(0.0, rest_s - EVERY_S))
+        if put_off or rest_s > EVERY_S:
+            self._put_off(chore, max(0.0, rest_s - EVERY_S))
+        return rest_s
 
     def _put_off(self, chore: str, seconds: float) -> None:
         with self._pool.connection() as connection:
