@@ -5,6 +5,7 @@ of their statements or at COMMIT, COMMITs whose answer is lost, rows that kill s
 wrong.
 """
 
+import math
 import random
 from collections.abc import Iterator
 from unittest.mock import patch
@@ -16,7 +17,9 @@ from tests import breaking
 from tests.engine import Fault, register
 from tests.lease_schedule import WEBHOOKS, run_schedules
 from tests.postgres import Database, Server
+from webhookd import floors
 from webhookd.claims import Claimer
+from webhookd.floors import Floor
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +31,30 @@ def scheduled(embedded_server: Server) -> Iterator[Database]:
     embedded_server.drop(database)
 
 
+@pytest.fixture
+def looks_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have each worker believe it from its first claim on, whatever the machine."""
+    monkeypatch.setattr(floors, "SLOW_LOOK_S", 0.0)
+
+
 def test_whatever_breaks_each_row_has_one_owner_and_one_end(scheduled: Database) -> None:
     happened = run_schedules(scheduled, range(8))
     # What a schedule is for did happen.
     expected = ("refused", "released", "suspect claimed", "claimed unheard", "recorded unheard", "given up")
     assert all(happened[what] for what in expected), happened
+
+
+def test_a_floor_under_an_old_snapshot_hides_no_row_for_ever(scheduled: Database, looks_are_slow: None) -> None:
+    happened = run_schedules(scheduled, range(8))
+    assert happened["released"] and happened["recorded unheard"], happened
+
+
+def test_a_lane_whose_floor_outlives_its_last_row_is_found(scheduled: Database, looks_are_slow: None) -> None:
+    def keep(floor: Floor, webhook_id: int, first_at: float | None, *, now_at: float) -> None:
+        floor._lanes[webhook_id] = now_at, math.inf
+
+    with patch.object(Floor, "claimed", keep), pytest.raises(AssertionError, match="nobody's for ever"):
+        run_schedules(scheduled, range(40))
 
 
 FAULTS = {
