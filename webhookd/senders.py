@@ -29,7 +29,9 @@ IDLE_EXIT_S = 10.0
 # above the second one leaves.
 WEIGH_EVERY_S = 0.1
 STARVED, CROWDED = 0.2, 0.5
-WORK_AHEAD_S = 0.1  # claims are sized to so much work
+# Claims are sized to so much work, and made once no more than so much of it waits: few large claims cost less than many small
+# ones, and what stays in the queue any worker may take.
+WORK_AHEAD_S, WORK_LEFT_S = 0.1, 0.02
 RATE_EVERY_S = 0.025  # how often it is looked at how fast that goes
 SMALLEST_CAPACITY = 16
 LARGEST_CAPACITY = 400
@@ -87,8 +89,7 @@ class Senders:
         if self.room_bytes() <= 0:
             return 0
         capacity = self._capacity()
-        backlog = self.backlog()
-        return capacity - backlog if backlog * 2 <= capacity or self._queue.qsize() == 0 else 0
+        return capacity - self.backlog() if self._queue.qsize() <= self._rate * WORK_LEFT_S else 0
 
     def submit(self, deliveries: Sequence[Delivery]) -> None:
         """Queue *deliveries*; they go out in this order."""

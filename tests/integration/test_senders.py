@@ -145,6 +145,25 @@ def test_the_bell_rings_once_there_is_room_again() -> None:
         eventually(lambda: News.ROOM in made.bell.answer())
 
 
+def test_more_is_asked_for_once_little_is_left() -> None:
+    def quick(peer: Peer) -> None:
+        while peer.read_request() is not None:
+            time.sleep(0.002)
+            peer.send(OK)
+
+    shares = []  # of what is held once more has come, those that were left
+    with rig(quick, most=1) as (made, _):
+        until = time.monotonic() + 20
+        while len(shares) < 10 and time.monotonic() < until:
+            left = made.senders.backlog()
+            if (room := made.senders.room()) > 0:
+                made.senders.submit(made.deliveries(room))
+                shares.append(left / (left + room))
+            time.sleep(0.0005)
+    assert len(shares) == 10
+    assert max(shares) < 0.4  # where half is left, claims are twice as many and half as large
+
+
 def test_a_delivery_too_late_for_its_lease_is_given_back_and_not_sent() -> None:
     with rig(lambda peer: None, most=1) as (made, receiver):
         courier = Courier(made.transport, Hints(), installation="wh_test")
