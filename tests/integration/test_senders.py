@@ -151,7 +151,7 @@ def test_more_is_asked_for_once_little_is_left() -> None:
             time.sleep(0.002)
             peer.send(OK)
 
-    shares = []  # of what is held once more has come, those that were left
+    shares: list[float] = []  # of what is held once more has come, those that were left
     with rig(quick, most=1) as (made, _):
         until = time.monotonic() + 20
         while len(shares) < 10 and time.monotonic() < until:
