@@ -83,7 +83,7 @@ lint: setup
 
 setup: $(VENV)/.tests
 
-$(VENV)/.runs: setup.cfg pyproject.toml
+$(VENV)/.runs: setup.py setup.cfg pyproject.toml
 	@test -n "$(PYTHON)" || { echo "webhookd needs Python 3.11 or newer: apt-get install python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	    package=$$($(PYTHON) -c 'import sys; print("python3.%d-venv" % sys.version_info[1])'); \

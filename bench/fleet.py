@@ -10,7 +10,7 @@ import psycopg
 
 from bench import processes
 from bench.deliveries import Connection
-from webhookd import local
+from webhookd.demo import local
 
 READY_WITHIN_S = 30.0
 # Asleep: the flag is up, so somebody keeps the watch.

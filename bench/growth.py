@@ -24,7 +24,7 @@ from bench.postgres import Postgres, running_postgres
 from bench.probe import CLAIMS, LIMIT, depth_ms, of_fleet, probe
 from bench.report import RESULTS, Report
 from bench.statements import Statements
-from webhookd.migrate import migrate
+from webhookd.schema.migrate import migrate
 
 EVERY_S = 0.02  # how often arrivals are replaced
 WARM_UP_S = 2.0

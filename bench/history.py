@@ -17,8 +17,8 @@ from typing import Any
 from bench import command
 from bench.deliveries import Connection
 from bench.postgres import running_postgres
-from webhookd import queries
-from webhookd.migrate import migrate
+from webhookd.postgres import statements as queries
+from webhookd.schema.migrate import migrate
 
 DASHBOARDS = Path(__file__).parents[1] / "monitoring" / "grafana" / "dashboards"
 REPEATED = (

@@ -31,9 +31,9 @@ from bench.postgres import Postgres, running_postgres
 from bench.processes import ended_children_cpu_s, tree
 from bench.report import Report
 from bench.sink import Sink, nginx
-from webhookd import postgres_programs
-from webhookd.migrate import migrate
-from webhookd.watch import CALL_ALL
+from webhookd.embedded import programs
+from webhookd.schema.migrate import migrate
+from webhookd.worker.watch import CALL_ALL
 
 CLIENTS = 16
 REAPED_WITHIN_S = 10.0
@@ -206,7 +206,7 @@ def calling(postgres: Postgres) -> Iterator[None]:
 def pgbench(postgres: Postgres, script: Path, *, seconds: int) -> float:
     """Run the clients and return their commits a second."""
     environment = os.environ | postgres.environment(DATABASE)
-    program = postgres_programs.package_binaries() / "pgbench"
+    program = programs.package_binaries() / "pgbench"
     arguments = ["-n", "-M", "prepared", "-c", str(CLIENTS), "-j", "2", "-T", str(seconds), "-f", str(script)]
     done = subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, check=True)
     found = re.search(r"tps = ([0-9.]+)", done.stdout)

@@ -9,7 +9,8 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from webhookd import embedded, local, postgres_programs
+from webhookd.demo import local
+from webhookd.embedded import programs, server
 
 SETTINGS = ("shared_buffers=512MB", "max_connections=200", "max_wal_size=4GB")
 STATEMENTS = "pg_stat_statements"
@@ -20,7 +21,7 @@ MAINTENANCE = "postgres"
 class Postgres:
     """A running server; `pid` is the postmaster's, `home` a folder for whatever goes with the server in the end."""
 
-    process: embedded.Embedded
+    process: server.Embedded
     home: Path
     settings: Sequence[str]
 
@@ -70,13 +71,13 @@ class Postgres:
 @contextmanager
 def running_postgres(*settings: str) -> Iterator[Postgres]:
     """A PostgreSQL in a temporary folder, with *settings* (`name=value`) over SETTINGS; main thread only."""
-    binaries = postgres_programs.package_binaries()
+    binaries = programs.package_binaries()
     if any(binaries.parent.rglob(f"{STATEMENTS}.so")):
         settings = (f"shared_preload_libraries={STATEMENTS}", *settings)
     settings = (*SETTINGS, *settings)
     local.leave_on_sigterm()
     with local.folder("webhookd-bench-") as home:
-        process = embedded.start(home / "postgres", settings=settings)
+        process = server.start(home / "postgres", settings=settings)
         try:
             yield Postgres(process, home, settings)
         finally:

@@ -8,12 +8,12 @@ from uuid import uuid4
 
 from bench.backlog import Connection, Level
 from bench.statements import CLAIM, RECORD, Cost, Statements, together
-from webhookd import store
-from webhookd.claims import Claimer, defaults_of
-from webhookd.config import Config
+from webhookd.config.load import Config
 from webhookd.core.answer import Answer, AnswerKind
 from webhookd.core.model import Attempted, Result
-from webhookd.records import Recorder
+from webhookd.postgres import session as store
+from webhookd.postgres.claim import Claimer, defaults_of
+from webhookd.postgres.record import Recorder
 
 LIMIT = 200  # rows a claim
 CLAIMS, FIRST_CLAIMS = 25, 5  # the first ones prepare statements and warm caches

@@ -24,10 +24,9 @@ from bench.fleet import running_fleet
 from bench.postgres import Postgres, running_postgres
 from bench.report import Report
 from bench.sink import nginx
-from webhookd import store
-from webhookd.metrics import Metrics
-from webhookd.migrate import migrate
-from webhookd.retention import Keep, Retention
+from webhookd.postgres import session
+from webhookd.postgres.retention import Keep, Retention
+from webhookd.schema.migrate import migrate
 
 DAY_S = 86_400
 LOOPBACK = ("--allow-http", "--allow-network", "127.0.0.0/8")
@@ -94,9 +93,9 @@ class Method:
 
     name: str
     table: str
-    prepare: Callable[[store.Connection, int], None]
-    fill: Callable[[store.Connection, int], int]
-    remove: Callable[[store.Connection], None]
+    prepare: Callable[[session.Connection, int], None]
+    fill: Callable[[session.Connection, int], int]
+    remove: Callable[[session.Connection], None]
 
 
 def main() -> None:
@@ -120,7 +119,7 @@ def main() -> None:
 def methods(report: Report, postgres: Postgres, *, rows: int, rounds: int) -> None:
     """Report what rows cost by each method."""
     migrate(postgres.create("methods"))
-    with store.connect(postgres.dsn("methods"), application_name="bench") as connection:
+    with session.connect(postgres.dsn("methods"), application_name="bench") as connection:
         for table in (QUEUE, LOG):
             connection.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)".encode())
         for title, known in (
@@ -148,7 +147,7 @@ def figures(costs: list[Cost]) -> list[str]:
     return [estimate([getattr(cost, name) for cost in costs]).text(".2f") for name in (*names, "total")]
 
 
-def measure(connection: store.Connection, method: Method, rows: int) -> Cost:
+def measure(connection: session.Connection, method: Method, rows: int) -> Cost:
     """Store, remove and vacuum once."""
     method.prepare(connection, rows)
     connection.execute("CHECKPOINT")
@@ -169,31 +168,31 @@ def measure(connection: store.Connection, method: Method, rows: int) -> Cost:
     return Cost((spent[1] - spent[0]) / count, (spent[2] - before) / count, vacuum / count, wal / count)
 
 
-def cpu_us(connection: store.Connection) -> float:
+def cpu_us(connection: session.Connection) -> float:
     """Return the CPU time of the session's backend, precise to the microsecond."""
     return int(Path(f"/proc/{connection.info.backend_pid}/schedstat").read_text().split()[0]) / 1000
 
 
-def wal_bytes(connection: store.Connection) -> int:
+def wal_bytes(connection: session.Connection) -> int:
     [lsn] = connection.execute("SELECT pg_current_wal_insert_lsn() - '0/0'").fetchone() or [0]
     return int(lsn)
 
 
-def queue_prepare(connection: store.Connection, rows: int) -> None:
+def queue_prepare(connection: session.Connection, rows: int) -> None:
     connection.execute(f"DROP INDEX IF EXISTS pggit.by_time; DROP TABLE IF EXISTS {ARCHIVE}; TRUNCATE {QUEUE}".encode())
     deliveries.insert(connection, rows)
     connection.execute(f"UPDATE {QUEUE} SET delivery_status = 'sending', routed = true, lease_token = 1".encode())
     connection.execute(f"VACUUM {QUEUE}".encode())
 
 
-def queue_with_index(connection: store.Connection, rows: int) -> None:
+def queue_with_index(connection: session.Connection, rows: int) -> None:
     queue_prepare(connection, rows)
     connection.execute(
         f"CREATE INDEX by_time ON {QUEUE} (delivered_at) WHERE delivery_status IN ('delivered', 'failed')".encode()
     )
 
 
-def queue_with_archive(connection: store.Connection, rows: int) -> None:
+def queue_with_archive(connection: session.Connection, rows: int) -> None:
     queue_prepare(connection, rows)
     # One partition of what would be one a day.
     connection.execute(
@@ -202,28 +201,28 @@ def queue_with_archive(connection: store.Connection, rows: int) -> None:
     )
 
 
-def finish(connection: store.Connection, rows: int) -> int:
+def finish(connection: session.Connection, rows: int) -> int:
     """Finish all rows as records of 200 would."""
     [first] = connection.execute(f"SELECT min(delivery_id) FROM {QUEUE}".encode()).fetchone() or [0]
     for number in range(first, first + rows, BATCH):
-        connection.execute(_FINISH.encode(), [store.number_array(range(number, min(number + BATCH, first + rows)))])
+        connection.execute(_FINISH.encode(), [session.number_array(range(number, min(number + BATCH, first + rows)))])
     return rows
 
 
-def by_pages(connection: store.Connection) -> None:
+def by_pages(connection: session.Connection) -> None:
     """Run webhookd's own code until everything is gone: two rounds, since a turn ends after a second."""
-    retention = Retention(Keep(0.001, 0.001, 0.001), metrics=Metrics("worker-1", max_webhooks=1))
+    retention = Retention(Keep(0.001, 0.001, 0.001), removed=lambda table, rows: None)
     for table in (QUEUE, LOG):
         while connection.execute(f"SELECT true FROM {table} LIMIT 1".encode()).fetchone():
             retention.turn(lambda: nullcontext(connection))
 
 
-def by_index(connection: store.Connection) -> None:
+def by_index(connection: session.Connection) -> None:
     while connection.execute(_BY_INDEX.encode()).rowcount:
         pass
 
 
-def by_moving(connection: store.Connection) -> None:
+def by_moving(connection: session.Connection) -> None:
     [pages] = connection.execute("SELECT pg_relation_size(%s) / 8192", [QUEUE]).fetchone() or [0]
     for first in range(0, pages, 64):
         connection.execute(_MOVE.encode(), [f"({first},0)", f"({first + 64},0)"])
@@ -237,24 +236,24 @@ QUEUE_METHODS = [
 ]
 
 
-def log_prepare(connection: store.Connection, rows: int) -> None:
+def log_prepare(connection: session.Connection, rows: int) -> None:
     connection.execute(f"TRUNCATE {LOG}; TRUNCATE {QUEUE}; DROP TABLE IF EXISTS {PARTS}".encode())
     connection.execute("DROP SEQUENCE IF EXISTS pggit.log_by_day_id")
 
 
-def parts_prepare(connection: store.Connection, rows: int) -> None:
+def parts_prepare(connection: session.Connection, rows: int) -> None:
     log_prepare(connection, rows)
     connection.execute(_BY_DAY.encode())
 
 
-def store_attempts(connection: store.Connection, rows: int, table: str, batch: int) -> int:
+def store_attempts(connection: session.Connection, rows: int, table: str, batch: int) -> int:
     statement = _STORE_ATTEMPTS.format(table=table).encode()
     for first in range(0, rows, batch):
-        connection.execute(statement, [store.number_array(range(first, first + batch)), [_DETAIL] * batch])
+        connection.execute(statement, [session.number_array(range(first, first + batch)), [_DETAIL] * batch])
     return -(-rows // batch) * batch
 
 
-def drop_days(connection: store.Connection) -> None:
+def drop_days(connection: session.Connection) -> None:
     """Drop today's partition, where all the rows are."""
     connection.execute(f"DROP TABLE {PARTS}_30".encode())
 

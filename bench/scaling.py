@@ -21,11 +21,11 @@ from bench.report import Report
 from bench.rounds import Round, alternate, drain
 from bench.sink import Sink, nginx
 from bench.systems import System, Webhookd
-from tests.fleetwide import CAP, OPEN_S, THRESHOLD, Seen, Stage
-from tests.hosts import MAIN, Host, admit_hosts, running_hosts
-from tests.postgres import Database
+from tests.support.fleetwide import CAP, OPEN_S, THRESHOLD, Seen, Stage
+from tests.support.hosts import MAIN, Host, admit_hosts, running_hosts
+from tests.support.postgres import Database
 from webhookd.errors import UnusableError
-from webhookd.migrate import migrate
+from webhookd.schema.migrate import migrate
 
 SIZE = 20_000  # deliveries a round
 COUNT = 3

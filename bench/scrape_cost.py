@@ -12,9 +12,9 @@ import statistics
 import time
 
 from webhookd.core.answer import Answer, AnswerKind
-from webhookd.counts import AttemptStatus, ObservedAttempt, QueueCounts
-from webhookd.http_endpoint import Endpoint
-from webhookd.metrics import Metrics
+from webhookd.metrics.counters import Metrics
+from webhookd.metrics.counts import AttemptStatus, ObservedAttempt, QueueCounts
+from webhookd.metrics.endpoint import Endpoint
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 FORMATS = {

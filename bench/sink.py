@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from webhookd import local
+from webhookd.demo import local
 from webhookd.errors import UnusableError
 
 READY_WITHIN_S = 20.0

@@ -22,7 +22,7 @@ from bench.postgres import running_postgres
 from bench.probe import Claims, of_fleet
 from bench.report import RESULTS, Report
 from bench.statements import Statements
-from webhookd.migrate import migrate
+from webhookd.schema.migrate import migrate
 
 SHARE = 0.8
 CALIBRATE_S, WARM_UP_S = 15.0, 5.0

@@ -17,9 +17,9 @@ from bench.deliveries import Connection
 from bench.fleet import running_fleet
 from bench.postgres import Postgres
 from bench.sink import Sink
-from webhookd import local
+from webhookd.demo import local
 from webhookd.errors import UnusableError, WebhookdError
-from webhookd.migrate import migrate
+from webhookd.schema.migrate import migrate
 
 HERE = Path(__file__).parent
 PEERS = HERE / "peers"

@@ -23,9 +23,9 @@ from typing import Any
 
 import psycopg
 
-from webhookd import local
+from webhookd.demo import local
 from webhookd.errors import WebhookdError
-from webhookd.migrate import migrate
+from webhookd.schema.migrate import migrate
 
 HERE = Path(__file__).resolve().parent
 # Debian's packages, and the names of their programs: Debian's own, then everybody's.

@@ -6,12 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.postgres import Database, Server, running_server, system_binaries
+from tests.support.doctor import add_worker
+from tests.support.engine import STANDARD, Engine, engine
+from tests.support.explained import enlist
+from tests.support.postgres import Database, Server, running_server, system_binaries
+from tests.support.transport import LOOPBACK
+from webhookd.admin.doctor import queue as queue_checks
+from webhookd.admin.doctor import server as server_checks
+from webhookd.postgres import session
+from webhookd.transport.client import Transport
 
 EMBEDDED = "embedded"
 SYSTEM = "system"
 # These run programs with the default --metrics-port, for moments at least.
-DEFAULT_PORT = ("test_cli.py", "test_cli_mistakes.py", "test_doctor_cli.py", "test_monitor_role.py")
+DEFAULT_PORT = ("test_commands.py", "test_mistakes.py", "test_doctor.py", "test_monitor_role.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -76,6 +84,60 @@ def empty_database(server: Server) -> Iterator[Database]:
     database = server.create()
     yield database
     server.drop(database)
+
+
+@pytest.fixture
+def worker(database: Database) -> Iterator[Engine]:
+    with engine(database) as worker:
+        yield worker
+
+
+@pytest.fixture
+def other(database: Database) -> Iterator[Engine]:
+    with engine(database, "worker-2") as other:
+        yield other
+
+
+@pytest.fixture
+def enlisted(database: Database) -> Iterator[Engine]:
+    """A worker that is known to be alive and to have room, with the documented defaults."""
+    with engine(database, defaults=STANDARD) as enlisted:
+        enlist(database, enlisted.worker_id, enlisted.incarnation)
+        yield enlisted
+
+
+@pytest.fixture
+def connection(database: Database) -> Iterator[session.Connection]:
+    """A worker's connection."""
+    with session.connect(database.dsn, application_name="webhookd/worker-1/test") as connection:
+        yield connection
+
+
+@pytest.fixture(scope="module")
+def module_database(embedded_server: Server) -> Iterator[Database]:
+    """One database for the module; every test mends what it breaks, or begins by emptying it."""
+    database = embedded_server.create_migrated()
+    yield database
+    embedded_server.drop(database)
+
+
+@pytest.fixture
+def patient(module_database: Database, monkeypatch: pytest.MonkeyPatch) -> Database:
+    """For the doctor: nothing in the queue, and one living worker; nothing moves, so nothing needs to be waited for."""
+    monkeypatch.setattr(server_checks, "NOTIFY_S", 0.3)
+    monkeypatch.setattr(queue_checks, "SETTLE_S", 0.0)
+    tables = ("alert_delivery_queue", "alert_delivery_log", "webhooks", "webhook_health_metrics", "workers")
+    deletions = ";".join(f"DELETE FROM pggit.{table}" for table in tables)
+    module_database.execute("SET session_replication_role = replica;" + deletions)
+    add_worker(module_database)
+    return module_database
+
+
+@pytest.fixture
+def sender() -> Iterator[Transport]:
+    with_loopback = Transport(LOOPBACK)
+    yield with_loopback
+    with_loopback.close()
 
 
 @pytest.hookimpl(tryfirst=True)

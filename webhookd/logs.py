@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
+from webhookd.text import printable
+
 _REDACTIONS = (
     (re.compile(r"whsec_[A-Za-z0-9+/=_-]+"), "whsec_(hidden)"),
     # The user and password, then the query and fragment, of whatever looks like a URL.
@@ -60,11 +62,6 @@ def redact(text: str) -> str:
     for pattern, replacement in _REDACTIONS:
         text = pattern.sub(replacement, text)
     return text
-
-
-def printable(text: str) -> str:
-    """Return *text* with everything escaped that is not printable, so that foreign text cannot steer a terminal."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
 class _Formatter(logging.Formatter):

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 from psycopg.conninfo import make_conninfo
 
-from tests.acceptance.daemon import Daemon, arrivals, insert, register, wait_until_delivered, wait_until_ready
-from tests.postgres import Database
-from tests.receivers import OK, Peer, Receiver
-from tests.waiting import eventually
+from tests.support.daemon import Daemon, arrivals, insert, register, wait_until_delivered, wait_until_ready
+from tests.support.postgres import Database
+from tests.support.receivers import OK, Peer, Receiver
+from tests.support.waiting import eventually
 
 HEARTBEAT_TIMEOUT_S = 4.0  # a worker that boots on a busy machine imports for seconds
 BACKENDS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'webhookd/%'"

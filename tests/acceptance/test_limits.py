@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.daemon import Daemon, arrivals, insert, register, wait_until_delivered, wait_until_ready
-from tests.postgres import Database
-from tests.receivers import OK, Peer, Receiver
-from tests.waiting import eventually
+from tests.support.daemon import Daemon, arrivals, insert, register, wait_until_delivered, wait_until_ready
+from tests.support.postgres import Database
+from tests.support.receivers import OK, Peer, Receiver
+from tests.support.waiting import eventually
 
 
 def answer_after(pause_s: float) -> Callable[[Peer], None]:

@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from tests.acceptance.daemon import Daemon, answer_ok, arrivals, register
-from tests.postgres import Database
-from tests.receivers import Receiver
-from tests.waiting import eventually
+from tests.support.daemon import Daemon, answer_ok, arrivals, register
+from tests.support.postgres import Database
+from tests.support.receivers import Receiver
+from tests.support.waiting import eventually
 
 SECONDS = 1 / 86_400  # of a day
 FINISHED = (

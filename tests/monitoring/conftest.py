@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.monitoring import stack
-from tests.postgres import Server
+from tests.support.postgres import Server
 
 
 @pytest.fixture(scope="session")

@@ -20,11 +20,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.acceptance.daemon import Daemon
-from tests.postgres import Database, Server
-from tests.receivers import OK, Behaviour, Peer, Receiver, answering, silent
-from tests.waiting import eventually
-from webhookd import local
+from tests.support.daemon import Daemon
+from tests.support.postgres import Database, Server
+from tests.support.receivers import OK, Behaviour, Peer, Receiver, answering, silent
+from tests.support.waiting import eventually
+from webhookd.demo import local
 
 MONITORING = Path(__file__).parents[2] / "monitoring"
 RULE_FILES = ("webhook_recording.yml", "webhook_alerts.yml")

@@ -15,15 +15,15 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from tests.acceptance.daemon import Daemon, answer_ok, insert, register, wait_until_delivered, wait_until_ready
-from tests.postgres import Database
-from tests.receivers import Receiver
-from tests.waiting import eventually
-from webhookd import metrics as metrics_module
-from webhookd.config import Config
-from webhookd.counts import AttemptStatus, ObservedAttempt
-from webhookd.http_endpoint import Endpoint
-from webhookd.metrics import Metrics
+from tests.support.daemon import Daemon, answer_ok, insert, register, wait_until_delivered, wait_until_ready
+from tests.support.postgres import Database
+from tests.support.receivers import Receiver
+from tests.support.waiting import eventually
+from webhookd.config.load import Config
+from webhookd.metrics import counters as metrics_module
+from webhookd.metrics.counters import Metrics
+from webhookd.metrics.counts import AttemptStatus, ObservedAttempt
+from webhookd.metrics.endpoint import Endpoint
 
 WEBHOOKS = 50_000
 WAVES = 10

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.monitoring.stack import MONITORING
-from webhookd import config
+from webhookd.config import load
 
 ROOT = MONITORING.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yml").read_text())
@@ -94,7 +94,7 @@ def test_webhookd_understands_its_command_and_outlives_its_drain() -> None:
     service = SERVICES["webhookd"]
     words = service["command"]
     options = {flag.removeprefix("--").replace("-", "_"): value for flag, value in zip(words[::2], words[1::2], strict=True)}
-    settings = config.load(options, environ=environment("webhookd")).config
+    settings = load.load(options, environ=environment("webhookd")).config
     assert settings.dsn == "postgresql://postgres@postgres/pggit"
     assert f"127.0.0.1:8000-{7999 + settings.workers}:8000-{7999 + settings.workers}" in service["ports"]
     assert float(service["stop_grace_period"].removesuffix("s")) > settings.drain_timeout + 5

@@ -13,12 +13,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.acceptance.daemon import Daemon, register, wait_until_delivered
 from tests.monitoring.stack import MONITORING, alertmanager, alertmanager_program, prometheus, prometheus_program
-from tests.postgres import Database
-from tests.receivers import OK, Peer, Receiver
-from tests.waiting import eventually
-from webhookd import local
+from tests.support.daemon import Daemon, register, wait_until_delivered
+from tests.support.postgres import Database
+from tests.support.receivers import OK, Peer, Receiver
+from tests.support.waiting import eventually
+from webhookd.demo import local
 
 SICK = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n"
 DELIVERIES = 20

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from tests.monitoring import stack
-from tests.waiting import eventually
-from webhookd.cli import merged
+from tests.support.waiting import eventually
+from webhookd.metrics import merge
 
 DATADOG = stack.MONITORING / "datadog" / "openmetrics.d" / "conf.yaml"
 OTEL = stack.MONITORING / "otel-collector.yaml"
@@ -30,9 +30,7 @@ def loaded(path: Path) -> dict[str, Any]:
 def exported(busy_stack: stack.Stack) -> dict[str, set[str]]:
     """Return the labels of each family that a real, busy worker exports, by the family's name (a counter's without _total)."""
     text = stack.get(f"http://127.0.0.1:{busy_stack.metrics_ports[0]}/metrics").decode()
-    return {
-        family.name: {label for sample in family.samples for label in sample.labels} - {"le"} for family in merged.parse(text)
-    }
+    return {family.name: {label for sample in family.samples for label in sample.labels} - {"le"} for family in merge.parse(text)}
 
 
 def test_datadogs_check_asks_for_all_that_a_worker_exports_and_for_nothing_else(busy_stack: stack.Stack) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from tests.monitoring.doc_tables import METRICS, code, rows
 from tests.monitoring.stack import MONITORING, RULE_FILES, Stack
-from tests.waiting import eventually
+from tests.support.waiting import eventually
 
 PROMQL = sorted((Path(__file__).parent / "seed").glob("section_*.promql"))
 SQL = sorted((Path(__file__).parents[1] / "seed").glob("section_*.sql"))

@@ -20,8 +20,8 @@ from monitoring.grafana import build, preview
 from monitoring.grafana.asking import Frame, Window, ask_postgresql, ask_prometheus
 from monitoring.grafana.panels import Json
 from tests.monitoring.stack import MONITORING, Stack, get_json
-from tests.waiting import eventually
-from webhookd.postgres_programs import package_binaries
+from tests.support.waiting import eventually
+from webhookd.embedded.programs import package_binaries
 
 GRAFANA = MONITORING / "grafana"
 DOCS = MONITORING.parent / "docs"

@@ -6,10 +6,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from tests.monitoring.doc_tables import METRICS, code, rows
-from webhookd.config import Config
-from webhookd.counts import AttemptStatus, ObservedAttempt, QueueCounts
-from webhookd.exposition import Exposition
-from webhookd.metrics import Metrics
+from webhookd.config.load import Config
+from webhookd.metrics.counters import Metrics
+from webhookd.metrics.counts import AttemptStatus, ObservedAttempt, QueueCounts
+from webhookd.metrics.exposition import Exposition
 
 # As many webhooks as a worker shows at the defaults: all places taken, and `other`.
 SHOWN = Config().metrics_webhooks + 1

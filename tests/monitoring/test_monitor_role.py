@@ -12,9 +12,9 @@ import pytest
 from monitoring.grafana import postgresql
 from monitoring.grafana.asking import Window
 from tests.monitoring.stack import MONITORING
-from tests.postgres import Database, Server
-from webhookd.migrate import migrate
-from webhookd.postgres_programs import package_binaries
+from tests.support.postgres import Database, Server
+from webhookd.embedded.programs import package_binaries
+from webhookd.schema.migrate import migrate
 
 ROLE = "webhookd_monitor"
 SEED = [path for path in (Path(__file__).parents[1] / "seed").glob("*.sql") if path.stem.split("_")[2] not in ("load", "reset")]

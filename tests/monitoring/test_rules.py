@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 
 from tests.monitoring.stack import alertmanager, alertmanager_program, get_json, prometheus, prometheus_program, query
-from tests.waiting import eventually
-from webhookd.exposition import Exposition
-from webhookd.metrics import Metrics
-from webhookd.targets import target_groups
+from tests.support.waiting import eventually
+from webhookd.metrics.counters import Metrics
+from webhookd.metrics.discovery import target_groups
+from webhookd.metrics.exposition import Exposition
 
 MONITORING = Path(__file__).parents[2] / "monitoring"
 RULE_TESTS = sorted((Path(__file__).parent / "rules").glob("*.yml"))

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.monitoring.test_rules import ALERTS, MONITORING, asked_for, known_metrics, promtool
-from tests.postgres import Database, Server
+from tests.support.postgres import Database, Server
 from webhookd.cli.main import cli
 
 RUNBOOK = (Path(__file__).parents[2] / "docs" / "runbook.md").read_text()

@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 
 from tests.monitoring.stack import MONITORING, alertmanager_program, get, get_json, prometheus_program, query
-from tests.waiting import eventually
-from webhookd import local
+from tests.support.waiting import eventually
+from webhookd.demo import local
 
 SCRIPT = MONITORING / "try_out.py"
 

@@ -5,7 +5,7 @@ import pytest
 from tests.property.lease_model import explore
 from tests.property.lease_state import Faults, Fleet
 from tests.property.lease_steps import TOLERATED, Defect
-from tests.property.mutants import Mutant
+from tests.support.mutants import Mutant
 from webhookd.core import lane as lanes
 from webhookd.core import lifecycle
 

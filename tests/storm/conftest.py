@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.postgres import Database, Server
 from tests.storm.storm import Account, Storm
 from tests.storm.table import table
+from tests.support.postgres import Database, Server
 
 ACCOUNTS = pytest.StashKey[list[Account]]()
 

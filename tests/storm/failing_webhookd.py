@@ -16,10 +16,10 @@ from typing import Any
 
 import psycopg
 
-from webhookd.claims import Claimer
 from webhookd.core import restart
-from webhookd.delivery import Courier
-from webhookd.records import Recorder
+from webhookd.postgres.claim import Claimer
+from webhookd.postgres.record import Recorder
+from webhookd.worker.attempt import Courier
 
 # A storm that kills a worker a second would mostly wait for its places to be filled again.
 restart.BACKOFF_MAX_S = 0.5

@@ -10,7 +10,7 @@ import sys
 
 from webhookd.core import restart
 from webhookd.core.model import Delivery, Outcome
-from webhookd.delivery import Courier
+from webhookd.worker.attempt import Courier
 
 restart.BACKOFF_MAX_S = 0.5
 

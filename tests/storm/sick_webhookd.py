@@ -19,11 +19,11 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from webhookd import worker
 from webhookd.core import restart
-from webhookd.delivery import Courier
-from webhookd.recording import Recording
-from webhookd.senders import Senders
+from webhookd.worker import process
+from webhookd.worker.attempt import Courier
+from webhookd.worker.recorder import Recording
+from webhookd.worker.senders import Senders
 
 
 def die() -> None:
@@ -39,7 +39,7 @@ def fail() -> None:
 
 
 ILLNESSES: dict[str, tuple[Any, str, Callable[[], None]]] = {
-    "boot": (worker, "_boot", die),
+    "boot": (process, "_boot", die),
     "dispatcher": (Senders, "submit", hang),
     "exchange": (Courier, "deliver", fail),
     "sender": (Senders, "_carry", fail),

@@ -5,7 +5,7 @@ import ssl
 from collections import Counter
 from collections.abc import Callable
 
-from tests.receivers import OK, Behaviour, Peer, Receiver
+from tests.support.receivers import OK, Behaviour, Peer, Receiver
 
 ERROR = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n"
 

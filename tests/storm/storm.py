@@ -22,9 +22,9 @@ from statistics import median
 
 import psycopg
 
-from tests.postgres import Database
 from tests.storm.sink import Sink
-from tests.waiting import eventually
+from tests.support.postgres import Database
+from tests.support.waiting import eventually
 
 UNFINISHED = "SELECT count(*)::int FROM pggit.alert_delivery_queue WHERE delivery_status IN ('pending', 'retrying', 'sending')"
 

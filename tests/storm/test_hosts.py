@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from tests.fleetwide import CAP, OPEN_S, THRESHOLD, Stage
-from tests.hosts import MAIN, Host, admit_hosts, running_hosts
-from tests.postgres import Database, running_server
-from tests.waiting import eventually
+from tests.support.fleetwide import CAP, OPEN_S, THRESHOLD, Stage
+from tests.support.hosts import MAIN, Host, admit_hosts, running_hosts
+from tests.support.postgres import Database, running_server
+from tests.support.waiting import eventually
 from webhookd.errors import UnusableError
 
 pytestmark = [pytest.mark.storm, pytest.mark.timeout(180)]

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.acceptance.daemon import Daemon, refused, wait_until_ready
-from tests.receivers import OK, Peer
 from tests.storm.sink import ERROR, Answer, Sink, delivery_of
 from tests.storm.storm import Storm
-from tests.waiting import eventually
+from tests.support.daemon import Daemon, refused, wait_until_ready
+from tests.support.receivers import OK, Peer
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.storm, pytest.mark.timeout(300)]
 

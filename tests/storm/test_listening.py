@@ -11,13 +11,13 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from tests.acceptance.daemon import Daemon, refused, wait_until_ready
-from tests.pgbouncer import pgbouncer, through
-from tests.postgres import Database
-from tests.receivers import OK
 from tests.storm.sink import Sink
 from tests.storm.storm import Storm
-from tests.waiting import eventually
+from tests.support.daemon import Daemon, refused, wait_until_ready
+from tests.support.pgbouncer import pgbouncer, through
+from tests.support.postgres import Database
+from tests.support.receivers import OK
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.storm, pytest.mark.timeout(400)]
 

@@ -13,12 +13,12 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from tests.acceptance.daemon import Daemon, alive, refused, wait_until_ready
-from tests.postgres import Database, Server, running_server
 from tests.storm.postgresql_faults import Proxy, ServiceManager
 from tests.storm.sink import Sink
 from tests.storm.storm import Account, Storm
-from tests.waiting import eventually
+from tests.support.daemon import Daemon, alive, refused, wait_until_ready
+from tests.support.postgres import Database, Server, running_server
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.storm, pytest.mark.timeout(400)]
 

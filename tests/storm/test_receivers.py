@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import trustme
 
-from tests.acceptance.daemon import Daemon, wait_until_ready
-from tests.receivers import (
+from tests.storm.sink import Sink, delivery_of
+from tests.storm.storm import Storm
+from tests.support.daemon import Daemon, wait_until_ready
+from tests.support.receivers import (
     OK,
     Behaviour,
     Peer,
@@ -31,9 +33,7 @@ from tests.receivers import (
     silent,
     speaking_first,
 )
-from tests.storm.sink import Sink, delivery_of
-from tests.storm.storm import Storm
-from tests.waiting import eventually
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.storm, pytest.mark.timeout(300)]
 

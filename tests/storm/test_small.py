@@ -3,11 +3,11 @@
 import os
 import signal
 
-from tests.acceptance.daemon import Daemon, alive, refused, statuses, wait_until_ready
-from tests.postgres import Server
 from tests.storm.sink import Sink
 from tests.storm.storm import Storm
-from tests.waiting import eventually
+from tests.support.daemon import Daemon, alive, refused, statuses, wait_until_ready
+from tests.support.postgres import Server
+from tests.support.waiting import eventually
 
 DELIVERIES = 4000
 

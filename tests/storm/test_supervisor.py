@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.daemon import Daemon, refused, wait_until_ready
-from tests.postgres import Server
-from tests.receivers import OK
 from tests.storm.sink import Sink
 from tests.storm.storm import Storm
-from tests.waiting import eventually
+from tests.support.daemon import Daemon, refused, wait_until_ready
+from tests.support.postgres import Server
+from tests.support.receivers import OK
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.storm, pytest.mark.timeout(400)]
 

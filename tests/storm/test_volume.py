@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.daemon import Daemon, wait_until_ready
-from tests.receivers import OK
 from tests.storm.sink import ERROR, Sink
 from tests.storm.storm import Storm
-from tests.waiting import eventually
+from tests.support.daemon import Daemon, wait_until_ready
+from tests.support.receivers import OK
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.storm, pytest.mark.timeout(900)]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.daemon import Daemon, refused, wait_until_ready
 from tests.storm.sink import Sink
 from tests.storm.storm import Storm
-from tests.waiting import eventually
+from tests.support.daemon import Daemon, refused, wait_until_ready
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.storm
 

@@ -10,8 +10,8 @@ from webhookd.cli.options import connection_options, load_settings
 @click.pass_context
 def migrate(ctx: click.Context, /, **_: object) -> None:
     """Create or upgrade the schema. Safe to run twice, also at once; needs no superuser."""
-    from webhookd.cli.database import dsn_of
-    from webhookd.migrate import migrate as apply
+    from webhookd.admin.database import dsn_of
+    from webhookd.schema.migrate import migrate as apply
 
     applied = apply(dsn_of(load_settings(ctx).config))
     for name in applied:
@@ -30,8 +30,8 @@ def adopt(ctx: click.Context, /, discard_pending: bool, go_on: bool, **_: object
 
     They refuse to until then: a dump of production restored for staging must not send what production sends.
     """
-    from webhookd.adopt import adopt as take
-    from webhookd.cli.database import dsn_of
+    from webhookd.admin.database import dsn_of
+    from webhookd.schema.identity import adopt as take
 
     if discard_pending == go_on:
         raise click.UsageError("give exactly one of --discard-pending (a copy) and --continue (the database moved)", ctx)

@@ -8,9 +8,10 @@ from typing import Any
 import click
 
 from webhookd.cli.options import connection_options, load_settings
-from webhookd.config import Settings
+from webhookd.config.kinds import Seconds
+from webhookd.config.load import Settings
 from webhookd.errors import WebhookdError
-from webhookd.option_kinds import Seconds
+from webhookd.text import shown
 
 _STATUSES = ("pending", "retrying", "sending", "delivered", "failed")
 _BATCH = 1000
@@ -40,7 +41,9 @@ def delivery() -> None:
 @click.pass_context
 def list_(ctx: click.Context, /, status: str | None, webhook_id: int | None, limit: int, as_json: bool, **_: object) -> None:
     """List deliveries, newest first."""
-    from webhookd.cli import database, delivery_facts, output
+    from webhookd.admin import database
+    from webhookd.admin import facts as delivery_facts
+    from webhookd.cli import output
 
     with database.connect(load_settings(ctx).config) as connection:
         connection.adapters.register_loader("timestamptz", delivery_facts.LenientInstant)
@@ -59,7 +62,9 @@ def list_(ctx: click.Context, /, status: str | None, webhook_id: int | None, lim
 @click.pass_context
 def show(ctx: click.Context, /, delivery_id: int, as_json: bool, **_: object) -> None:
     """Show one delivery, its body and every attempt."""
-    from webhookd.cli import database, delivery_facts, output
+    from webhookd.admin import database
+    from webhookd.admin import facts as delivery_facts
+    from webhookd.cli import output
 
     with database.connect(load_settings(ctx).config) as connection:
         connection.adapters.register_loader("timestamptz", delivery_facts.LenientInstant)
@@ -71,7 +76,7 @@ def show(ctx: click.Context, /, delivery_id: int, as_json: bool, **_: object) ->
         output.print_json({**row, "message_body": json.loads(row["message_body"]), "log": attempts})
         return
     output.print_table(("", ""), [(name, value) for name, value in row.items() if name != "message_body"])
-    click.echo(f"\nbody  {output.shown(row['message_body'][:2000])}\n")
+    click.echo(f"\nbody  {shown(row['message_body'][:2000])}\n")
     _print_attempts(attempts, made=row["attempts"])
 
 
@@ -88,10 +93,12 @@ def explain(ctx: click.Context, /, delivery_id: int, as_json: bool, **_: object)
     """
     from psycopg import IsolationLevel
 
-    from webhookd.claims import defaults_of
-    from webhookd.cli import database, delivery_facts, output
-    from webhookd.cli.explain import reasons
-    from webhookd.doctor.commands import commands_for
+    from webhookd.admin import database
+    from webhookd.admin import facts as delivery_facts
+    from webhookd.admin.doctor.commands import commands_for
+    from webhookd.admin.explain import reasons
+    from webhookd.cli import output
+    from webhookd.postgres.claim import defaults_of
 
     settings = load_settings(ctx)
     config = settings.config
@@ -121,7 +128,7 @@ def explain(ctx: click.Context, /, delivery_id: int, as_json: bool, **_: object)
         report = {"delivery_id": row.delivery_id, "webhook_id": row.webhook_id, "delivery_status": row.status}
         output.print_json({**report, "reasons": [reason.as_json() for reason in found], "log": facts.log})
         return
-    url = f" ({output.shown(facts.settings.url)})" if facts.settings else ""
+    url = f" ({shown(facts.settings.url)})" if facts.settings else ""
     click.echo(f"delivery {row.delivery_id} for webhook {row.webhook_id}{url}: {row.status}\n")
     for reason in found:
         click.echo(f"- {reason.text}")
@@ -133,7 +140,9 @@ def explain(ctx: click.Context, /, delivery_id: int, as_json: bool, **_: object)
 
 def _explain_absence(connection: Any, delivery_id: int, *, as_json: bool) -> None:
     """Print what is known of a delivery that cannot be seen: the newest id there is, and who may just be inserting it."""
-    from webhookd.cli import database, delivery_facts, output
+    from webhookd.admin import database
+    from webhookd.admin import facts as delivery_facts
+    from webhookd.cli import output
 
     newest = database.fetch_one(connection, "delivery_explain_newest")
     open_ones = delivery_facts.producers(connection)
@@ -190,7 +199,7 @@ def retry(
     **_: object,
 ) -> None:
     """Send deliveries again: those given by id (whatever became of them), or all that failed."""
-    from webhookd.cli import database
+    from webhookd.admin import database
 
     if bool(delivery_ids) == failed or (not failed and (webhook_id is not None or since is not None)):
         raise click.UsageError("give either ids, or --failed with --webhook and --since where wanted", ctx)
@@ -226,10 +235,11 @@ def _print_waits(connection: Any, settings: Settings, delivery_ids: Sequence[int
     """Say of some of these deliveries, one a webhook, what keeps them from being sent now."""
     from psycopg import IsolationLevel, errors
 
-    from webhookd.claims import defaults_of
-    from webhookd.cli import database, delivery_facts
-    from webhookd.cli.explain import reasons
-    from webhookd.doctor.commands import commands_for
+    from webhookd.admin import database
+    from webhookd.admin import facts as delivery_facts
+    from webhookd.admin.doctor.commands import commands_for
+    from webhookd.admin.explain import reasons
+    from webhookd.postgres.claim import defaults_of
 
     commands = commands_for(settings, database.dsn_of(settings.config))
     connection.isolation_level, connection.read_only = IsolationLevel.REPEATABLE_READ, True

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import click
 
 from webhookd.cli.options import config_file_option, config_options, load_settings
-from webhookd.config import Settings
+from webhookd.config.load import Settings
 from webhookd.errors import UnusableError, WebhookdError
+from webhookd.text import shown
 
 if TYPE_CHECKING:
-    from webhookd.doctor.findings import Finding
+    from webhookd.admin.doctor.findings import Finding
 
 _OPTIONS = (
     *("dsn", "listen_dsn", "embedded", "workers", "metrics_host", "metrics_port", "allow_http", "allow_network"),
@@ -45,11 +46,10 @@ def doctor(ctx: click.Context, /, as_json: bool, **_: object) -> None:
 
 
 def _examined(settings: Settings) -> "Iterator[Finding]":
-    from webhookd import doctor
-    from webhookd.cli import database
-    from webhookd.doctor.commands import commands_for
-    from webhookd.doctor.findings import error
-    from webhookd.doctor.installation import open_installation
+    from webhookd.admin import database, doctor
+    from webhookd.admin.doctor.commands import commands_for
+    from webhookd.admin.doctor.findings import error
+    from webhookd.admin.doctor.installation import open_installation
 
     dsn = database.dsn_of(settings.config)
     try:
@@ -62,8 +62,7 @@ def _examined(settings: Settings) -> "Iterator[Finding]":
 
 
 def _print(finding: "Finding") -> None:
-    from webhookd.cli import output
 
-    click.echo(f"{finding.severity:<8} {finding.name:<14} {output.shown(finding.detail)}".rstrip())
+    click.echo(f"{finding.severity:<8} {finding.name:<14} {shown(finding.detail)}".rstrip())
     if finding.run is not None:
-        click.echo(f"{'':<23} run: {output.shown(finding.run)}")
+        click.echo(f"{'':<23} run: {shown(finding.run)}")

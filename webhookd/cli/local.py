@@ -14,9 +14,9 @@ import click
 def listen(host: str, port: int, secret: str | None, status: int, as_json: bool) -> None:
     """Receive webhooks on this machine: print each and whether its signature holds."""
     from webhookd.core.signing import parse_secret
+    from webhookd.demo.receiver import Receiver, printer
     from webhookd.errors import UnusableError
-    from webhookd.listen import Receiver, printer
-    from webhookd.logs import printable
+    from webhookd.text import printable
 
     try:
         key = parse_secret(secret) if secret else None
@@ -33,6 +33,6 @@ def listen(host: str, port: int, secret: str | None, status: int, as_json: bool)
 @click.pass_context
 def demo(ctx: click.Context, /, keep: bool, directory: Path | None) -> None:
     """See the whole system deliver 1,000 webhooks on this machine. Needs nothing but webhookd[embedded]."""
-    from webhookd.demo import run
+    from webhookd.demo.demo import run
 
     ctx.exit(run(keep=keep, directory=directory))

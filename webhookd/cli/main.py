@@ -14,7 +14,7 @@ from webhookd.cli.metrics import metrics
 from webhookd.cli.options import SectionedGroup, SectionedOption, config_file_option, config_options, load_settings
 from webhookd.cli.status import status
 from webhookd.cli.webhook import webhook
-from webhookd.config import OPTIONS
+from webhookd.config.load import OPTIONS
 from webhookd.errors import UnusableError, WebhookdError
 
 INTERRUPTED = 130

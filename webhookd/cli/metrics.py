@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from webhookd.background import in_background
 from webhookd.cli.options import connection_options, load_settings
-from webhookd.config import Config
+from webhookd.config.load import Config
 from webhookd.errors import UnusableError, WebhookdError
+from webhookd.text import shown
+from webhookd.transport.background import in_background
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -79,7 +80,7 @@ def metrics(
     _scrape_all(scrapes, timeout_s)
     for scrape in scrapes:
         if scrape.error is not None:
-            click.echo(f"webhookd: {output.shown(scrape.url)}: {output.shown(scrape.error)}", err=True)
+            click.echo(f"webhookd: {shown(scrape.url)}: {shown(scrape.error)}", err=True)
     if all(scrape.error is not None for scrape in scrapes):
         raise WebhookdError("no worker answered")
     _put_out(scrapes, as_json=as_json, post_url=checked_post_url)
@@ -87,10 +88,11 @@ def metrics(
 
 
 def _put_out(scrapes: Sequence[Scrape], *, as_json: bool, post_url: str | None) -> None:
-    from webhookd.cli import merged, output
+    from webhookd.cli import output
+    from webhookd.metrics import merge
 
-    families = merged.merge(scrape.families for scrape in scrapes)
-    series = merged.to_json(families)
+    families = merge.merge(scrape.families for scrape in scrapes)
+    series = merge.to_json(families)
     report = {
         "at": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "workers": [{"url": scrape.url, "error": scrape.error} for scrape in scrapes],
@@ -99,7 +101,7 @@ def _put_out(scrapes: Sequence[Scrape], *, as_json: bool, post_url: str | None) 
     if as_json:
         output.print_json(report)
     elif post_url is None:
-        click.echo(merged.to_text(families), nl=False)
+        click.echo(merge.to_text(families), nl=False)
     if post_url is not None:
         [answer] = _all_within(_POST_S, [partial(_post, post_url, json.dumps(report).encode())])
         if isinstance(answer, BaseException):
@@ -108,8 +110,8 @@ def _put_out(scrapes: Sequence[Scrape], *, as_json: bool, post_url: str | None) 
 
 
 def _targets(config: Config) -> list[dict[str, object]]:
-    from webhookd.cli import database
-    from webhookd.targets import target_groups
+    from webhookd.admin import database
+    from webhookd.metrics.discovery import target_groups
 
     with database.connect(config) as connection:
         rows = database.fetch(connection, "worker_targets")
@@ -117,7 +119,7 @@ def _targets(config: Config) -> list[dict[str, object]]:
 
 
 def _known_workers(config: Config) -> list[Scrape]:
-    from webhookd.cli import database
+    from webhookd.admin import database
 
     with database.connect(config) as connection:
         rows = database.fetch(connection, "metrics_addresses")
@@ -152,7 +154,7 @@ def _checked_url(option: str, url: str, *, default_path: str = "/") -> str:
 
 def _scrape_all(scrapes: Sequence[Scrape], timeout_s: float) -> None:
     """Ask all that have no error yet, at once, and write what came of it into them. Blocks for *timeout_s*, and for parsing."""
-    from webhookd.cli import merged
+    from webhookd.metrics import merge
 
     to_ask = [scrape for scrape in scrapes if scrape.error is None]
     answers = _all_within(timeout_s, [partial(_get, scrape.url, timeout_s) for scrape in to_ask])
@@ -161,7 +163,7 @@ def _scrape_all(scrapes: Sequence[Scrape], timeout_s: float) -> None:
             scrape.error = _in_words(answer)
             continue
         try:
-            scrape.families = merged.parse(answer)
+            scrape.families = merge.parse(answer)
         except ValueError as error:
             scrape.error = str(error)
         else:
@@ -213,7 +215,7 @@ def _post(url: str, body: bytes) -> str:
 
 
 def _user_agent() -> str:
-    from webhookd.delivery import USER_AGENT
+    from webhookd.worker.attempt import USER_AGENT
 
     return USER_AGENT
 

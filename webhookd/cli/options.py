@@ -7,9 +7,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from webhookd import config
-from webhookd.config import DEFAULTS, OPTIONS, Settings
-from webhookd.option_kinds import Flag, Folder, Networks, Seconds
+from webhookd.config import load
+from webhookd.config.kinds import Flag, Folder, Networks, Seconds
+from webhookd.config.load import DEFAULTS, OPTIONS, Settings
 
 _GENERAL = "General"
 
@@ -82,7 +82,7 @@ def load_settings(ctx: click.Context, *, with_psycopg: bool = True) -> Settings:
                 command_line[name] = value
             elif name == "config_file":
                 file = Path(value)
-    return config.load(command_line, file=file, with_psycopg=with_psycopg)
+    return load.load(command_line, file=file, with_psycopg=with_psycopg)
 
 
 def _from_root(ctx: click.Context) -> list[click.Context]:
@@ -94,7 +94,7 @@ def _from_root(ctx: click.Context) -> list[click.Context]:
 
 def _option_of(name: str) -> Callable[[Command], Command]:
     option = OPTIONS[name]
-    flag = config.flag_of(name)
+    flag = load.flag_of(name)
     keywords: dict[str, Any] = {"help": option.help + _shown_default(name), "section": option.section}
     match option.kind:
         case Flag():

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from webhookd.logs import printable
+from webhookd.text import shown
 
 _WIDE = 10_000  # a pipe has no width: nothing is wrapped or cut for it
 
@@ -41,31 +41,6 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
 def print_json(value: object) -> None:
     """Print *value* as indented JSON; instants are ISO 8601 in UTC."""
     print(json.dumps(value, indent=2, default=_json, ensure_ascii=False))
-
-
-def shown(value: object) -> str:
-    """Return *value* as a table cell shows it."""
-    match value:
-        case None:
-            return "-"
-        case bool():
-            return "yes" if value else "no"
-        case float():
-            return f"{value:.6g}"
-        case datetime():
-            return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-        case _:
-            return printable(str(value))
-
-
-def duration(seconds: float | None) -> str:
-    """Return a duration as people read it, with two digits or so: `0.8 s`, `12 s`, `3 min`, `5 h`, `2 d`."""
-    if seconds is None:
-        return "-"
-    for size, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
-        if abs(seconds) >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s" if abs(seconds) >= 10 else f"{seconds:.1f} s"
 
 
 def _json(value: Any) -> str:

@@ -10,13 +10,14 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from webhookd import config as configuration
-from webhookd import embedded, logs
+from webhookd import logs
 from webhookd.cli.output import print_table
-from webhookd.config import Config, Settings
+from webhookd.config import load as configuration
+from webhookd.config.load import Config, Settings
+from webhookd.embedded import server as embedded
 from webhookd.errors import UnusableError
-from webhookd.seat import WorkerSeat
-from webhookd.supervisor import Supervisor
+from webhookd.lifeline import WorkerSeat
+from webhookd.supervisor.supervisor import Supervisor
 
 log = logging.getLogger("webhookd")
 
@@ -84,10 +85,10 @@ def _supervise(settings: Settings, *, embedded_dsn: str | None) -> int:
 
 def run_worker(config: Config, seat: WorkerSeat) -> int:
     """Be a worker. Imported here, in the child: the parent must hold neither threads nor what they come with."""
-    from webhookd import worker
+    from webhookd.worker import process
 
     logs.configure(config.log_format, config.log_level, worker=seat.name)
-    return worker.run(config, seat)
+    return process.run(config, seat)
 
 
 def _refuse_bad_dsns(settings: Settings) -> None:
@@ -102,9 +103,10 @@ def _refuse_bad_schema(dsn: str) -> None:
     def check() -> None:
         import psycopg
 
-        from webhookd import migrate, store
+        from webhookd.postgres import session
+        from webhookd.schema import migrate
 
-        with suppress(psycopg.OperationalError), store.connect(dsn, application_name="webhookd/check") as connection:
+        with suppress(psycopg.OperationalError), session.connect(dsn, application_name="webhookd/check") as connection:
             migrate.check(connection)
 
     _check_in_child(check)

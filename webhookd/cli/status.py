@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from webhookd.cli.options import connection_options, load_settings
-from webhookd.config import Config
+from webhookd.config.load import Config
 from webhookd.errors import WebhookdError
+from webhookd.text import duration
 
 _SHOWN = 10
 _BEAT_S = 20.0  # a living worker reports every few seconds
@@ -87,12 +88,12 @@ def _watch(config: Config) -> None:
             except WebhookdError as error:
                 # Somebody watches because it is away: the last screen stays, and it goes on once the database is back.
                 away_since = away_since or time.monotonic()
-                silence = output.duration(time.monotonic() - away_since)
+                silence = duration(time.monotonic() - away_since)
                 live.update(Group(f"{error}\nfor {silence}; what follows was before\n", shown), refresh=True)
 
 
 def _read(config: Config) -> dict[str, Any]:
-    from webhookd.cli import database
+    from webhookd.admin import database
 
     with database.connect(config) as connection:
         report: dict[str, Any] = {
@@ -129,7 +130,7 @@ def _p99(counts: Sequence[int], slowest_s: float | None) -> float | None:
     """Return the 99th percentile in seconds as `histogram_quantile` of PromQL estimates it from the buckets, but never above the
     slowest attempt; None without an attempt.
     """
-    from webhookd.counts import DURATION_BUCKETS_S
+    from webhookd.metrics.counts import DURATION_BUCKETS_S
 
     cumulative = list(accumulate(counts))
     if slowest_s is None or not cumulative or not cumulative[-1]:

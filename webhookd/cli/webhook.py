@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 import click
 
 from webhookd.cli.options import connection_options, egress_options, load_settings
-from webhookd.config import Config
+from webhookd.config.kinds import Kind, Seconds, rate
+from webhookd.config.load import Config
 from webhookd.errors import UnusableError, WebhookdError
-from webhookd.option_kinds import Kind, Seconds, rate
-from webhookd.registry import FASTEST_RATE, LONGEST_TIMEOUT_S, headers_of
+from webhookd.postgres.registry import FASTEST_RATE, LONGEST_TIMEOUT_S, headers_of
+from webhookd.text import shown
 
 
 def _of_kind(kind: Kind) -> Callable[[str], Any]:
@@ -78,7 +79,7 @@ def add(
     **options: Any,
 ) -> None:
     """Register URL. Refused if it could not be delivered to under the options in force."""
-    from webhookd.cli import database
+    from webhookd.admin import database
 
     config = load_settings(ctx).config
     host, egress = _deliverable(url, config)
@@ -112,7 +113,8 @@ def add(
 @click.pass_context
 def list_(ctx: click.Context, /, limit: int | None, as_json: bool, **_: object) -> None:
     """List the registered webhooks with their health and what waits for them."""
-    from webhookd.cli import database, output
+    from webhookd.admin import database
+    from webhookd.cli import output
 
     with database.connect(load_settings(ctx).config) as connection:
         # Drawing a table of 100,000 takes minutes.
@@ -150,7 +152,8 @@ def list_(ctx: click.Context, /, limit: int | None, as_json: bool, **_: object) 
 @click.pass_context
 def show(ctx: click.Context, /, webhook_id: int, reveal_secret: bool, as_json: bool, **_: object) -> None:
     """Show one webhook: settings in force and where they come from, health, circuit."""
-    from webhookd.cli import database, output
+    from webhookd.admin import database
+    from webhookd.cli import output
 
     config = load_settings(ctx).config
     with database.connect(config) as connection:
@@ -199,7 +202,7 @@ def resume(ctx: click.Context, /, webhook_ids: tuple[int, ...], **_: object) -> 
 @click.pass_context
 def rotate_secret(ctx: click.Context, /, webhook_id: int, **_: object) -> None:
     """Give a webhook a new signing secret and print it."""
-    from webhookd.cli import database
+    from webhookd.admin import database
 
     secret = _new_secret()
     with database.connect(load_settings(ctx).config) as connection:
@@ -215,7 +218,7 @@ def rotate_secret(ctx: click.Context, /, webhook_id: int, **_: object) -> None:
 @click.pass_context
 def remove(ctx: click.Context, /, webhook_id: int, force: bool, **_: object) -> None:
     """Take a webhook out of the registry. Its deliveries, attempts and health stay."""
-    from webhookd.cli import database
+    from webhookd.admin import database
 
     with database.connect(load_settings(ctx).config) as connection:
         row = database.fetch_one(connection, "webhook_waiting", webhook_id=webhook_id)
@@ -236,7 +239,7 @@ def remove(ctx: click.Context, /, webhook_id: int, force: bool, **_: object) -> 
 @click.pass_context
 def test(ctx: click.Context, /, webhook_id: int, **_: object) -> None:
     """Send one signed test request from here, past the queue, and print the answer. Exit 1 unless it is 2xx."""
-    from webhookd.cli import database, output
+    from webhookd.admin import database
     from webhookd.core.answer import AnswerKind
 
     config = load_settings(ctx).config
@@ -256,15 +259,15 @@ def test(ctx: click.Context, /, webhook_id: int, **_: object) -> None:
     status = answer.error or f"HTTP {answer.http_status}"
     click.echo(f"{status} after {answer.elapsed_s * 1000:.0f} ms")
     if answer.excerpt:
-        click.echo(output.shown(answer.excerpt))
+        click.echo(shown(answer.excerpt))
     ctx.exit(0 if answer.http_status is not None and 200 <= answer.http_status < 300 else 1)
 
 
 def _send_test(row: dict[str, Any], config: Config) -> Any:
     from webhookd.core.signing import parse_secret, sign
-    from webhookd.delivery import USER_AGENT
-    from webhookd.egress import Egress
-    from webhookd.transport import Transport
+    from webhookd.transport.client import Transport
+    from webhookd.transport.egress import Egress
+    from webhookd.worker.attempt import USER_AGENT
 
     now = int(time.time())
     message_id = f"test_{secrets.token_hex(8)}"
@@ -290,7 +293,7 @@ def _send_test(row: dict[str, Any], config: Config) -> Any:
 
 
 def _set_enabled(ctx: click.Context, webhook_ids: tuple[int, ...], *, enabled: bool, done: str) -> None:
-    from webhookd.cli import database
+    from webhookd.admin import database
 
     with database.connect(load_settings(ctx).config) as connection:
         reason = None if enabled else "paused by operator"
@@ -304,7 +307,7 @@ def _set_enabled(ctx: click.Context, webhook_ids: tuple[int, ...], *, enabled: b
 
 def _deliverable(url: str, config: Config) -> tuple[str, Any]:
     """Return the host in *url* and the rule that let it pass; raise `UnusableError` for a URL that cannot be delivered to."""
-    from webhookd.egress import Egress, NotAllowed, is_address
+    from webhookd.transport.egress import Egress, NotAllowed, is_address
 
     egress = Egress(config.allow_http, config.allow_network)
     try:
@@ -320,8 +323,8 @@ def _warn_of_name(host: str, egress: Any) -> None:
     """Say what a name resolves to from here where that would not be delivered. The workers' own look decides."""
     import socket
 
-    from webhookd.egress import NotAllowed, is_address
-    from webhookd.resolver import LookupFailed, Resolver
+    from webhookd.transport.egress import NotAllowed, is_address
+    from webhookd.transport.resolver import LookupFailed, Resolver
 
     if is_address(host):
         return
@@ -342,7 +345,7 @@ def _refuse_crossed_delays(options: dict[str, Any], config: Config) -> None:
 
 
 def _insert_with_next_id(connection: Any, row: dict[str, Any]) -> int:
-    from webhookd.cli import database
+    from webhookd.admin import database
 
     while True:
         following = database.fetch_one(connection, "webhook_next_id")
@@ -369,8 +372,8 @@ def _checked_secret(secret: str) -> str:
 
 
 def _headers(given: tuple[str, ...]) -> dict[str, str]:
-    from webhookd.egress import NotAllowed
-    from webhookd.exchange import header_block
+    from webhookd.transport.egress import NotAllowed
+    from webhookd.transport.exchange import header_block
 
     headers: dict[str, str] = {}
     for one in given:

@@ -1,0 +1,177 @@
+"""What a lane admits, for every state of it; and planted mistakes."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from types import ModuleType
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.mutants import CHECK, HUNT, Mutant, planted_in
+from webhookd.core import lane as lanes
+from webhookd.core.breaker import Breaker, CircuitState
+from webhookd.core.bucket import Bucket
+from webhookd.core.lane import Lane
+from webhookd.core.model import Settings
+
+NOW = 1000.0
+RECOUNT_S = 5.0
+PLAIN = Settings(1, "https://example.com/", True, None, (), 5.0, 3, 0.0, 3, 1.0, 64.0, 2, 30.0)
+
+instants = st.sampled_from([None, None, None, NOW - 1.0, NOW, NOW + 1.0, NOW + 8.0])
+registered = st.builds(
+    PLAIN._replace,
+    enabled=st.sampled_from([True, True, True, False]),
+    max_in_flight=st.integers(1, 4),
+    rate=st.sampled_from([0.0, 0.5, 1.0]),
+    burst=st.integers(1, 4),
+)
+lane_states = st.builds(
+    Lane,
+    webhook_id=st.just(1),
+    breaker=st.one_of(
+        st.just(Breaker()),
+        st.builds(Breaker, st.sampled_from(CircuitState), st.integers(0, 2), st.integers(0, 2), instants),
+    ),
+    bucket=st.builds(Bucket, st.sampled_from([None, 0.0, 0.5, 1.0, 2.0, 4.0]), st.sampled_from([NOW - 1.0, NOW, NOW + 1.0])),
+    in_flight=st.sampled_from([0, 0, 1, 2, 3, 4, 5]),
+    hold_until=instants,
+    runnable_at=instants,
+    blocked_by=st.none(),
+    health=st.just("unknown"),
+)
+wishes = st.integers(1, 5)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """A lane's state in the words of CONTRACT: what blocks it (the first of them counts), and what it has to give."""
+
+    blocks: Sequence[tuple[str, float | None]]
+    rows: float
+    tokens: float
+
+    @classmethod
+    def of(cls, lane: Lane, setting: Settings | None) -> "Room":
+        if setting is None:
+            return cls([("unregistered", None)], 0, 0)
+        rows = setting.max_in_flight - lane.in_flight
+        level = lane.bucket.level(NOW, rate=setting.rate, burst=setting.burst)
+        circuit_until = lane.breaker.until or 0.0
+        found: list[tuple[bool, str, float | None]] = [
+            (not setting.enabled, "paused", None),
+            ((lane.hold_until or 0.0) > NOW, "hold", lane.hold_until),
+            (lane.breaker.state is not CircuitState.CLOSED and circuit_until > NOW, "circuit", circuit_until),
+            (rows <= 0, "in_flight", NOW + RECOUNT_S),
+            (level < 1, "rate", NOW + (1 - level) / (setting.rate or math.inf)),
+        ]
+        return cls([(name, ends) for applies, name, ends in found if applies], rows, math.floor(min(level, 10.0**9)))
+
+
+def the_first_block_is_named_with_its_end(core: ModuleType, how: settings) -> None:
+    @how
+    @given(lane_states, st.one_of(registered, registered, st.none()), wishes)
+    def holds(lane: Lane, setting: Settings | None, wish: int) -> None:
+        blocks = Room.of(lane, setting).blocks
+        admission = core.admit(lane, setting, now=NOW, wish=wish)
+        assert (admission.quota == 0) == bool(blocks)
+        if blocks:
+            assert (admission.blocked_by, admission.runnable_at, admission.probe) == (*blocks[0], False)
+
+    holds()
+
+
+def gives_all_that_wish_room_and_tokens_allow(core: ModuleType, how: settings) -> None:
+    @how
+    @given(lane_states, registered, wishes)
+    def holds(lane: Lane, setting: Settings, wish: int) -> None:
+        lane, setting = unblocked(lane, setting, Breaker())
+        room = Room.of(lane, setting)
+        admission = core.admit(lane, setting, now=NOW, wish=wish)
+        assert (admission.quota, admission.probe) == (min(wish, room.rows, room.tokens), False)
+
+    holds()
+
+
+def a_probe_is_one_row(core: ModuleType, how: settings) -> None:
+    states = st.sampled_from([CircuitState.OPEN, CircuitState.HALF_OPEN])
+
+    @how
+    @given(lane_states, registered, wishes, states, st.sampled_from([None, NOW - 1.0, NOW]))
+    def holds(lane: Lane, setting: Settings, wish: int, state: CircuitState, until: float | None) -> None:
+        lane, setting = unblocked(lane, setting, Breaker(state, 1, 2, until))
+        admission = core.admit(lane, setting, now=NOW, wish=wish)
+        assert (admission.quota, admission.probe, admission.blocked_by) == (1, True, "circuit")
+
+    holds()
+
+
+def a_probe_needs_room_and_a_token_too(core: ModuleType, how: settings) -> None:
+    @how
+    @given(lane_states, registered, st.booleans(), st.sampled_from([0.0, 0.5]))
+    def holds(lane: Lane, setting: Settings, full: bool, tokens: float) -> None:
+        lane, setting = unblocked(lane, setting._replace(rate=0.5), Breaker(CircuitState.OPEN, 1, 2, NOW))
+        lane = replace(lane, in_flight=setting.max_in_flight) if full else replace(lane, bucket=Bucket(tokens, NOW))
+        admission = core.admit(lane, setting, now=NOW, wish=1)
+        assert (admission.quota, admission.probe) == (0, False)
+        assert (admission.blocked_by, admission.runnable_at) == Room.of(lane, setting).blocks[0]
+
+    holds()
+
+
+def says_what_the_lane_waits_for_next(core: ModuleType, how: settings) -> None:
+    """Once the quota is taken, another look now brings a row exactly if the admission named nothing to wait for."""
+
+    @how
+    @given(lane_states, registered, wishes)
+    def holds(lane: Lane, setting: Settings, wish: int) -> None:
+        lane, setting = unblocked(lane, setting, Breaker())
+        admission = core.admit(lane, setting, now=NOW, wish=wish)
+        after = Room.of(taken(lane, admission.quota, setting, now=NOW), setting)
+        if admission.blocked_by is None:
+            assert (after.blocks, admission.runnable_at) == ([], NOW)
+        else:
+            assert (admission.blocked_by, admission.runnable_at) in after.blocks
+
+    holds()
+
+
+def unblocked(lane: Lane, setting: Settings, breaker: Breaker) -> tuple[Lane, Settings]:
+    """Return the two with *breaker*, and changed as far as something blocks them."""
+    return replace(
+        lane,
+        breaker=breaker,
+        bucket=replace(lane.bucket, tokens=max(lane.bucket.tokens or 4.0, 1.0)),
+        in_flight=min(lane.in_flight, setting.max_in_flight - 1),
+        hold_until=min(lane.hold_until or 0.0, NOW),
+    ), setting._replace(enabled=True)
+
+
+def taken(lane: Lane, count: int, setting: Settings, *, now: float) -> Lane:
+    bucket = lane.bucket.take(count, now, rate=setting.rate, burst=setting.burst)
+    return replace(lane, bucket=bucket, in_flight=lane.in_flight + count)
+
+
+ADMIT: dict[str, Callable[[ModuleType, settings], None]] = {
+    holds.__name__: holds
+    for holds in (
+        the_first_block_is_named_with_its_end,
+        gives_all_that_wish_room_and_tokens_allow,
+        a_probe_is_one_row,
+        a_probe_needs_room_and_a_token_too,
+        says_what_the_lane_waits_for_next,
+    )
+}
+
+
+@pytest.mark.parametrize("holds", ADMIT.values(), ids=ADMIT)
+def test_an_admission_has_the_property(holds: Callable[[ModuleType, settings], None]) -> None:
+    holds(lanes, settings(CHECK, max_examples=150))
+
+
+@pytest.mark.parametrize("mutant", [mutant for mutant in planted_in("lane") if mutant.killed_by in ADMIT], ids=str)
+def test_a_planted_mutant_is_caught_by_its_property(mutant: Mutant) -> None:
+    with pytest.raises(AssertionError):
+        ADMIT[mutant.killed_by](mutant.plant(), HUNT)

@@ -1,0 +1,112 @@
+"""The backoff for all numbers of tries, bases, caps and draws, and under planted mistakes."""
+
+import math
+from collections.abc import Callable
+from types import ModuleType
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.mutants import CHECK, HUNT, Mutant, planted_in
+from webhookd.core import backoff
+
+tries_counts = st.one_of(st.integers(0, 12), st.integers(0, 5000))
+bases = st.sampled_from([0.001, 1.0, 5.0])
+caps = st.sampled_from([0.5, 1800.0, 1e300])
+draws = st.one_of(st.sampled_from([0.0, 0.5, math.nextafter(1.0, 0.0)]), st.floats(0.0, 1.0, exclude_max=True))
+
+
+def never_exceeds_the_cap(core: ModuleType, how: settings) -> None:
+    @how
+    @given(tries_counts, bases, caps, draws)
+    def holds(tries: int, base_s: float, cap_s: float, u: float) -> None:
+        assert 0 < core.backoff_s(tries, base_s=base_s, cap_s=cap_s, u=u) <= cap_s
+
+    holds()
+
+
+def stays_within_a_fifth_of_the_schedule(core: ModuleType, how: settings) -> None:
+    @how
+    @given(st.integers(0, 40), bases, draws)
+    def holds(tries: int, base_s: float, u: float) -> None:
+        ratio = core.backoff_s(tries, base_s=base_s, cap_s=1e300, u=u) / (base_s * 2**tries)
+        assert 0.7999 < ratio < 1.2001
+
+    holds()
+
+
+def never_waits_less_after_more_tries(core: ModuleType, how: settings) -> None:
+    @how
+    @given(tries_counts, bases, caps, draws)
+    def holds(tries: int, base_s: float, cap_s: float, u: float) -> None:
+        def wait_s(count: int) -> float:
+            waited: float = core.backoff_s(count, base_s=base_s, cap_s=cap_s, u=u)
+            return waited
+
+        assert wait_s(tries) <= wait_s(tries + 1) <= wait_s(tries + 60)
+
+    holds()
+
+
+def takes_any_number_of_tries(core: ModuleType, how: settings) -> None:
+    @how
+    @given(st.sampled_from([1023, 1024, 2**31 - 1]), bases, draws)
+    def holds(tries: int, base_s: float, u: float) -> None:
+        try:
+            assert core.backoff_s(tries, base_s=base_s, cap_s=1800.0, u=u) == 1800.0
+        except OverflowError as error:
+            raise AssertionError("overflows") from error
+
+    holds()
+
+
+def refuses_a_negative_number_of_tries(core: ModuleType, how: settings) -> None:
+    @how
+    @given(st.integers(-5, -1), draws)
+    def holds(tries: int, u: float) -> None:
+        try:
+            core.backoff_s(tries, base_s=5.0, cap_s=1800.0, u=u)
+        except ValueError:
+            return
+        raise AssertionError("accepted")
+
+    holds()
+
+
+def spreads_what_failed_together(core: ModuleType, how: settings) -> None:
+    @how
+    @given(st.integers(0, 5), st.floats(0.0, 0.4), st.floats(0.6, 1.0, exclude_max=True))
+    def holds(tries: int, low: float, high: float) -> None:
+        early_s, late_s = (core.backoff_s(tries, base_s=5.0, cap_s=1800.0, u=u) for u in (low, high))
+        assert early_s < 5.0 * 2**tries < late_s
+
+    holds()
+
+
+PROPERTIES: dict[str, Callable[[ModuleType, settings], None]] = {
+    holds.__name__: holds
+    for holds in (
+        never_exceeds_the_cap,
+        stays_within_a_fifth_of_the_schedule,
+        never_waits_less_after_more_tries,
+        takes_any_number_of_tries,
+        refuses_a_negative_number_of_tries,
+        spreads_what_failed_together,
+    )
+}
+
+
+@pytest.mark.parametrize("holds", PROPERTIES.values(), ids=PROPERTIES)
+def test_the_backoff_has_the_property(holds: Callable[[ModuleType, settings], None]) -> None:
+    holds(backoff, CHECK)
+
+
+@pytest.mark.parametrize("mutant", planted_in("backoff"), ids=str)
+def test_a_planted_mutant_is_caught_by_its_property(mutant: Mutant) -> None:
+    with pytest.raises(AssertionError):
+        PROPERTIES[mutant.killed_by](mutant.plant(), HUNT)
+
+
+def test_every_property_catches_a_mutant() -> None:
+    assert set(PROPERTIES) == {mutant.killed_by for mutant in planted_in("backoff")}

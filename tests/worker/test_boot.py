@@ -1,0 +1,66 @@
+"""A worker that starts while a host of its DSN takes connections and never says anything."""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from tests.support.postgres import Database
+from webhookd.config.load import Config
+from webhookd.lifeline import WorkerSeat
+from webhookd.worker import process
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        yield silent.getsockname()[1]
+
+
+class Supervisor:
+    """Sits at the other end of a worker's heartbeat pipe."""
+
+    def __init__(self) -> None:
+        self._heartbeat, beats = os.pipe()
+        os.set_blocking(beats, False)
+        os.set_blocking(self._heartbeat, False)
+        self.seat = WorkerSeat(1, "worker-1", uuid4(), beats, -1, socket.socket())
+
+    def beats(self) -> int:
+        return len(os.read(self._heartbeat, 65536))
+
+    def close(self) -> None:
+        self.seat.metrics_socket.close()
+        os.close(self._heartbeat)
+        os.close(self.seat.heartbeat_fd)
+
+
+@pytest.fixture
+def supervisor() -> Iterator[Supervisor]:
+    supervisor = Supervisor()
+    yield supervisor
+    supervisor.close()
+
+
+def test_it_beats_while_it_connects(database: Database, supervisor: Supervisor, silent_port: int) -> None:
+    there = conninfo_to_dict(database.dsn)
+    hosts, ports = f"127.0.0.1,{there['host']}", f"{silent_port},{there['port']}"
+    dsn = make_conninfo(database.dsn, host=hosts, port=ports, connect_timeout=3)
+    began = time.monotonic()
+    assert process._boot(Config(dsn=dsn), supervisor.seat, threading.Event())
+    assert time.monotonic() - began > 2.5, "the silent host came first"
+    assert supervisor.beats() > 5, "ten a second, on a machine with nothing else to do"
+
+
+def test_it_leaves_when_it_is_told_to(database: Database, supervisor: Supervisor, silent_port: int) -> None:
+    dsn = make_conninfo(database.dsn, host="127.0.0.1", port=silent_port, connect_timeout=60)
+    stop = threading.Event()
+    began = time.monotonic()
+    threading.Timer(0.5, stop.set).start()
+    assert process._boot(Config(dsn=dsn), supervisor.seat, stop) is None
+    assert time.monotonic() - began < 30

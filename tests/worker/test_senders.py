@@ -1,0 +1,172 @@
+"""The sender pool against real receivers: it grows for blocked exchanges only, and hands back what it has not begun."""
+
+import math
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.support.receivers import OK, Behaviour, Peer, Receiver
+from tests.support.values import delivery, settings
+from tests.support.waiting import eventually
+from webhookd.core.model import Attempted, Delivery, GivenBack
+from webhookd.transport.client import Transport
+from webhookd.transport.egress import Egress
+from webhookd.worker.attempt import Courier
+from webhookd.worker.circuits import Hints
+from webhookd.worker.results import Results
+from webhookd.worker.senders import Senders
+from webhookd.worker.wakeup import Bell, News
+
+
+class Rig:
+    """A sender pool with its queue of results, and deliveries for one receiver."""
+
+    def __init__(self, receiver: Receiver, *, most: int) -> None:
+        self.transport = Transport(Egress(True, ["127.0.0.0/8"]))
+        self.results = Results()
+        self.bell = Bell()
+        courier = Courier(self.transport, Hints(), installation="wh_test")
+        self.senders = Senders(courier, self.results, most=most, bell=self.bell)
+        self._settings = settings(url=receiver.url())
+
+    def deliveries(self, count: int) -> list[Delivery]:
+        return [delivery(delivery_id=number, settings=self._settings) for number in range(1, count + 1)]
+
+    def tick(self) -> None:
+        self.senders.tick(time.monotonic())
+
+
+@contextmanager
+def rig(behaviour: Behaviour, *, most: int) -> Iterator[tuple[Rig, Receiver]]:
+    with Receiver(behaviour) as receiver:
+        made = Rig(receiver, most=most)
+        yield made, receiver
+        made.senders.withdraw()
+        made.transport.close()
+
+
+def test_the_pool_grows_to_its_limit_while_receivers_keep_every_sender_waiting() -> None:
+    release = threading.Event()
+
+    def slow(peer: Peer) -> None:
+        while peer.read_request() is not None:
+            release.wait(20)
+            peer.send(OK)
+
+    with rig(slow, most=8) as (made, receiver):
+        made.senders.submit(made.deliveries(20))
+
+        def grown() -> bool:
+            made.tick()
+            return made.senders.threads == 8
+
+        eventually(grown)
+        assert receiver.wait_for_requests(8)
+        for _ in range(10):
+            made.tick()
+        assert made.senders.threads == 8
+        release.set()
+        eventually(lambda: len(made.results) == 20)
+
+
+def test_senders_that_wait_for_the_processor_get_no_company_and_leave_but_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Nobody can be starved to order: the kernel's word is put into its mouth.
+    starving_since = math.inf
+    monkeypatch.setattr("webhookd.worker.senders._run_delay_s", lambda thread_id: max(0.0, time.monotonic() - starving_since))
+
+    def slow(peer: Peer) -> None:
+        while peer.read_request() is not None:
+            time.sleep(0.02)
+            peer.send(OK)
+
+    with rig(slow, most=8) as (made, _):
+        made.senders.submit(made.deliveries(2000))
+
+        def ticked(threads: int) -> bool:
+            made.tick()
+            return made.senders.threads == threads
+
+        eventually(lambda: ticked(8))
+        starving_since = time.monotonic()
+        eventually(lambda: ticked(1))
+        assert len(made.results) < 2000, "there was work for all of them"
+        starving_since = math.inf
+        eventually(lambda: ticked(8))
+
+
+def test_a_fast_receiver_is_served_by_one_sender() -> None:
+    def fast(peer: Peer) -> None:
+        while peer.read_request() is not None:
+            peer.send(OK)
+
+    with rig(fast, most=8) as (made, _):
+        made.senders.submit(made.deliveries(200))
+        eventually(lambda: len(made.results) == 200)
+        assert made.senders.threads == 1
+        assert made.senders.backlog() == 0
+        first = made.results.take(within_s=0.0, gather_s=0.0)[0]
+        assert isinstance(first.outcome, Attempted)
+        assert first.outcome.answer.http_status == 200
+
+
+def test_what_no_sender_has_begun_can_be_withdrawn() -> None:
+    release = threading.Event()
+
+    def stuck(peer: Peer) -> None:
+        peer.read_request()
+        release.wait(20)
+
+    with rig(stuck, most=1) as (made, receiver):
+        made.senders.submit(made.deliveries(5))
+        assert receiver.wait_for_requests(1)
+        assert [one.delivery_id for one in made.senders.withdraw()] == [2, 3, 4, 5]
+        assert made.senders.backlog() == 1
+        release.set()
+        eventually(lambda: made.senders.backlog() == 0)
+
+
+def test_the_bell_rings_once_there_is_room_again() -> None:
+    release = threading.Event()
+
+    def slow(peer: Peer) -> None:
+        while peer.read_request() is not None:
+            release.wait(20)
+            peer.send(OK)
+
+    with rig(slow, most=1) as (made, _):
+        made.senders.submit(made.deliveries(made.senders.room()))
+        assert made.senders.room() <= 0
+        made.senders.call_for_room()
+        assert made.bell.answer() == []
+        release.set()
+        eventually(lambda: News.ROOM in made.bell.answer())
+
+
+def test_more_is_asked_for_once_little_is_left() -> None:
+    def quick(peer: Peer) -> None:
+        while peer.read_request() is not None:
+            time.sleep(0.002)
+            peer.send(OK)
+
+    shares: list[float] = []  # of what is held once more has come, those that were left
+    with rig(quick, most=1) as (made, _):
+        until = time.monotonic() + 20
+        while len(shares) < 10 and time.monotonic() < until:
+            left = made.senders.backlog()
+            if (room := made.senders.room()) > 0:
+                made.senders.submit(made.deliveries(room))
+                shares.append(left / (left + room))
+            time.sleep(0.0005)
+    assert len(shares) == 10
+    assert max(shares) < 0.4  # where half is left, claims are twice as many and half as large
+
+
+def test_a_delivery_too_late_for_its_lease_is_given_back_and_not_sent() -> None:
+    with rig(lambda peer: None, most=1) as (made, receiver):
+        courier = Courier(made.transport, Hints(), installation="wh_test")
+        late = made.deliveries(1)[0]._replace(start_before=0.0)
+        assert courier.deliver(late) == GivenBack()
+        assert receiver.connections == 0

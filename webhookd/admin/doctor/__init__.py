@@ -1,0 +1,83 @@
+"""`webhookd doctor`: what can be wrong with an installation, and the command that mends it.
+
+A check is a function from an `Installation` to findings; none means that all is well. Every check stands in one of the two tables
+below. Checks only read: each statement is a read-only transaction of its own with a timeout, and what one check cannot see does
+not stop the others.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+
+import psycopg
+from psycopg import errors
+
+from webhookd.admin.doctor import queue, schema, server, workers
+from webhookd.admin.doctor.findings import Finding, Severity, note, ok, warning
+from webhookd.admin.doctor.installation import STATEMENT_TIMEOUT_S, Installation
+from webhookd.errors import WebhookdError
+from webhookd.schema import identity
+
+Check = Callable[[Installation], Iterable[Finding]]
+
+OF_ANY_DATABASE: Mapping[str, Check] = {
+    "server": server.server,
+    "embedded": server.embedded_server,
+    "clock": server.clock,
+    "listen": server.listen,
+    "notifications": server.notifications,
+    "insight": server.insight,
+    "snapshots": server.snapshots,
+    "schema": schema.version,
+}
+OF_THE_SCHEMA: Mapping[str, Check] = {
+    "tables": schema.tables,
+    "rights": schema.rights,
+    "triggers": schema.triggers,
+    "indexes": schema.indexes,
+    "vacuum": schema.vacuum,
+    "workers": workers.workers,
+    "connections": server.connections,
+    "endpoints": workers.endpoints,
+    "ports": workers.ports,
+    "locks": queue.locks,
+    "waiting": queue.waiting,
+    "circuits": queue.circuits,
+    "leases": queue.leases,
+    "suspects": queue.suspects,
+    "lanes": queue.lanes,
+    "rows": queue.rows,
+    "attempts": queue.attempts,
+    "retention": queue.retention,
+    "targets": queue.targets,
+    "secrets": queue.secrets,
+}
+MOST_FINDINGS = 10  # of one check: a screen is for reading
+
+
+def examine(installation: Installation) -> Iterator[Finding]:
+    """Yield at least one finding for each check, as it is made. Raise `WebhookdError` when the database goes away."""
+    for name, check in OF_ANY_DATABASE.items():
+        yield from _findings(name, check, installation)
+    if installation.row("doctor_has_schema")["found"]:
+        for name, check in OF_THE_SCHEMA.items():
+            yield from _findings(name, check, installation)
+
+
+def _findings(name: str, check: Check, installation: Installation) -> list[Finding]:
+    found: list[Finding] = []
+    try:
+        for finding in check(installation):
+            found.append(finding)  # one by one: what a check found before it failed counts
+    except errors.InsufficientPrivilege as refusal:
+        found.append(note(f"not examined: {identity.first_line(refusal)}"))
+    except errors.QueryCanceled:
+        found.append(warning(f"not examined: the database took longer than {STATEMENT_TIMEOUT_S:g} s"))
+    except psycopg.Error as failure:
+        if installation.connection.closed:
+            raise WebhookdError(f"the database failed: {identity.first_line(failure)}") from failure
+        found.append(warning(f"not examined: {identity.first_line(failure)}"))
+    wrong = [finding for finding in found if finding.severity is not Severity.OK]
+    shown = wrong[:MOST_FINDINGS] or found[:1] or [ok("")]
+    if len(wrong) > MOST_FINDINGS:
+        shown.append(replace(wrong[MOST_FINDINGS], detail=f"and {len(wrong) - MOST_FINDINGS} more like these", run=None))
+    return [replace(finding, name=name) for finding in shown]

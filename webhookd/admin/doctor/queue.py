@@ -1,0 +1,272 @@
+"""Checks of what is in the queue, the lanes and the registry."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from psycopg import errors
+
+from webhookd.admin.doctor.findings import Finding, error, note, warning
+from webhookd.admin.doctor.installation import Installation
+from webhookd.core.signing import parse_secret
+from webhookd.postgres.retention import Keep, Reference, removals
+from webhookd.transport.egress import Egress, NotAllowed, is_address
+
+OVERDUE_S = 300.0
+HELD_S = 300.0
+LATE_S = 600.0  # at which a round through a table counts as late, besides the time it should take
+SETTLE_S = 1.0
+# Reading a URL takes some 20 us.
+MOST_WEBHOOKS = 20_000
+MOST_CIRCUITS = 5
+
+
+def waiting(installation: Installation) -> Iterator[Finding]:
+    """Deliveries that wait for something that does not come by itself."""
+    commands = installation.commands
+    for row in installation.rows("doctor_waiting", overdue_s=OVERDUE_S):
+        first, which = row["webhook_ids"][0], _some(row["webhook_ids"], row["webhooks"])
+        match row["cause"]:
+            case "impossible":
+                yield warning(
+                    f"deliveries wait for {which}, and nobody can register an id below 1: correct theirs, or give them up",
+                    commands.sql(
+                        "UPDATE pggit.alert_delivery_queue SET delivery_status = 'failed'"
+                        " WHERE webhook_id < 1 AND delivery_status IN ('pending', 'retrying')"
+                    ),
+                )
+            case "unregistered":
+                yield warning(
+                    f"deliveries wait for {which}, which nobody registered", commands.webhookd(f"webhook add URL --id {first}")
+                )
+            case "gone":
+                yield note(
+                    f"deliveries wait for {which}, disabled since the receiver answered 410 Gone; once it takes them again:",
+                    commands.webhookd(f"webhook resume {first}"),
+                )
+            case "paused":
+                yield note(f"deliveries wait for {which}: paused or disabled", commands.webhookd(f"webhook resume {first}"))
+            case "parked":
+                yield error(
+                    f"deliveries of {which} are due and no worker will look at them: the lane lost its timer",
+                    commands.sql(
+                        f"INSERT INTO pggit.webhook_health_metrics (webhook_id, runnable_at) VALUES ({first}, now())"
+                        " ON CONFLICT (webhook_id) DO UPDATE SET runnable_at = now()"
+                    ),
+                )
+            case "due" if row["oldest_s"] > OVERDUE_S:
+                yield error(
+                    f"deliveries of {which} have been due for up to {row['oldest_s']:.0f} s and nothing holds them back:"
+                    " there are too few workers, or none",
+                    commands.start(f"--workers {2 * installation.config.workers}"),
+                )
+
+
+def circuits(installation: Installation) -> Iterator[Finding]:
+    """Receivers that failed several times in a row, and get nothing until a probe is delivered."""
+    found = installation.rows("doctor_circuits", limit=MOST_CIRCUITS)
+    if not found:
+        return
+    ids = [row["webhook_id"] for row in found]
+    since = "; ".join(f"{row['webhook_id']} {_last_success(row['success_s'])}" for row in found)
+    yield warning(
+        f"the circuit of {_some(ids, found[0]['webhooks'])} is open ({since}): its deliveries wait until a probe is answered;"
+        f" `webhookd webhook test {ids[0]}` tries it; once the receiver is there again, this closes it",
+        installation.commands.sql(
+            "UPDATE pggit.webhook_health_metrics SET consecutive_failures = 0, health_status = 'healthy', last_check_at = now()"
+            f" WHERE webhook_id IN ({', '.join(map(str, ids))})"
+        ),
+    )
+
+
+def _last_success(seconds_ago: float | None) -> str:
+    return "never succeeded" if seconds_ago is None else f"last succeeded {seconds_ago:.0f} s ago"
+
+
+def leases(installation: Installation) -> Iterator[Finding]:
+    """Claims that nobody works on and nobody released."""
+    found = installation.row("doctor_leases")
+    again = "UPDATE pggit.alert_delivery_queue SET delivery_status = 'pending' WHERE delivery_status = 'sending' AND "
+    if found["expired"]:
+        yield warning(
+            f"{found['expired']} leases ran out over a minute ago and no worker released them: none lives, or lanes are locked",
+            installation.commands.sql(again + "lease_until < now() - interval '1 minute'"),
+        )
+    if found["unleased"]:
+        yield error(
+            f"{found['unleased']} deliveries are 'sending' without a lease: nobody sends them, now or later",
+            installation.commands.sql(again + "(lease_until IS NULL OR lease_token IS NULL)"),
+        )
+
+
+def suspects(installation: Installation) -> Iterator[Finding]:
+    """Deliveries that may be what kills workers."""
+    for row in installation.rows("doctor_suspects"):
+        yield warning(
+            f"delivery {row['delivery_id']} for webhook {row['webhook_id']} lost {row['leases_lost']} leases: workers died while"
+            " they sent it; it is tried alone, and fails after 6; this gives it up now",
+            installation.commands.sql(
+                f"UPDATE pggit.alert_delivery_queue SET delivery_status = 'failed' WHERE delivery_id = {row['delivery_id']}"
+            ),
+        )
+
+
+def locks(installation: Installation) -> Iterator[Finding]:
+    """Long transactions of applications and operators that stand in the way."""
+    for row in installation.rows("doctor_locks", old_s=HELD_S):
+        yield warning(
+            f"session {row['pid']} of {row['usename']} ({row['application_name'] or 'no name'}, {row['state']}) has been in a"
+            f" transaction with {', '.join(row['tables'])} for {row['age_s']:.0f} s: what it inserted is sent once it commits,"
+            " what it locked once it ends",
+            installation.commands.sql(f"SELECT pg_terminate_backend({row['pid']})"),
+        )
+
+
+def lanes(installation: Installation) -> Iterator[Finding]:
+    """Whether the counters behind --max-in-flight are true."""
+
+    def wrong() -> set[int]:
+        return {row["webhook_id"] for row in installation.rows("doctor_lanes")}
+
+    first = wrong()
+    if not first:
+        return
+    time.sleep(SETTLE_S)
+    lasting = sorted(first & wrong())
+    if lasting:
+        listed = ", ".join(map(str, lasting))
+        yield warning(
+            f"the count of exchanges in flight is wrong for {_some(lasting, len(lasting))}, which may be held back for it;"
+            " workers mend it within 30 s",
+            installation.commands.sql(
+                "UPDATE pggit.webhook_health_metrics h SET in_flight = (SELECT count(*) FROM pggit.alert_delivery_queue q"
+                f" WHERE q.webhook_id = h.webhook_id AND q.delivery_status = 'sending') WHERE h.webhook_id IN ({listed})"
+            ),
+        )
+
+
+def rows(installation: Installation) -> Iterator[Finding]:
+    """Whether finished deliveries read like finished ones."""
+    found = installation.row("doctor_rows")
+    update, newest = "UPDATE pggit.alert_delivery_queue SET ", f"delivery_id >= {found['first_id']}"
+    if found["undated"]:
+        yield warning(
+            f"{found['undated']} of the newest deliveries are delivered without delivered_at",
+            installation.commands.sql(
+                f"{update}delivered_at = coalesce(attempted_at, created_at)"
+                f" WHERE delivery_status = 'delivered' AND delivered_at IS NULL AND {newest}"
+            ),
+        )
+    if found["held"]:
+        yield warning(
+            f"{found['held']} of the newest deliveries are finished and still leased",
+            installation.commands.sql(
+                f"{update}lease_token = NULL, lease_until = NULL, leased_by = NULL"
+                " WHERE delivery_status IN ('delivered', 'failed')"
+                f" AND (lease_until IS NOT NULL OR leased_by IS NOT NULL) AND {newest}"
+            ),
+        )
+    if found["overspent"]:
+        yield note(f"{found['overspent']} of the newest deliveries were retried more often than their max_retries says now")
+
+
+def attempts(installation: Installation) -> Iterator[Finding]:
+    """Whether no attempt was recorded twice."""
+    if found := installation.rows("doctor_attempts"):
+        first = found[0]
+        yield warning(
+            f"{len(found)} of the newest attempts are in the attempt log more than once, the first: attempt {first['attempt']} of"
+            f" delivery {first['delivery_id']}; somebody inserted there or set `attempts` back, or this is a fault of webhookd's",
+            installation.commands.webhookd(f"delivery show {first['delivery_id']}"),
+        )
+
+
+def retention(installation: Installation) -> Iterator[Finding]:
+    """Whether what was kept for long enough goes, as the doctor's own --keep-... options say."""
+    try:
+        took_s = {row["table_name"]: row["lap_s"] for row in installation.rows("doctor_retention")}
+    except errors.UndefinedTable:
+        return  # the schema is older, which another check says
+    for removal in removals(Keep.of(installation.config)):
+        if removal.round_s is None:
+            continue
+        table = f"pggit.{removal.table_name}"
+        references = [Reference(**row) for row in installation.rows("retention_references", table_name=removal.table_name)]
+        for reference in references:
+            key = f"the foreign key {reference.name} of {reference.referrer}"
+            if not reference.indexed:
+                yield warning(
+                    f"nothing is removed from {table}: {key} has no index, so each row would cost a look at that whole table",
+                    installation.commands.sql(f"CREATE INDEX CONCURRENTLY ON {reference.referrer} ({reference.columns})"),
+                )
+            elif reference.keeps:
+                yield note(f"{key} keeps what it refers to in {table}, however old")
+        if all(reference.indexed for reference in references) and took_s[removal.table_name] > 2 * removal.round_s + LATE_S:
+            yield warning(
+                f"old rows of {table} stay: workers should go through it in {removal.round_s:.0f} s and have been at it for"
+                f" {took_s[removal.table_name]:.0f} s; none runs, somebody locks it, or more comes than they can remove"
+                " (give doctor the service's --keep-... options)",
+                installation.commands.start(),
+            )
+
+
+def targets(installation: Installation) -> Iterator[Finding]:
+    """Whether every webhook's URL may be delivered to. The doctor's own options count: give it those of the service."""
+    egress = Egress(installation.config.allow_http, installation.config.allow_network)
+
+    def judge(url: str) -> None:
+        target = egress.target(url)
+        if is_address(target.host):
+            egress.check_address(target.host)
+
+    rows = installation.rows("doctor_urls", limit=MOST_WEBHOOKS + 1)
+    yield from _only_the_newest(rows)
+    for reason, ids in _refused(rows, "url", judge).items():
+        option = re.search(r"--allow-\w+", reason)
+        network = re.search(r"the address (\S+) is", reason)
+        allowed = f"{option[0]} {network[1]}" if option and network else option[0] if option else None
+        yield warning(
+            f"{_some(ids, len(ids))} cannot be delivered to under the options in force here: {reason}"
+            + ("; if the service has that option, give it to doctor too" if allowed else ""),
+            installation.commands.webhookd(f"doctor {allowed}" if allowed else f"webhook pause {ids[0]}"),
+        )
+
+
+def secrets(installation: Installation) -> Iterator[Finding]:
+    """Whether every secret can sign."""
+
+    def judge(secret: str) -> None:
+        parse_secret(secret)
+
+    rows = installation.rows("doctor_secrets", limit=MOST_WEBHOOKS + 1)
+    yield from _only_the_newest(rows)
+    for reason, ids in _refused(rows, "secret", judge).items():
+        yield error(
+            f"the secret of {_some(ids, len(ids))} cannot be used, so nothing is sent there: {reason}",
+            installation.commands.webhookd(f"webhook rotate-secret {ids[0]}"),
+        )
+
+
+def _only_the_newest(rows: list[dict[str, Any]]) -> Iterator[Finding]:
+    if len(rows) > MOST_WEBHOOKS:
+        yield note(f"only the newest {MOST_WEBHOOKS:,} enabled webhooks were examined")
+
+
+def _refused(rows: list[dict[str, Any]], column: str, judge: Callable[[str], None]) -> dict[str, list[int]]:
+    """Return the reasons that *judge* raises (`NotAllowed` or ValueError), and for which webhooks."""
+    refused: dict[str, list[int]] = {}
+    for row in rows[:MOST_WEBHOOKS]:
+        try:
+            judge(row[column])
+        except (NotAllowed, ValueError) as reason:
+            refused.setdefault(str(reason), []).append(row["webhook_id"])
+    return refused
+
+
+def _some(webhook_ids: list[int], count: int) -> str:
+    if count == 1:
+        return f"webhook {webhook_ids[0]}"
+    shown = webhook_ids[:5]
+    more = f" and {count - len(shown)} more" if count > len(shown) else ""
+    return f"webhooks {', '.join(map(str, shown))}{more}"

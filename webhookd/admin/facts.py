@@ -1,0 +1,170 @@
+"""What decides when one delivery goes out, read in one snapshot. explain.py says what it means.
+
+All instants are epoch seconds of the database's clock.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg.types.datetime import TimestamptzLoader
+
+from webhookd.admin import database
+from webhookd.core.lane import Lane
+from webhookd.core.model import Settings, Status
+from webhookd.postgres import session, statements
+from webhookd.postgres.claim import Defaults, lane_of, settings_of
+from webhookd.text import duration, shown
+
+ALIVE_S = 20.0  # a worker reports every few seconds
+MOST_AHEAD = 10_000
+# What Python has words for; a column may also hold infinity, or a year that no datetime has.
+FIRST, LAST = datetime(1, 1, 1, tzinfo=UTC).timestamp(), datetime(9999, 12, 31, tzinfo=UTC).timestamp()
+
+
+class LenientInstant(TimestamptzLoader):
+    """Loads an instant that no datetime can hold as PostgreSQL writes it: one such row must not hide the others."""
+
+    def load(self, data: Any) -> Any:
+        try:
+            return super().load(data)
+        except psycopg.DataError:
+            return bytes(data).decode()
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The queue row."""
+
+    delivery_id: int
+    webhook_id: int
+    status: Status
+    attempts: int
+    retry_count: int
+    max_retries: int
+    leases_lost: int
+    routed: bool
+    next_retry_at: float
+    delivered_at: float | None
+    worker_id: str | None
+    leased_by: UUID | None
+    lease_until: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A worker's row in pggit.workers."""
+
+    incarnation: UUID
+    worker_id: str
+    host: str
+    pid: int
+    has_room: bool
+    seen_s_ago: float
+
+    @property
+    def alive(self) -> bool:
+        return self.seen_s_ago <= ALIVE_S
+
+    def __str__(self) -> str:
+        return f"{self.worker_id} ({self.host}, pid {self.pid})"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTransaction:
+    """Somebody else's transaction. *what* it holds; *open_s* None: this role may not see since when."""
+
+    what: str
+    pid: int | None
+    application_name: str | None
+    role: str | None
+    state: str | None
+    gid: str | None
+    open_s: float | None
+
+    @property
+    def ending(self) -> str:
+        """The statement that ends it."""
+        if self.gid is not None:
+            return f"ROLLBACK PREPARED '{self.gid.replace(chr(39), 2 * chr(39))}'"
+        return f"SELECT pg_terminate_backend({self.pid})"
+
+    def __str__(self) -> str:
+        since = "" if self.open_s is None else f", open for {duration(max(0.0, self.open_s))}"
+        if self.gid is not None:
+            return f"the prepared transaction {shown(self.gid)!r}{since}"
+        who = ", ".join(shown(word) for word in (self.application_name, self.role, self.state) if word)
+        return f"the transaction of pid {self.pid} ({who}){since}"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All that decides when a delivery goes out, as it was at *now*.
+
+    *settings* None: nobody registered the webhook; *lane* None: no worker has looked at it yet. *in_flight* counts its leases,
+    *ahead* the deliveries that go first (`MOST_AHEAD` and more look alike). *log* are its attempts, the first first.
+    """
+
+    now: float
+    row: Row
+    disabled_reason: str | None
+    settings: Settings | None
+    lane: Lane | None
+    in_flight: int
+    ahead: int
+    workers: Sequence[Worker]
+    lockers: Sequence[OpenTransaction]
+    log: Sequence[dict[str, Any]]
+
+    @property
+    def last_reason(self) -> str | None:
+        """What the last attempt came to."""
+        details = self.log[-1]["event_details"] if self.log else None
+        return details.get("reason") if isinstance(details, dict) else None
+
+
+def read(connection: database.Connection, delivery_id: int, defaults: Defaults) -> Facts | None:
+    """Return what the database says of a delivery, None where it cannot be seen. Raises `psycopg.Error`.
+
+    Call it in a REPEATABLE READ transaction: several statements must see the same moment.
+    """
+    # As workers' sessions do: on a queue that was never analysed a planner would rather read all of it.
+    connection.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off")
+    found = database.fetch_one(connection, "delivery_explain", delivery_id=delivery_id)
+    if found is None:
+        return None
+    for column in ("next_retry_at", "delivered_at", "lease_until"):
+        if found[column] is not None:
+            found[column] = min(max(found[column], FIRST), LAST)
+    webhook_id, now, disabled_reason = found["webhook_id"], found.pop("now"), found.pop("disabled_reason")
+    row = Row(status=Status(found.pop("delivery_status")), **found)
+    only_this = {"webhook_ids": session.number_array([webhook_id])}
+    registered = _first(connection, "read_settings", only_this)
+    lane = _first(connection, "delivery_explain_lane", {"webhook_id": webhook_id})
+    leases = _first(connection, "count_leases", only_this)
+    ahead = database.fetch_one(connection, "delivery_explain_ahead", delivery_id=delivery_id, most=MOST_AHEAD)
+    lockers = database.fetch(connection, "delivery_explain_lockers", delivery_id=delivery_id, webhook_id=webhook_id)
+    return Facts(
+        now=now,
+        row=row,
+        disabled_reason=disabled_reason,
+        settings=None if registered is None else settings_of(registered, defaults),
+        lane=None if lane is None else lane_of(lane),
+        in_flight=leases[1] if leases else 0,
+        ahead=ahead["ahead"] if ahead else 0,
+        workers=[Worker(**worker) for worker in database.fetch(connection, "delivery_explain_workers")],
+        lockers=[OpenTransaction(**locker) for locker in lockers],
+        log=database.fetch(connection, "delivery_attempts", delivery_id=delivery_id),
+    )
+
+
+def producers(connection: database.Connection) -> list[OpenTransaction]:
+    """Return the open transactions that may have inserted deliveries, the oldest first. Raises `psycopg.Error`."""
+    return [OpenTransaction(what="queue", **row) for row in database.fetch(connection, "delivery_explain_producers")]
+
+
+def _first(connection: database.Connection, statement: str, parameters: dict[str, Any]) -> tuple[Any, ...] | None:
+    return connection.execute(statements.load(statement).encode(), parameters).fetchone()

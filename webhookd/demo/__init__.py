@@ -1,0 +1,1 @@
+"""The demo and what it runs on one machine: receivers, an embedded PostgreSQL, webhookd itself."""

@@ -1,0 +1,1 @@
+"""Everything that executes delivery SQL. No thread and no policy here."""

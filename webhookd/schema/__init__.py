@@ -1,0 +1,1 @@
+"""The schema: migrations, the database's identity, and the tables of an earlier pggit."""

@@ -1,0 +1,140 @@
+"""Tells a copy of the database from the original, and makes a copy usable.
+
+A dump of production that is restored for staging holds production's pending deliveries. So the schema remembers which
+cluster and which database it was made in, workers refuse to send out of any other, and `webhookd adopt` says what is
+to become of the copy. Replicas share the cluster's identifier, so failover is no copy; neither can a copy of the
+whole cluster's files be told from it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from typing import Any
+
+import psycopg
+
+from webhookd.errors import UnusableError, WebhookdError
+from webhookd.postgres import session
+
+# How long ago a worker of a living fleet may have reported at most, in seconds.
+LIVING_S = 60
+
+SETTINGS = (
+    *("search_path = ''", "TimeZone = 'UTC'", "DateStyle = 'ISO'", "IntervalStyle = 'postgres'"),
+    "default_transaction_isolation = 'read committed'",
+    *("default_transaction_read_only = off", "statement_timeout = 0", "idle_in_transaction_session_timeout = 0"),
+    *("lock_timeout = 0", "standard_conforming_strings = on", "client_min_messages = warning"),
+)
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+
+def adopt(dsn: str, *, discard_pending: bool) -> int:
+    """Make a copied database this installation's own, and return how many deliveries were discarded.
+
+    With *discard_pending* what waits to be sent becomes `failed`, and a new installation_id makes every later
+    webhook-id differ from the original's. Without it the copy carries on where the original stopped. Raise
+    `UnusableError` where there is no schema or while workers run on it.
+    """
+    with connect(dsn, role="adopt") as connection, connection.transaction():
+        if _value(connection, b"SELECT to_regclass('pggit.installation')") is None:
+            raise UnusableError("the database has no schema of webhookd's: run `webhookd migrate`")
+        _refuse_living_workers(connection)
+        discarded = _discard_pending(connection) if discard_pending else 0
+        system, oid = _identity(connection)
+        connection.execute("UPDATE pggit.installation SET system_identifier = %s, database_oid = %s", (system, oid))
+        return discarded
+
+
+def remember_identity(connection: Connection) -> None:
+    """Store where this database is, once; a copy keeps the original's until it is adopted."""
+    system, oid = _identity(connection)
+    connection.execute(
+        "UPDATE pggit.installation SET system_identifier = %s, database_oid = %s WHERE database_oid = 0", (system, oid)
+    )
+
+
+def refuse_copy(connection: Connection) -> None:
+    """Raise `UnusableError` when the database was copied from another one and not adopted since."""
+    row = connection.execute("SELECT system_identifier, database_oid::bigint FROM pggit.installation").fetchone()
+    if row is None:
+        raise UnusableError("pggit.installation is empty: run `webhookd adopt --discard-pending` or `--continue`")
+    system, oid = _identity(connection)
+    # A role may be forbidden to ask for the identifier: then the database's own number has to do.
+    if oid != row[1] or (system and row[0] and system != row[0]):
+        raise UnusableError(
+            "this database is a copy of another one and holds its pending deliveries: run `webhookd adopt"
+            " --discard-pending` to start afresh, or `webhookd adopt --continue` where it takes over from the original"
+        )
+
+
+@contextmanager
+def connect(dsn: str, *, role: str) -> Iterator[session.Connection]:
+    """Open a connection in autocommit mode that no default of a role or database can mislead.
+
+    Raise `UnusableError` for a malformed *dsn*, `WebhookdError` for a database that cannot be reached or goes away.
+    """
+    try:
+        connection = session.Connection.connect(
+            dsn,
+            autocommit=True,
+            prepare_threshold=None,
+            client_encoding="utf8",
+            connect_timeout=10,
+        )
+    except psycopg.ProgrammingError as error:
+        raise UnusableError(f"the DSN cannot be read: {first_line(error)}") from error
+    except psycopg.OperationalError as error:
+        raise WebhookdError(f"the database cannot be reached: {first_line(error)}") from error
+    with connection:
+        try:
+            session.configure(connection, application_name=f"webhookd/{role}", settings=SETTINGS)
+            yield connection
+        except psycopg.OperationalError as error:
+            raise WebhookdError(f"the database failed: {first_line(error)}") from error
+        except psycopg.Error as error:
+            raise UnusableError(f"the database refused: {first_line(error)}") from error
+
+
+def first_line(error: psycopg.Error) -> str:
+    """Return what the server (or libpq) says as one line, with the detail where there is one."""
+    message = error.diag.message_primary or str(error).strip().partition("\n")[0]
+    detail = (error.diag.message_detail or "").partition("\n")[0]
+    return f"{message} ({detail})" if detail else message
+
+
+def _identity(connection: Connection) -> tuple[str, int]:
+    oid = _value(connection, b"SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = current_database()")
+    may_ask = _value(connection, b"SELECT has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE')")
+    # Two statements: the right is checked when a statement starts, whatever a CASE around the call says.
+    system = _value(connection, b"SELECT system_identifier::text FROM pg_catalog.pg_control_system()") if may_ask else ""
+    return str(system), int(oid)
+
+
+def _refuse_living_workers(connection: Connection) -> None:
+    living = connection.execute(
+        "SELECT worker_id, host FROM pggit.workers WHERE seen_at > now() - %s * interval '1 second'"
+        " ORDER BY seen_at DESC LIMIT 1",
+        (LIVING_S,),
+    ).fetchone()
+    if living is not None:
+        raise UnusableError(
+            f"{living[0]} on {living[1]} reported to this database within the last {LIVING_S} s: "
+            "stop its webhookd, or wait that long where the row was copied too"
+        )
+
+
+def _discard_pending(connection: Connection) -> int:
+    discarded = connection.execute(_statement("discard_pending")).rowcount
+    connection.execute(_statement("reset_lanes"))
+    connection.execute("UPDATE pggit.installation SET installation_id = gen_random_uuid()")
+    return discarded
+
+
+def _statement(name: str) -> bytes:
+    return (resources.files("webhookd.sql") / "adopt" / f"{name}.sql").read_bytes()
+
+
+def _value(connection: Connection, statement: bytes) -> Any:
+    row = connection.execute(statement).fetchone()
+    return None if row is None else row[0]

@@ -1,0 +1,1 @@
+"""The parent process: forks workers, watches and replaces them. No thread, no database."""

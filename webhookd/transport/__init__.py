@@ -1,0 +1,1 @@
+"""One HTTP exchange: where it may go, its connection, its bytes, and what came back."""

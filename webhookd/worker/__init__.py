@@ -1,0 +1,1 @@
+"""One worker process: claims, sends and records, in a few threads."""

@@ -1,0 +1,135 @@
+"""The LISTEN connection: where wakeups arrive."""
+
+import math
+import select
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from contextlib import ExitStack
+from uuid import uuid4
+
+import psycopg
+from psycopg_pool import ConnectionPool
+
+from webhookd.postgres import session
+from webhookd.transport.background import in_background
+
+WAKE_CHANNEL = "webhookd_wake"
+HEARS_WITHIN_S = 3.0
+
+
+class DeafError(psycopg.OperationalError):
+    """What is notified does not arrive: the connection leads through a pooler, or to another database."""
+
+
+class Listener:
+    """One connection that listens, opened by a thread of its own: a host that answers nothing holds nobody up.
+
+    Used by the dispatcher's thread only.
+    """
+
+    def __init__(self, dsn: str, *, application_name: str) -> None:
+        self._dsn = dsn
+        self._application_name = application_name
+        self._opening: Future[session.Connection] | None = None
+        self._connection: session.Connection | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whatever is committed while this is true is heard."""
+        return self._connection is not None and not self._connection.closed
+
+    @property
+    def opening(self) -> bool:
+        return self._opening is not None
+
+    def open(self, pool: ConnectionPool[session.Connection], done: Callable[[], None]) -> None:
+        """Begin to connect, to LISTEN and to see whether a NOTIFY sent through *pool* arrives; returns at once.
+
+        In the end *done* is called, in another thread, and `opened` says what has become of it.
+        """
+        self.close()
+        self._opening = in_background(lambda: self._connect(pool), name="webhookd-listener")
+        self._opening.add_done_callback(lambda _: done())
+
+    def opened(self) -> bool:
+        """Return whether what `open` began has ended well, False while it lasts; raises what it failed with.
+
+        That is `DeafError` or another `psycopg.Error`. Whatever was notified before this is lost.
+        """
+        if self._opening is None or not self._opening.done():
+            return False
+        ended, self._opening = self._opening, None
+        self._connection = ended.result()
+        return True
+
+    def close(self) -> None:
+        """Close the connection, if there is one, and give up opening one."""
+        if self._opening is not None:
+            self._opening.add_done_callback(_close_unwanted)
+            self._opening = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def fileno(self) -> int:
+        """Return the socket to wait on; -1 without a connection."""
+        return -1 if self._connection is None or self._connection.closed else self._connection.fileno()
+
+    def drain(self) -> list[str]:
+        """Return the payloads that have arrived, without blocking. Raises `psycopg.OperationalError`."""
+        return [] if self._connection is None else _payloads(self._connection)
+
+    def _connect(self, pool: ConnectionPool[session.Connection]) -> session.Connection:
+        connection = session.connect(self._dsn, application_name=self._application_name)
+        with ExitStack() as unless_done:
+            unless_done.callback(connection.close)
+            if connection.behind_pooler and session.lent_by_transaction(connection, pool.connection):
+                # LISTEN would stay in a session that somebody else gets next.
+                raise DeafError("a pooler in transaction mode")
+            connection.execute(session.listen_statement(WAKE_CHANNEL))
+            if not _hears(connection, pool):
+                if connection.behind_pooler:
+                    connection.execute(f"UNLISTEN {WAKE_CHANNEL}".encode())  # with some luck in the session that listens
+                raise DeafError(f"a NOTIFY did not arrive within {HEARS_WITHIN_S:g} s")
+            unless_done.pop_all()
+        return connection
+
+
+def readable(descriptors: Iterable[int], *, within_s: float) -> set[int]:
+    """Return those *descriptors* with something to read, the end or an error included; waits *within_s* for the first.
+
+    Negative ones are left out. Not with select, which takes none from 1024 on: a worker has one open for each receiver.
+    """
+    poller = select.poll()
+    for descriptor in descriptors:
+        if descriptor >= 0:
+            poller.register(descriptor, select.POLLIN)
+    # Rounded up: what ends a moment too early is begun again, over and over. Below zero would be for ever.
+    return {descriptor for descriptor, _ in poller.poll(max(0, math.ceil(1000 * within_s)))}
+
+
+def _close_unwanted(future: Future[session.Connection]) -> None:
+    if future.exception() is None:
+        future.result().close()
+
+
+def _payloads(connection: session.Connection) -> list[str]:
+    connection.pgconn.consume_input()
+    payloads = []
+    while (notification := connection.pgconn.notifies()) is not None:
+        payloads.append(notification.extra.decode())
+    return payloads
+
+
+def _hears(connection: session.Connection, pool: ConnectionPool[session.Connection]) -> bool:
+    """Return whether a NOTIFY sent through *pool* arrives; what arrives before it is not kept."""
+    word = f"probe {uuid4()}"
+    with pool.connection() as sender:
+        sender.execute("SELECT pg_notify(%s, %s)", [WAKE_CHANNEL, word])
+    deadline = time.monotonic() + HEARS_WITHIN_S
+    while (left := deadline - time.monotonic()) > 0:
+        readable([connection.fileno()], within_s=left)
+        if word in _payloads(connection):
+            return True
+    return False
