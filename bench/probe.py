@@ -13,7 +13,7 @@ from webhookd.core.answer import Answer, AnswerKind
 from webhookd.core.model import Attempted, Result
 from webhookd.postgres import session as store
 from webhookd.postgres.claim import Claimer, defaults_of
-from webhookd.postgres.record import Recorder
+from webhookd.postgres.record import ResultWriter
 
 LIMIT = 200  # rows a claim
 CLAIMS, FIRST_CLAIMS = 25, 5  # the first ones prepare statements and warm caches
@@ -36,7 +36,7 @@ def probe(dsn: str, connection: Connection, level: Level) -> Claims:
     """Claim and record as a worker would that is alone; what is claimed is replaced. Blocks for seconds."""
     worker, defaults = "probe", defaults_of(Config())
     claimer = Claimer(worker_id=worker, incarnation=uuid4(), defaults=defaults)
-    recorder = Recorder(worker_id=worker, defaults=defaults)
+    recorder = ResultWriter(worker_id=worker, defaults=defaults)
     statements = Statements(connection)
     times_ms: list[float] = []
     rows = 0

@@ -32,7 +32,7 @@ class ExitCode(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerSeat:
+class Lifeline:
     """One worker's place. *incarnation* is new with every process and owns its leases; *metrics_socket* listens
     already.
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from webhookd.config import load as config
-from webhookd.config.load import Config, Settings
+from webhookd.config.load import Config, LoadedConfig
 from webhookd.errors import UnusableError
 
 
@@ -16,7 +16,7 @@ def load(
     command_line: Mapping[str, object] | None = None,
     environ: Mapping[str, str] | None = None,
     file: Path | None = None,
-) -> Settings:
+) -> LoadedConfig:
     return config.load(command_line or {}, environ=environ or {}, file=file)
 
 

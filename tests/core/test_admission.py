@@ -14,11 +14,11 @@ from webhookd.core import lane as lanes
 from webhookd.core.breaker import Breaker, CircuitState
 from webhookd.core.bucket import Bucket
 from webhookd.core.lane import Lane
-from webhookd.core.model import Settings
+from webhookd.core.model import WebhookSettings
 
 NOW = 1000.0
 RECOUNT_S = 5.0
-PLAIN = Settings(1, "https://example.com/", True, None, (), 5.0, 3, 0.0, 3, 1.0, 64.0, 2, 30.0)
+PLAIN = WebhookSettings(1, "https://example.com/", True, None, (), 5.0, 3, 0.0, 3, 1.0, 64.0, 2, 30.0)
 
 instants = st.sampled_from([None, None, None, NOW - 1.0, NOW, NOW + 1.0, NOW + 8.0])
 registered = st.builds(
@@ -54,7 +54,7 @@ class Room:
     tokens: float
 
     @classmethod
-    def of(cls, lane: Lane, setting: Settings | None) -> "Room":
+    def of(cls, lane: Lane, setting: WebhookSettings | None) -> "Room":
         if setting is None:
             return cls([("unregistered", None)], 0, 0)
         rows = setting.max_in_flight - lane.in_flight
@@ -73,7 +73,7 @@ class Room:
 def the_first_block_is_named_with_its_end(core: ModuleType, how: settings) -> None:
     @how
     @given(lane_states, st.one_of(registered, registered, st.none()), wishes)
-    def holds(lane: Lane, setting: Settings | None, wish: int) -> None:
+    def holds(lane: Lane, setting: WebhookSettings | None, wish: int) -> None:
         blocks = Room.of(lane, setting).blocks
         admission = core.admit(lane, setting, now=NOW, wish=wish)
         assert (admission.quota == 0) == bool(blocks)
@@ -86,7 +86,7 @@ def the_first_block_is_named_with_its_end(core: ModuleType, how: settings) -> No
 def gives_all_that_wish_room_and_tokens_allow(core: ModuleType, how: settings) -> None:
     @how
     @given(lane_states, registered, wishes)
-    def holds(lane: Lane, setting: Settings, wish: int) -> None:
+    def holds(lane: Lane, setting: WebhookSettings, wish: int) -> None:
         lane, setting = unblocked(lane, setting, Breaker())
         room = Room.of(lane, setting)
         admission = core.admit(lane, setting, now=NOW, wish=wish)
@@ -100,7 +100,7 @@ def a_probe_is_one_row(core: ModuleType, how: settings) -> None:
 
     @how
     @given(lane_states, registered, wishes, states, st.sampled_from([None, NOW - 1.0, NOW]))
-    def holds(lane: Lane, setting: Settings, wish: int, state: CircuitState, until: float | None) -> None:
+    def holds(lane: Lane, setting: WebhookSettings, wish: int, state: CircuitState, until: float | None) -> None:
         lane, setting = unblocked(lane, setting, Breaker(state, 1, 2, until))
         admission = core.admit(lane, setting, now=NOW, wish=wish)
         assert (admission.quota, admission.probe, admission.blocked_by) == (1, True, "circuit")
@@ -111,7 +111,7 @@ def a_probe_is_one_row(core: ModuleType, how: settings) -> None:
 def a_probe_needs_room_and_a_token_too(core: ModuleType, how: settings) -> None:
     @how
     @given(lane_states, registered, st.booleans(), st.sampled_from([0.0, 0.5]))
-    def holds(lane: Lane, setting: Settings, full: bool, tokens: float) -> None:
+    def holds(lane: Lane, setting: WebhookSettings, full: bool, tokens: float) -> None:
         lane, setting = unblocked(lane, setting._replace(rate=0.5), Breaker(CircuitState.OPEN, 1, 2, NOW))
         lane = replace(lane, in_flight=setting.max_in_flight) if full else replace(lane, bucket=Bucket(tokens, NOW))
         admission = core.admit(lane, setting, now=NOW, wish=1)
@@ -126,7 +126,7 @@ def says_what_the_lane_waits_for_next(core: ModuleType, how: settings) -> None:
 
     @how
     @given(lane_states, registered, wishes)
-    def holds(lane: Lane, setting: Settings, wish: int) -> None:
+    def holds(lane: Lane, setting: WebhookSettings, wish: int) -> None:
         lane, setting = unblocked(lane, setting, Breaker())
         admission = core.admit(lane, setting, now=NOW, wish=wish)
         after = Room.of(taken(lane, admission.quota, setting, now=NOW), setting)
@@ -138,7 +138,7 @@ def says_what_the_lane_waits_for_next(core: ModuleType, how: settings) -> None:
     holds()
 
 
-def unblocked(lane: Lane, setting: Settings, breaker: Breaker) -> tuple[Lane, Settings]:
+def unblocked(lane: Lane, setting: WebhookSettings, breaker: Breaker) -> tuple[Lane, WebhookSettings]:
     """Return the two with *breaker*, and changed as far as something blocks them."""
     return replace(
         lane,
@@ -149,7 +149,7 @@ def unblocked(lane: Lane, setting: Settings, breaker: Breaker) -> tuple[Lane, Se
     ), setting._replace(enabled=True)
 
 
-def taken(lane: Lane, count: int, setting: Settings, *, now: float) -> Lane:
+def taken(lane: Lane, count: int, setting: WebhookSettings, *, now: float) -> Lane:
     bucket = lane.bucket.take(count, now, rate=setting.rate, burst=setting.burst)
     return replace(lane, bucket=bucket, in_flight=lane.in_flight + count)
 

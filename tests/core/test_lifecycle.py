@@ -13,13 +13,13 @@ from tests.support.mutants import CHECK, HUNT, Mutant, planted_in
 from webhookd.core import lifecycle
 from webhookd.core.answer import Answer, AnswerKind, CircuitVote
 from webhookd.core.breaker import Breaker
-from webhookd.core.model import Attempted, Delivery, GivenBack, Lost, Outcome, Settings
+from webhookd.core.model import Attempted, Delivery, GivenBack, Lost, Outcome, WebhookSettings
 
 NOW_AT = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 DAY_S = 86_400.0
 BASE_S, CAP_S = 1.0, 8.0
 WAITING = ("pending", "retrying")
-SETTINGS = Settings(1, "https://example.com/", True, None, (), 5.0, 50, 10.0, 20, BASE_S, CAP_S, 5, 60.0)
+SETTINGS = WebhookSettings(1, "https://example.com/", True, None, (), 5.0, 50, 10.0, 20, BASE_S, CAP_S, 5, 60.0)
 
 NEW = Delivery(
     delivery_id=1,

@@ -30,7 +30,7 @@ short_spans = st.floats(0.0, 1.0)
 spans = st.one_of(short_spans, st.floats(1.0, 100.0))
 
 
-class Place(RuleBasedStateMachine):
+class Slot(RuleBasedStateMachine):
     """One place through starts, beats and deaths. The model keeps plain lists and works everything out from them."""
 
     kind: type[Restart] = Restart
@@ -88,7 +88,7 @@ class Place(RuleBasedStateMachine):
 
 
 def property_model(kind: type[Restart], how: settings) -> None:
-    run_state_machine_as_test(type("PlaceOfKind", (Place,), {"kind": kind}), settings=how)
+    run_state_machine_as_test(type("PlaceOfKind", (Slot,), {"kind": kind}), settings=how)
 
 
 def property_crash_loop_never_spins(kind: type[Restart], how: settings) -> None:

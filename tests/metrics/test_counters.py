@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from webhookd import __version__
 from webhookd.core.answer import Answer, AnswerKind
 from webhookd.metrics.counters import Metrics
-from webhookd.metrics.counts import AttemptStatus, ObservedAttempt, QueueCause, QueueCounts, Wakeup
+from webhookd.metrics.counts import AttemptStatus, ObservedAttempt, QueueCause, QueueCounts, WakeupCause
 from webhookd.metrics.exposition import Exposition
 
 SEED_BUCKETS = {"0.01", "0.05", "0.1", "0.5", "1.0", "2.0", "5.0"}
@@ -64,7 +64,7 @@ def busy_metrics() -> Metrics:
     metrics.observe_attempts([ObservedAttempt(1001, AttemptStatus.DELIVERED, 0.2, answer), attempt(7), attempt(8)])
     metrics.recorded(3, refused=1)
     metrics.claimed(4)
-    metrics.woken(Wakeup.NOTIFY)
+    metrics.woken(WakeupCause.NOTIFY)
     metrics.rate_limited(1001, now=50.0)
     metrics.circuit_opened(7)
     metrics.set_queue(QueueCounts(4, {QueueCause.DUE: 1, QueueCause.PAUSED: 9}, oldest_due_s=1.5))
@@ -257,7 +257,7 @@ def test_claims_records_and_gauges_show_what_was_reported() -> None:
     metrics.recorded(5, refused=2)
     metrics.leases_lost(3)
     metrics.given_back(4)
-    metrics.woken(Wakeup.NOTIFY)
+    metrics.woken(WakeupCause.NOTIFY)
     metrics.set_senders(threads=8, in_hand=6)
     metrics.set_listener_connected(True)
     metrics.set_database_up(True)
@@ -281,9 +281,9 @@ def test_claims_records_and_gauges_show_what_was_reported() -> None:
             "record_batch_size_sum": 7,
         }.items()
     )
-    assert {reason: scrape.value("webhookd_wakeups_total", reason=reason) for reason in Wakeup} == {
-        **dict.fromkeys(Wakeup, 0),
-        Wakeup.NOTIFY: 1,
+    assert {reason: scrape.value("webhookd_wakeups_total", reason=reason) for reason in WakeupCause} == {
+        **dict.fromkeys(WakeupCause, 0),
+        WakeupCause.NOTIFY: 1,
     }
     assert scrape.value("webhookd_build_info", version=__version__) == 1
 
@@ -316,7 +316,7 @@ def test_a_snapshot_does_not_change_when_counting_goes_on() -> None:
     metrics.observe_attempts(ObservedAttempt(webhook_id, AttemptStatus.FAILED, 1.0, answer) for webhook_id in range(10))
     metrics.recorded(3, refused=1)
     metrics.claimed(4)
-    metrics.woken(Wakeup.SWEEP)
+    metrics.woken(WakeupCause.SWEEP)
     metrics.rate_limited(1001, now=90.0)
     metrics.circuit_opened(8)
     metrics.set_queue(None)

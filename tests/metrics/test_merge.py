@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from webhookd.core.answer import Answer, AnswerKind
 from webhookd.metrics import merge as merged
 from webhookd.metrics.counters import Metrics
-from webhookd.metrics.counts import AttemptStatus, ObservedAttempt, QueueCause, QueueCounts, Wakeup
+from webhookd.metrics.counts import AttemptStatus, ObservedAttempt, QueueCause, QueueCounts, WakeupCause
 from webhookd.metrics.exposition import Exposition
 
 CHECK = settings(max_examples=25, deadline=None, database=None, derandomize=True)
@@ -53,7 +53,7 @@ def workers(draw: st.DrawFn, name: str = "worker-1") -> str:
     metrics.claimed(draw(st.integers(0, 10)))
     metrics.recorded(draw(st.integers(0, 10)), refused=draw(st.integers(0, 2)))
     metrics.circuit_opened(draw(st.integers(1, 4)))
-    metrics.woken(draw(st.sampled_from(Wakeup)))
+    metrics.woken(draw(st.sampled_from(WakeupCause)))
     metrics.set_senders(threads=draw(st.integers(0, 64)), in_hand=draw(st.integers(0, 500)))
     metrics.set_listener_connected(draw(st.booleans()))
     metrics.set_database_up(draw(st.booleans()))

@@ -163,7 +163,7 @@ def test_there_are_no_floors_while_looks_are_fast(database: Database, worker: En
     assert worker.claimer.next_look(worker.connection).lane_s == math.inf
 
 
-def alarmed(floor: horizon.Floor, seconds: float, *, lanes: int) -> bool:
+def alarmed(floor: horizon.Horizon, seconds: float, *, lanes: int) -> bool:
     floor.looked(seconds, lanes=lanes)
     return floor.slow
 
@@ -171,7 +171,7 @@ def alarmed(floor: horizon.Floor, seconds: float, *, lanes: int) -> bool:
 def test_a_false_alarm_costs_one_full_look_and_then_none_for_a_while(worker: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(horizon, "SLOW_LOOK_S", 30.0)
     monkeypatch.setattr(horizon, "FALSE_ALARM_S", 2.0)
-    floor = horizon.Floor()
+    floor = horizon.Horizon()
     assert alarmed(floor, 60.0, lanes=1)
     floor.keep(worker.connection)
     assert not floor.slow
@@ -181,7 +181,7 @@ def test_a_false_alarm_costs_one_full_look_and_then_none_for_a_while(worker: Eng
 
 @pytest.mark.usefixtures("slow")
 def test_a_full_look_that_the_database_gives_up_leaves_the_floors_as_they_are(database: Database, worker: Engine) -> None:
-    floor = horizon.Floor()
+    floor = horizon.Horizon()
     assert alarmed(floor, 60.0, lanes=1)
     floor.keep(worker.connection)
     found = floor.floors
@@ -215,7 +215,7 @@ def test_a_lanes_floor_leaves_room_for_what_commits_late(
 
 
 def test_many_lanes_take_their_time_without_any_past(database: Database, worker: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    floor = horizon.Floor()
+    floor = horizon.Horizon()
     assert not alarmed(floor, 0.02, lanes=100)
     # Nor do floors stay because it takes long to find them for many webhooks.
     database.execute(

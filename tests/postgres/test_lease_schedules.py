@@ -19,7 +19,7 @@ from tests.support.lease_schedule import WEBHOOKS, run_schedules
 from tests.support.postgres import Database, Server
 from webhookd.postgres import horizon
 from webhookd.postgres.claim import Claimer
-from webhookd.postgres.horizon import Floor
+from webhookd.postgres.horizon import Horizon
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +50,10 @@ def test_a_floor_under_an_old_snapshot_hides_no_row_for_ever(scheduled: Database
 
 
 def test_a_lane_whose_floor_outlives_its_last_row_is_found(scheduled: Database, looks_are_slow: None) -> None:
-    def keep(floor: Floor, webhook_id: int, first_at: float | None, *, now_at: float) -> None:
+    def keep(floor: Horizon, webhook_id: int, first_at: float | None, *, now_at: float) -> None:
         floor._lanes[webhook_id] = now_at, math.inf
 
-    with patch.object(Floor, "claimed", keep), pytest.raises(AssertionError, match="nobody's for ever"):
+    with patch.object(Horizon, "claimed", keep), pytest.raises(AssertionError, match="nobody's for ever"):
         run_schedules(scheduled, range(40))
 
 

@@ -22,8 +22,8 @@ from tests.support.postgres import Database
 from webhookd.config.kinds import LONGEST_S
 from webhookd.core.model import Result
 from webhookd.transport.client import Transport
-from webhookd.worker.attempt import Courier
-from webhookd.worker.circuits import Hints
+from webhookd.worker.attempt import AttemptRunner
+from webhookd.worker.circuits import LocalCircuits
 
 SECONDS = [5e-324, 1e-14, 1e9, 1e13, 1e308]
 WHOLE: list[float] = [1, 2**31 - 1]
@@ -122,7 +122,7 @@ def test_headers_that_cannot_be_read_fail_their_own_webhooks_deliveries_and_say_
     register(database, 2)
     [failing] = insert(database, 1)
     insert(database, 2)
-    courier = Courier(sender, Hints(), installation="wh_test")
+    courier = AttemptRunner(sender, LocalCircuits(), installation="wh_test")
     with engine(database, defaults=ROOMY) as worker:
         claimed = {item.webhook_id: item for item in worker.take_all()}
         assert claimed.keys() == {1, 2}

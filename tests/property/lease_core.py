@@ -10,7 +10,7 @@ from webhookd.core.breaker import Breaker
 from webhookd.core.bucket import Bucket
 from webhookd.core.lane import Lane
 from webhookd.core.lifecycle import Settlement
-from webhookd.core.model import Attempted, Delivery, GivenBack, Lost, Outcome, Result, Settings
+from webhookd.core.model import Attempted, Delivery, GivenBack, Lost, Outcome, Result, WebhookSettings
 
 
 class Core:
@@ -22,7 +22,7 @@ class Core:
         self._fleet = fleet
         self._settles = settles
         self._settles_lane = settles_lane
-        self._settings = Settings(1, "", True, None, (), 5.0, fleet.cap, 0.0, 1, 1.0, 1.0, 1_000_000, 1.0)
+        self._settings = WebhookSettings(1, "", True, None, (), 5.0, fleet.cap, 0.0, 1, 1.0, 1.0, 1_000_000, 1.0)
         self._settlements: dict[tuple[End, int, int, int], Settlement] = {}
         self._quotas: dict[tuple[int, int], int] = {}
         self._in_flights: dict[tuple[int, tuple[Claim, ...]], int] = {}

@@ -18,8 +18,8 @@ import psycopg
 
 from webhookd.core import restart
 from webhookd.postgres.claim import Claimer
-from webhookd.postgres.record import Recorder
-from webhookd.worker.attempt import Courier
+from webhookd.postgres.record import ResultWriter
+from webhookd.worker.attempt import AttemptRunner
 
 # A storm that kills a worker a second would mostly wait for its places to be filled again.
 restart.BACKOFF_MAX_S = 0.5
@@ -28,10 +28,10 @@ STEPS: dict[str, tuple[type, str]] = {
     "claim_uncommitted": (Claimer, "_take"),
     "claimed": (Claimer, "claim"),
     "claim_answer_lost": (Claimer, "_take"),
-    "sent": (Courier, "deliver"),
-    "record_uncommitted": (Recorder, "_record_in"),
-    "recorded": (Recorder, "record"),
-    "record_answer_lost": (Recorder, "_record_in"),
+    "sent": (AttemptRunner, "deliver"),
+    "record_uncommitted": (ResultWriter, "_record_in"),
+    "recorded": (ResultWriter, "record"),
+    "record_answer_lost": (ResultWriter, "_record_in"),
 }
 
 

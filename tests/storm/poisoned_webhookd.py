@@ -10,22 +10,22 @@ import sys
 
 from webhookd.core import restart
 from webhookd.core.model import Delivery, Outcome
-from webhookd.worker.attempt import Courier
+from webhookd.worker.attempt import AttemptRunner
 
 restart.BACKOFF_MAX_S = 0.5
 
 
 def poison(webhook_id: int) -> None:
     """Have webhook *webhook_id*'s deliveries kill whoever sends them."""
-    deliver = Courier.deliver
+    deliver = AttemptRunner.deliver
 
-    def fatal(self: Courier, delivery: Delivery) -> Outcome:
+    def fatal(self: AttemptRunner, delivery: Delivery) -> Outcome:
         if delivery.webhook_id == webhook_id:
             print(f"poisoned by {delivery.delivery_id}", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
         return deliver(self, delivery)
 
-    Courier.deliver = fatal  # type: ignore[method-assign]
+    AttemptRunner.deliver = fatal  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ from typing import Any
 
 from webhookd.core import restart
 from webhookd.worker import process
-from webhookd.worker.attempt import Courier
-from webhookd.worker.recorder import Recording
-from webhookd.worker.senders import Senders
+from webhookd.worker.attempt import AttemptRunner
+from webhookd.worker.recorder import Recorder
+from webhookd.worker.senders import SenderPool
 
 
 def die() -> None:
@@ -40,10 +40,10 @@ def fail() -> None:
 
 ILLNESSES: dict[str, tuple[Any, str, Callable[[], None]]] = {
     "boot": (process, "_boot", die),
-    "dispatcher": (Senders, "submit", hang),
-    "exchange": (Courier, "deliver", fail),
-    "sender": (Senders, "_carry", fail),
-    "recorder": (Recording, "_record", fail),
+    "dispatcher": (SenderPool, "submit", hang),
+    "exchange": (AttemptRunner, "deliver", fail),
+    "sender": (SenderPool, "_carry", fail),
+    "recorder": (Recorder, "_record", fail),
 }
 
 

@@ -9,11 +9,11 @@ import pytest
 from webhookd.config.load import Config
 from webhookd.core.restart import Phase, Restart
 from webhookd.errors import UnusableError
-from webhookd.lifeline import WorkerSeat
+from webhookd.lifeline import Lifeline
 from webhookd.supervisor.fleet import Fleet
 
 
-def never_forked(config: Config, seat: WorkerSeat) -> int:
+def never_forked(config: Config, seat: Lifeline) -> int:
     raise AssertionError("nothing is started here")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from webhookd.lifeline import lost_line, parse_lost_line
 from webhookd.supervisor.child import Child
-from webhookd.supervisor.handover import RELEASE_GRACE_S, LostLeases
+from webhookd.supervisor.handover import RELEASE_GRACE_S, Handover
 
 
 class Keeper:
@@ -43,13 +43,13 @@ def keeper() -> Iterator[Keeper]:
 
 
 def test_a_drained_worker_leaves_nothing_behind() -> None:
-    lost = LostLeases()
+    lost = Handover()
     lost.died(uuid4(), clean=True, heard=0.0)
     assert not lost.waiting
 
 
 def test_a_dead_worker_waits_until_a_keeper_is_told_and_is_told_of_once(keeper: Keeper) -> None:
-    lost, dead = LostLeases(), uuid4()
+    lost, dead = Handover(), uuid4()
     lost.died(dead, clean=False, heard=0.0)
     lost.hand_over([], 0.0)
     assert lost.waiting == (dead,)
@@ -60,7 +60,7 @@ def test_a_dead_worker_waits_until_a_keeper_is_told_and_is_told_of_once(keeper: 
 
 
 def test_a_keeper_whose_lifeline_is_broken_is_passed_over(keeper: Keeper) -> None:
-    lost, dead = LostLeases(), uuid4()
+    lost, dead = Handover(), uuid4()
     broken = Keeper(has_reader=False)
     lost.died(dead, clean=False, heard=0.0)
     lost.hand_over([(broken.child, 0.0), (keeper.child, 0.0)], 0.0)
@@ -70,7 +70,7 @@ def test_a_keeper_whose_lifeline_is_broken_is_passed_over(keeper: Keeper) -> Non
 
 @pytest.mark.parametrize("clean", [True, False])
 def test_what_a_keeper_was_told_is_remembered_until_it_has_lived_on_for_a_while(keeper: Keeper, clean: bool) -> None:
-    lost, dead = LostLeases(), uuid4()
+    lost, dead = Handover(), uuid4()
     lost.died(dead, clean=False, heard=0.0)
     lost.hand_over([(keeper.child, 100.0)], 100.0)
     lost.died(keeper.child.incarnation, clean=clean, heard=100.0 + RELEASE_GRACE_S - 0.1)
@@ -78,7 +78,7 @@ def test_what_a_keeper_was_told_is_remembered_until_it_has_lived_on_for_a_while(
 
 
 def test_what_a_keeper_has_surely_released_is_forgotten(keeper: Keeper) -> None:
-    lost = LostLeases()
+    lost = Handover()
     lost.died(uuid4(), clean=False, heard=0.0)
     lost.hand_over([(keeper.child, 100.0)], 100.0)
     lost.died(keeper.child.incarnation, clean=False, heard=100.0 + RELEASE_GRACE_S)
@@ -86,7 +86,7 @@ def test_what_a_keeper_has_surely_released_is_forgotten(keeper: Keeper) -> None:
 
 
 def test_a_long_silence_before_its_death_does_not_count_as_life(keeper: Keeper) -> None:
-    lost, dead = LostLeases(), uuid4()
+    lost, dead = Handover(), uuid4()
     lost.died(dead, clean=False, heard=0.0)
     lost.hand_over([(keeper.child, 100.0)], 100.0)
     lost.died(keeper.child.incarnation, clean=False, heard=100.5)  # hung since; killed much later
@@ -94,7 +94,7 @@ def test_a_long_silence_before_its_death_does_not_count_as_life(keeper: Keeper) 
 
 
 def test_a_new_worker_that_dies_before_its_first_beat_gives_back_what_its_seat_named() -> None:
-    lost, dead, replacement = LostLeases(), uuid4(), uuid4()
+    lost, dead, replacement = Handover(), uuid4(), uuid4()
     lost.died(dead, clean=False, heard=0.0)
     lost.started(replacement)
     assert not lost.waiting
@@ -104,7 +104,7 @@ def test_a_new_worker_that_dies_before_its_first_beat_gives_back_what_its_seat_n
 
 def test_a_new_worker_s_time_to_release_begins_with_its_first_beat() -> None:
     for heard, expected in ((1000.0 + RELEASE_GRACE_S - 0.1, 2), (1000.0 + RELEASE_GRACE_S, 1)):
-        lost, replacement = LostLeases(), uuid4()
+        lost, replacement = Handover(), uuid4()
         lost.died(uuid4(), clean=False, heard=0.0)
         lost.started(replacement)
         lost.first_beat(replacement, 1000.0)

@@ -17,11 +17,11 @@ from tests.support.postgres import Database
 from webhookd.core.answer import Answer, AnswerKind
 from webhookd.core.model import Attempted, Delivery, GivenBack, Outcome, Result
 from webhookd.postgres import session, statements
-from webhookd.postgres.claim import Claim, Claimer, Defaults, make_lanes
-from webhookd.postgres.record import Recorded, Recorder
+from webhookd.postgres.claim import Claim, Claimer, WebhookDefaults, make_lanes
+from webhookd.postgres.record import RecordOutcome, ResultWriter
 
 # The documented defaults.
-STANDARD = Defaults(
+STANDARD = WebhookDefaults(
     timeout_s=5.0,
     max_in_flight=50,
     rate=10.0,
@@ -45,7 +45,7 @@ class Engine:
     incarnation: UUID
     connection: session.Connection
     claimer: Claimer
-    recorder: Recorder
+    recorder: ResultWriter
     sweep_lanes: str
 
     def claim(self, limit: int = 100) -> Claim:
@@ -68,13 +68,13 @@ class Engine:
             empty = 0 if claimed else empty + 1
         return deliveries
 
-    def record(self, results: Iterable[Result]) -> Recorded:
+    def record(self, results: Iterable[Result]) -> RecordOutcome:
         return self.recorder.record(self.connection, list(results))
 
-    def finish(self, deliveries: Iterable[Delivery], outcome: Outcome) -> Recorded:
+    def finish(self, deliveries: Iterable[Delivery], outcome: Outcome) -> RecordOutcome:
         return self.record([Result(delivery, outcome) for delivery in deliveries])
 
-    def release(self, incarnation: UUID | None = None) -> Recorded:
+    def release(self, incarnation: UUID | None = None) -> RecordOutcome:
         """Reap what ran out, or whatever *incarnation* holds."""
         return self.record(self.recorder.lost_leases(self.connection, incarnation=incarnation))
 
@@ -93,7 +93,7 @@ def engine(
     database: Database,
     worker_id: str = "worker-1",
     *,
-    defaults: Defaults = ROOMY,
+    defaults: WebhookDefaults = ROOMY,
     mutate: Callable[[str, str], str] | None = None,
 ) -> Iterator[Engine]:
     """Open a worker incarnation on *database*. *mutate* (name, text) -> text plants a fault in its statements."""
@@ -101,7 +101,7 @@ def engine(
     load = statements.load
     with patch.object(statements, "load", lambda name: mutate(name, load(name)) if mutate else load(name)):
         claimer = Claimer(worker_id=worker_id, incarnation=incarnation, defaults=defaults)
-        recorder = Recorder(worker_id=worker_id, defaults=defaults)
+        recorder = ResultWriter(worker_id=worker_id, defaults=defaults)
         sweep_lanes = statements.load("sweep_lanes")
     with session.connect(database.dsn, application_name=f"webhookd/{worker_id}/test") as connection:
         yield Engine(worker_id, incarnation, connection, claimer, recorder, sweep_lanes)

@@ -9,7 +9,7 @@ from tests.support.engine import STANDARD, unseen
 from tests.support.postgres import Database
 from webhookd.admin import facts as delivery_facts
 from webhookd.admin.explain import Reason, reasons
-from webhookd.postgres.claim import Defaults
+from webhookd.postgres.claim import WebhookDefaults
 
 LANE = "UPDATE pggit.webhook_health_metrics SET {} WHERE webhook_id = 1"
 
@@ -35,7 +35,7 @@ def explained(database: Database, delivery_id: int) -> list[Reason]:
         return explained_by(connection, delivery_id, STANDARD)
 
 
-def explained_by(connection: psycopg.Connection[tuple[Any, ...]], delivery_id: int, defaults: Defaults) -> list[Reason]:
+def explained_by(connection: psycopg.Connection[tuple[Any, ...]], delivery_id: int, defaults: WebhookDefaults) -> list[Reason]:
     connection.isolation_level, connection.read_only = psycopg.IsolationLevel.REPEATABLE_READ, True
     with connection.transaction():
         facts = delivery_facts.read(connection, delivery_id, defaults)

@@ -15,24 +15,24 @@ from tests.support.receivers import Receiver, answering
 from tests.support.waiting import eventually
 from webhookd.metrics.counters import Metrics
 from webhookd.postgres import session
-from webhookd.postgres.claim import BODY_BYTES, Claim, Claimer, Defaults, NextLook
-from webhookd.postgres.record import Recorder
+from webhookd.postgres.claim import BODY_BYTES, Claim, Claimer, NextLook, WebhookDefaults
+from webhookd.postgres.record import ResultWriter
 from webhookd.transport.client import Transport
 from webhookd.transport.egress import Egress
-from webhookd.worker.attempt import Courier
-from webhookd.worker.circuits import Hints
+from webhookd.worker.attempt import AttemptRunner
+from webhookd.worker.circuits import LocalCircuits
 from webhookd.worker.dispatcher import Dispatcher
 from webhookd.worker.listener import WAKE_CHANNEL, Listener
-from webhookd.worker.recorder import Recording
-from webhookd.worker.results import Results
-from webhookd.worker.senders import Senders
-from webhookd.worker.wakeup import Bell, News
-from webhookd.worker.watch import Watch
+from webhookd.worker.recorder import Recorder
+from webhookd.worker.results import ResultQueue
+from webhookd.worker.senders import SenderPool
+from webhookd.worker.wakeup import WakeReason, WakeupPipe
+from webhookd.worker.watch import NotifyDuty
 
 FLAG_DOWN = 1
 INSERT = "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) VALUES (1, '{}')"
 LEVELS = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
-DEFAULTS = Defaults(5.0, 50, 0.0, 20, 5.0, 1800.0, 5, 60.0)
+DEFAULTS = WebhookDefaults(5.0, 50, 0.0, 20, 5.0, 1800.0, 5, 60.0)
 
 
 def flag(database: Database) -> int:
@@ -46,7 +46,7 @@ class Member:
         self.incarnation = uuid4()
         self.listener = Listener(database.dsn, application_name="test/listen")
         self.connection = session.connect(database.dsn, application_name="test/work")
-        self.watch = Watch(self.listener, worker_id="test", incarnation=self.incarnation, metrics_address="127.0.0.1:1")
+        self.watch = NotifyDuty(self.listener, worker_id="test", incarnation=self.incarnation, metrics_address="127.0.0.1:1")
         self.watch.register(self.connection)
         with session.open_pool(database.dsn, application_name="test/probe", size=1) as pool:
             ended = threading.Event()
@@ -107,7 +107,7 @@ class CuedClaimer(Claimer):
         return next_look
 
 
-class CuedWatch(Watch):
+class CuedWatch(NotifyDuty):
     cues: Cues
 
     def take(self, connection: session.Connection) -> bool:
@@ -117,7 +117,7 @@ class CuedWatch(Watch):
         return taken
 
 
-class CuedSenders(Senders):
+class CuedSenders(SenderPool):
     room_now: int | None = None
     turns = 0  # of the dispatcher's loop
 
@@ -136,15 +136,15 @@ class Stage:
         self.database = database
         self.receiver = receiver
         self.cues = Cues()
-        self.bell = Bell()
+        self.bell = WakeupPipe()
         self.pool = session.open_pool(database.dsn, application_name="test/pool", size=2)
         self.transport = Transport(Egress(True, ["127.0.0.0/8"]))
-        metrics, hints = Metrics("test", max_webhooks=10), Hints()
-        results = Results()
-        courier = Courier(self.transport, hints, installation="wh_test")
+        metrics, hints = Metrics("test", max_webhooks=10), LocalCircuits()
+        results = ResultQueue()
+        courier = AttemptRunner(self.transport, hints, installation="wh_test")
         self.senders = CuedSenders(courier, results, most=4, bell=self.bell)
-        recorder = Recorder(worker_id="test", defaults=DEFAULTS)
-        self.recording = Recording(self.pool, recorder, results, hints=hints, metrics=metrics, bell=self.bell)
+        recorder = ResultWriter(worker_id="test", defaults=DEFAULTS)
+        self.recording = Recorder(self.pool, recorder, results, hints=hints, metrics=metrics, bell=self.bell)
         incarnation = uuid4()
         listener = Listener(database.dsn, application_name="test/listen")
         self.watch = watch(listener, worker_id="test", incarnation=incarnation, metrics_address="127.0.0.1:1")
@@ -180,13 +180,13 @@ class Stage:
     def lose_room(self) -> None:
         """Take the dispatcher's room away and wait until it has dropped the watch."""
         self.senders.room_now = 0
-        self.bell.ring(News.LOST)  # only so that it notices
+        self.bell.ring(WakeReason.LOST)  # only so that it notices
         eventually(lambda: flag(self.database) == FLAG_DOWN, what="the watch is dropped")
 
     def find_room(self) -> None:
         """Let it take one delivery at a time."""
         self.senders.room_now = 1
-        self.bell.ring(News.ROOM)
+        self.bell.ring(WakeReason.ROOM)
 
     def arrived(self, count: int, *, within_s: float) -> bool:
         return self.receiver.wait_for_requests(count, timeout_s=within_s)

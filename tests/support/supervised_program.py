@@ -20,7 +20,7 @@ from pathlib import Path
 
 from webhookd.config.load import Config
 from webhookd.errors import UnusableError
-from webhookd.lifeline import ExitCode, WorkerSeat, parse_lost_line
+from webhookd.lifeline import ExitCode, Lifeline, parse_lost_line
 from webhookd.supervisor.supervisor import Supervisor
 
 
@@ -43,7 +43,7 @@ class Mode(StrEnum):
 class Worker:
     """One worker's life."""
 
-    def __init__(self, config: Config, seat: WorkerSeat, folder: Path) -> None:
+    def __init__(self, config: Config, seat: Lifeline, folder: Path) -> None:
         self.seat = seat
         self.config = config
         self.folder = folder
@@ -141,7 +141,7 @@ def main() -> int:
             raise UnusableError(changes["unusable"])
         return Config(**(settings | changes))
 
-    def run_worker(config: Config, seat: WorkerSeat) -> int:
+    def run_worker(config: Config, seat: Lifeline) -> int:
         return Worker(config, seat, folder).run()
 
     try:

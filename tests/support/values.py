@@ -3,7 +3,7 @@
 import math
 
 from webhookd.core.breaker import Breaker
-from webhookd.core.model import Delivery, Settings
+from webhookd.core.model import Delivery, WebhookSettings
 
 
 def settings(
@@ -15,8 +15,8 @@ def settings(
     rate: float = 0.0,
     burst: int = 20,
     circuit_threshold: int = 5,
-) -> Settings:
-    return Settings(
+) -> WebhookSettings:
+    return WebhookSettings(
         webhook_id=webhook_id,
         url=url,
         enabled=True,
@@ -39,7 +39,7 @@ def delivery(
     webhook_id: int = 1,
     breaker: Breaker | None = None,
     claimed: float = 0.0,
-    settings: Settings = settings(),  # noqa: B008 (frozen)
+    settings: WebhookSettings = settings(),  # noqa: B008 (frozen)
 ) -> Delivery:
     return Delivery(
         delivery_id=delivery_id,

@@ -12,7 +12,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.support.postgres import Database
 from webhookd.config.load import Config
-from webhookd.lifeline import WorkerSeat
+from webhookd.lifeline import Lifeline
 from webhookd.worker import process
 
 
@@ -29,7 +29,7 @@ class Supervisor:
         self._heartbeat, beats = os.pipe()
         os.set_blocking(beats, False)
         os.set_blocking(self._heartbeat, False)
-        self.seat = WorkerSeat(1, "worker-1", uuid4(), beats, -1, socket.socket())
+        self.seat = Lifeline(1, "worker-1", uuid4(), beats, -1, socket.socket())
 
     def beats(self) -> int:
         return len(os.read(self._heartbeat, 65536))

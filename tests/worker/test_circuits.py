@@ -10,7 +10,7 @@ from webhookd.core.answer import Answer, AnswerKind, Verdict, classify
 from webhookd.core.breaker import Breaker
 from webhookd.core.model import Delivery
 from webhookd.worker import circuits as hints_module
-from webhookd.worker.circuits import Hints
+from webhookd.worker.circuits import LocalCircuits
 
 NOW_AT = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -24,7 +24,7 @@ def claimed(at: float, *, failures: int = 0, epoch: int = 0) -> Delivery:
 
 
 def test_the_failure_that_trips_the_circuit_holds_back_the_rest_of_the_batch() -> None:
-    hints = Hints()
+    hints = LocalCircuits()
     batch = [claimed(1.0) for _ in range(4)]
     for one in batch[:2]:
         hints.attempted(one, verdict(500))
@@ -34,20 +34,20 @@ def test_the_failure_that_trips_the_circuit_holds_back_the_rest_of_the_batch() -
 
 
 def test_failures_recorded_before_the_claim_count() -> None:
-    hints = Hints()
+    hints = LocalCircuits()
     hints.attempted(claimed(1.0, failures=2), verdict(500))
     assert hints.holds_back(claimed(1.0))
 
 
 def test_a_success_in_between_starts_the_count_afresh() -> None:
-    hints = Hints()
+    hints = LocalCircuits()
     for status in (500, 500, 200, 500, 500):
         hints.attempted(claimed(1.0), verdict(status))
     assert not hints.holds_back(claimed(1.0))
 
 
 def test_claims_made_after_the_record_go_by_the_databases_word() -> None:
-    hints = Hints()
+    hints = LocalCircuits()
     hints.attempted(claimed(1.0, failures=2), verdict(500))
     hints.recorded({1}, now=5.0)
     assert hints.holds_back(claimed(4.9))
@@ -56,20 +56,20 @@ def test_claims_made_after_the_record_go_by_the_databases_word() -> None:
 
 def test_a_retry_after_and_a_410_hold_back_at_once_and_a_lone_429_does_not() -> None:
     for status, retry_after, held in ((429, "60", True), (503, "60", True), (410, None, True), (429, None, False)):
-        hints = Hints()
+        hints = LocalCircuits()
         hints.attempted(claimed(1.0), verdict(status, retry_after))
         assert hints.holds_back(claimed(1.0)) is held, status
 
 
 def test_other_webhooks_are_not_held_back() -> None:
-    hints = Hints()
+    hints = LocalCircuits()
     hints.attempted(claimed(1.0), verdict(410))
     assert not hints.holds_back(delivery(webhook_id=2, claimed=-math.inf))
 
 
 def test_webhooks_that_fail_once_and_never_again_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hints_module, "MOST", 3)
-    hints = Hints()
+    hints = LocalCircuits()
     for webhook_id in (1, 2, 3, 2, 4, 5):
         hints.attempted(delivery(webhook_id=webhook_id, settings=settings(circuit_threshold=3)), verdict(500))
     assert hints._breakers.keys() == {3, 4, 5}

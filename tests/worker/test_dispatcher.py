@@ -12,7 +12,7 @@ from tests.support.postgres import Database
 from tests.support.receivers import Receiver, silent
 from tests.support.stage import FLAG_DOWN, INSERT, Stage, flag, staged
 from tests.support.waiting import eventually
-from webhookd.worker.wakeup import News
+from webhookd.worker.wakeup import WakeReason
 
 
 def suspect(database: Database, webhook_id: int = 1) -> None:
@@ -112,7 +112,7 @@ def test_an_operator_who_holds_a_suspect_or_its_lane_does_not_make_workers_spin(
         stage.start()
         suspect(database)
         operator.execute(f"SELECT FROM pggit.{held} FOR UPDATE")
-        stage.bell.ring(News.LOST)
+        stage.bell.ring(WakeReason.LOST)
         assert turns_in_half_a_second(stage) < 50
         operator.commit()
         assert stage.arrived(1, within_s=20)
@@ -123,7 +123,7 @@ def test_a_suspect_without_a_lane_does_not_make_workers_spin(database: Database)
         stage.start()
         suspect(database)
         database.execute("DELETE FROM pggit.webhook_health_metrics")
-        stage.bell.ring(News.LOST)
+        stage.bell.ring(WakeReason.LOST)
         assert turns_in_half_a_second(stage) < 50
 
 
@@ -136,7 +136,7 @@ def test_a_suspect_that_its_lane_may_not_give_yet_keeps_no_other_waiting(
         stage.start()
         for webhook_id in (2, 1):
             suspect(database, webhook_id)
-        stage.bell.ring(News.LOST)
+        stage.bell.ring(WakeReason.LOST)
         assert stage.arrived(1, within_s=20)
 
 
@@ -163,7 +163,7 @@ def test_what_an_operator_holds_keeps_no_suspect_of_another_webhook_waiting(
                 connection.execute(INSERT)
         operator.execute(HELD[held])
         looks = stage.cues.looks
-        stage.bell.ring(News.LOST)
+        stage.bell.ring(WakeReason.LOST)
         eventually(lambda: stage.cues.looks > looks + 5, what="it looks over and over")
         suspect(database, 2)
         assert stage.arrived(1, within_s=20)
@@ -181,7 +181,7 @@ def test_a_result_that_an_operator_holds_up_keeps_no_others_waiting_for_a_suspec
         operator.execute("SELECT FROM pggit.webhook_health_metrics WHERE webhook_id = 2 FOR UPDATE")
         slow.hang_up()
         suspect(database)
-        stage.bell.ring(News.LOST)
+        stage.bell.ring(WakeReason.LOST)
         eventually(lambda: flag(database) == FLAG_DOWN, what="it claims nothing")
         database.execute(INSERT)
         assert stage.arrived(1, within_s=20)
@@ -196,7 +196,7 @@ def test_a_suspect_whose_own_result_an_operator_holds_up_keeps_no_others_waiting
     with staged(database) as stage, slow_webhook(database) as slow, database.connect(autocommit=False) as operator:
         stage.start()
         suspect(database, 2)
-        stage.bell.ring(News.LOST)
+        stage.bell.ring(WakeReason.LOST)
         assert slow.wait_for_requests(1)
         database.execute(INSERT)
         assert not stage.arrived(1, within_s=1.0), "the suspect might kill that one, too"

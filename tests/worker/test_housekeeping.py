@@ -12,15 +12,15 @@ from tests.support.waiting import eventually
 from webhookd.core.model import Delivery, Result
 from webhookd.metrics.counters import Metrics
 from webhookd.postgres import session, statements
-from webhookd.postgres.record import Recorder
+from webhookd.postgres.record import ResultWriter
 from webhookd.postgres.retention import Keep, Retention
 from webhookd.worker import housekeeping
 from webhookd.worker import recorder as recording
-from webhookd.worker.circuits import Hints
+from webhookd.worker.circuits import LocalCircuits
 from webhookd.worker.housekeeping import Housekeeping
-from webhookd.worker.recorder import Recording
-from webhookd.worker.results import Results
-from webhookd.worker.wakeup import Bell
+from webhookd.worker.recorder import Recorder
+from webhookd.worker.results import ResultQueue
+from webhookd.worker.wakeup import WakeupPipe
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def pool(database: Database) -> Iterator[ConnectionPool[session.Connection]]:
         yield pool
 
 
-def keeper(pool: ConnectionPool[session.Connection], recorder: Recorder, metrics: Metrics) -> Housekeeping:
+def keeper(pool: ConnectionPool[session.Connection], recorder: ResultWriter, metrics: Metrics) -> Housekeeping:
     return Housekeeping(
         pool,
         recorder,
@@ -38,11 +38,11 @@ def keeper(pool: ConnectionPool[session.Connection], recorder: Recorder, metrics
         incarnation=uuid4(),
         metrics=metrics,
         recorded=lambda: True,
-        bell=Bell(),
+        bell=WakeupPipe(),
     )
 
 
-class Beaten(Recorder):
+class Beaten(ResultWriter):
     """The owner of *claimed* records just before their leases are released."""
 
     def __init__(self, owner: Engine, claimed: list[Delivery]) -> None:
@@ -76,11 +76,11 @@ def test_nothing_is_released_while_a_result_waits_for_a_database_that_is_away(
     register(database, 1)
     insert(database, 1)
     [delivery] = worker.take_all()
-    results = Results()
+    results = ResultQueue()
     with session.open_pool("host=127.0.0.1 port=1", application_name="test/away", size=1, timeout_s=0.1) as away:
-        recorder = Recorder(worker_id="test", defaults=STANDARD)
+        recorder = ResultWriter(worker_id="test", defaults=STANDARD)
         metrics = Metrics("test", max_webhooks=10)
-        waiting = Recording(away, recorder, results, hints=Hints(), metrics=metrics, bell=Bell())
+        waiting = Recorder(away, recorder, results, hints=LocalCircuits(), metrics=metrics, bell=WakeupPipe())
         waiting.start()
         assert waiting.settled()
         results.put(Result(delivery, answered(200)), last=True)
@@ -93,7 +93,7 @@ def test_a_chore_that_takes_long_rests_for_as_many_times_as_long(
 ) -> None:
     monkeypatch.setattr(housekeeping, "RESTS", 1e6)
     monkeypatch.setattr(housekeeping, "FIRST_S", 0.0)
-    keeping = keeper(pool, Recorder(worker_id="test", defaults=STANDARD), Metrics("test", max_webhooks=10))
+    keeping = keeper(pool, ResultWriter(worker_id="test", defaults=STANDARD), Metrics("test", max_webhooks=10))
     keeping.start()
     resting = (
         "SELECT array_agg(chore ORDER BY chore) FROM pggit.chores"
@@ -115,7 +115,7 @@ def test_a_count_that_fails_keeps_nothing_else_from_being_done_and_rests(
     monkeypatch.setattr(housekeeping, "FIRST_S", 0.0)
     database.execute("UPDATE pggit.chores SET last_run_at = '-infinity'")
     put_off = "SELECT last_run_at > now() + interval '%s s' FROM pggit.chores WHERE chore = 'measure'"
-    keeping = keeper(pool, Recorder(worker_id="test", defaults=STANDARD), Metrics("test", max_webhooks=10))
+    keeping = keeper(pool, ResultWriter(worker_id="test", defaults=STANDARD), Metrics("test", max_webhooks=10))
     keeping._count_rests_s = 20.0  # as the last one did
     with database.connect(autocommit=False) as operator:
         operator.execute("LOCK TABLE pggit.queue_depth IN SHARE MODE")  # may be read

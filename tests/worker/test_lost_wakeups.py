@@ -28,7 +28,7 @@ from tests.support.wakeup_faults import (
     SwallowsWhatComesWhileOutwaiting,
 )
 from webhookd.worker.dispatcher import Dispatcher
-from webhookd.worker.wakeup import News
+from webhookd.worker.wakeup import WakeReason
 
 # Long enough for any pause that a dispatcher makes of itself; one that lost its wakeup never looks again.
 NEVER_S = 1.0
@@ -169,7 +169,7 @@ def an_old_notification_comes_after_the_watch_was_dropped(
 
 def the_sweep_rings_with_an_old_notification(stage: Stage, within_s: float) -> bool:
     def sweep() -> None:
-        stage.bell.ring(News.SWEEP)
+        stage.bell.ring(WakeReason.SWEEP)
 
     return an_old_notification_comes_after_the_watch_was_dropped(stage, within_s, and_then=sweep)
 

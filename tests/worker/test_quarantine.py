@@ -2,10 +2,10 @@
 
 import math
 
-from webhookd.worker.quarantine import ALONE_WITHIN_S, MISSED_FIRST_S, MISSED_MOST_S, Suspects
+from webhookd.worker.quarantine import ALONE_WITHIN_S, MISSED_FIRST_S, MISSED_MOST_S, Quarantine
 
 
-def missed(suspects: Suspects, *, at: float) -> float:
+def missed(suspects: Quarantine, *, at: float) -> float:
     """Have none be had *at* that time although one has long been due; return how long it waits then."""
     suspects.missed(at)
     suspects.see(-1000.0, now=at)
@@ -13,7 +13,7 @@ def missed(suspects: Suspects, *, at: float) -> float:
 
 
 def test_what_is_not_to_be_had_is_tried_less_and_less_often() -> None:
-    suspects, at = Suspects(), 5000.0
+    suspects, at = Quarantine(), 5000.0
     pauses: list[float] = []
     for _ in range(6):
         pauses.append(missed(suspects, at=at))
@@ -25,7 +25,7 @@ def test_what_is_not_to_be_had_is_tried_less_and_less_often() -> None:
 
 
 def test_what_has_come_due_since_nothing_was_to_be_had_is_tried_at_once() -> None:
-    suspects = Suspects()
+    suspects = Quarantine()
     suspects.missed(5000.0)
     suspects.see(-0.25, now=5000.5)
     assert suspects.due_at == 5000.25
@@ -35,13 +35,13 @@ def test_what_has_come_due_since_nothing_was_to_be_had_is_tried_at_once() -> Non
     assert suspects.due_at == math.inf
 
 
-def alone(suspects: Suspects, *, at: float) -> bool:
+def alone(suspects: Quarantine, *, at: float) -> bool:
     suspects.turn(at)
     return suspects.alone
 
 
 def test_being_alone_ends_and_comes_back() -> None:
-    suspects = Suspects()
+    suspects = Quarantine()
     suspects.see(0.0, now=5000.0)
     given_up_at = 5000.0 + ALONE_WITHIN_S
     again_at = given_up_at + MISSED_FIRST_S
@@ -50,7 +50,7 @@ def test_being_alone_ends_and_comes_back() -> None:
 
 
 def test_a_worker_stays_alone_for_as_long_as_a_suspects_exchange_may_last() -> None:
-    suspects = Suspects()
+    suspects = Quarantine()
     suspects.see(0.0, now=5000.0)
     assert alone(suspects, at=5000.0)
     suspects.sent(5001.0, timeout_s=600.0)

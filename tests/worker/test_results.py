@@ -5,7 +5,7 @@ import time
 
 from tests.support.values import delivery
 from webhookd.core.model import GivenBack, Result
-from webhookd.worker.results import BATCH, Results
+from webhookd.worker.results import BATCH, ResultQueue
 
 
 def result(number: int) -> Result:
@@ -17,14 +17,14 @@ def ids(taken: list[Result]) -> list[int]:
 
 
 def test_the_last_to_be_expected_ends_the_gathering_at_once() -> None:
-    results = Results()
+    results = ResultQueue()
     results.put(result(1))
     results.put(result(2), last=True)
     assert ids(results.take(within_s=None, gather_s=600.0)) == [1, 2]
 
 
 def test_a_full_batch_ends_the_gathering_and_the_rest_stays_in_order() -> None:
-    results = Results()
+    results = ResultQueue()
     for number in range(2 * BATCH + 1):
         results.put(result(number))
     assert ids(results.take(within_s=None, gather_s=600.0)) == list(range(BATCH))
@@ -33,19 +33,19 @@ def test_a_full_batch_ends_the_gathering_and_the_rest_stays_in_order() -> None:
 
 
 def test_without_a_last_one_the_gathering_ends_by_itself() -> None:
-    results = Results()
+    results = ResultQueue()
     results.put(result(1))
     assert ids(results.take(within_s=None, gather_s=0.01)) == [1]
 
 
 def test_where_nothing_comes_nothing_is_taken() -> None:
-    results = Results()
+    results = ResultQueue()
     assert results.take(within_s=0.01, gather_s=600.0) == []
     assert len(results) == 0
 
 
 def test_a_last_one_of_long_ago_does_not_cut_the_next_gathering_short() -> None:
-    results = Results()
+    results = ResultQueue()
     results.put(result(1), last=True)
     results.take(within_s=None, gather_s=600.0)
     threading.Timer(0.1, lambda: results.put(result(3), last=True)).start()
@@ -54,7 +54,7 @@ def test_a_last_one_of_long_ago_does_not_cut_the_next_gathering_short() -> None:
 
 
 def test_closing_wakes_who_waits_and_leaves_what_is_there() -> None:
-    results = Results()
+    results = ResultQueue()
     threading.Timer(0.05, results.close).start()
     assert results.take(within_s=None, gather_s=600.0) == []
     results.put(result(1))
@@ -65,7 +65,7 @@ def test_closing_wakes_who_waits_and_leaves_what_is_there() -> None:
 
 
 def test_of_many_senders_not_one_result_is_lost_or_left_waiting() -> None:
-    results, each, senders = Results(), 3000, 4
+    results, each, senders = ResultQueue(), 3000, 4
 
     def send(first: int) -> None:
         for number in range(first, first + each):

@@ -14,11 +14,11 @@ from tests.support.waiting import eventually
 from webhookd.core.model import Attempted, Delivery, GivenBack
 from webhookd.transport.client import Transport
 from webhookd.transport.egress import Egress
-from webhookd.worker.attempt import Courier
-from webhookd.worker.circuits import Hints
-from webhookd.worker.results import Results
-from webhookd.worker.senders import Senders
-from webhookd.worker.wakeup import Bell, News
+from webhookd.worker.attempt import AttemptRunner
+from webhookd.worker.circuits import LocalCircuits
+from webhookd.worker.results import ResultQueue
+from webhookd.worker.senders import SenderPool
+from webhookd.worker.wakeup import WakeReason, WakeupPipe
 
 
 class Rig:
@@ -26,10 +26,10 @@ class Rig:
 
     def __init__(self, receiver: Receiver, *, most: int) -> None:
         self.transport = Transport(Egress(True, ["127.0.0.0/8"]))
-        self.results = Results()
-        self.bell = Bell()
-        courier = Courier(self.transport, Hints(), installation="wh_test")
-        self.senders = Senders(courier, self.results, most=most, bell=self.bell)
+        self.results = ResultQueue()
+        self.bell = WakeupPipe()
+        courier = AttemptRunner(self.transport, LocalCircuits(), installation="wh_test")
+        self.senders = SenderPool(courier, self.results, most=most, bell=self.bell)
         self._settings = settings(url=receiver.url())
 
     def deliveries(self, count: int) -> list[Delivery]:
@@ -142,7 +142,7 @@ def test_the_bell_rings_once_there_is_room_again() -> None:
         made.senders.call_for_room()
         assert made.bell.answer() == []
         release.set()
-        eventually(lambda: News.ROOM in made.bell.answer())
+        eventually(lambda: WakeReason.ROOM in made.bell.answer())
 
 
 def test_more_is_asked_for_once_little_is_left() -> None:
@@ -166,7 +166,7 @@ def test_more_is_asked_for_once_little_is_left() -> None:
 
 def test_a_delivery_too_late_for_its_lease_is_given_back_and_not_sent() -> None:
     with rig(lambda peer: None, most=1) as (made, receiver):
-        courier = Courier(made.transport, Hints(), installation="wh_test")
+        courier = AttemptRunner(made.transport, LocalCircuits(), installation="wh_test")
         late = made.deliveries(1)[0]._replace(start_before=0.0)
         assert courier.deliver(late) == GivenBack()
         assert receiver.connections == 0

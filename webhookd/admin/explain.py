@@ -14,7 +14,7 @@ from webhookd.core.breaker import Breaker, CircuitState
 from webhookd.core.bucket import Bucket
 from webhookd.core.lane import BlockedBy, Lane, admit
 from webhookd.core.lifecycle import GIVE_UP_AFTER, SUSPECT_AFTER
-from webhookd.core.model import Settings, Status
+from webhookd.core.model import Status, WebhookSettings
 from webhookd.postgres.record import GONE_REASON
 from webhookd.text import duration, shown
 
@@ -164,7 +164,7 @@ def _lane(facts: Facts) -> Iterator[Reason]:
         yield from _parked(facts)
 
 
-def _as_admitted(facts: Facts, settings: Settings) -> Lane:
+def _as_admitted(facts: Facts, settings: WebhookSettings) -> Lane:
     """Return the lane as a claim would see it: new where there is none, and its leases counted where it is at its cap.
 
     The claim of a suspect believes the counter; the sweep mends that within 30 s.
@@ -263,7 +263,7 @@ def _ahead(facts: Facts) -> Iterator[Reason]:
         yield Reason("behind", text, turn)
 
 
-def _rate(settings: Settings) -> str:
+def _rate(settings: WebhookSettings) -> str:
     return f"{settings.rate:g} a second, burst {settings.burst}"
 
 

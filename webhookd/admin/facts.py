@@ -14,9 +14,9 @@ from psycopg.types.datetime import TimestamptzLoader
 
 from webhookd.admin import database
 from webhookd.core.lane import Lane
-from webhookd.core.model import Settings, Status
+from webhookd.core.model import Status, WebhookSettings
 from webhookd.postgres import session, statements
-from webhookd.postgres.claim import Defaults, lane_of, settings_of
+from webhookd.postgres.claim import WebhookDefaults, lane_of, settings_of
 from webhookd.text import duration, shown
 
 ALIVE_S = 20.0  # a worker reports every few seconds
@@ -111,7 +111,7 @@ class Facts:
     now: float
     row: Row
     disabled_reason: str | None
-    settings: Settings | None
+    settings: WebhookSettings | None
     lane: Lane | None
     in_flight: int
     ahead: int
@@ -126,7 +126,7 @@ class Facts:
         return details.get("reason") if isinstance(details, dict) else None
 
 
-def read(connection: database.Connection, delivery_id: int, defaults: Defaults) -> Facts | None:
+def read(connection: database.Connection, delivery_id: int, defaults: WebhookDefaults) -> Facts | None:
     """Return what the database says of a delivery, None where it cannot be seen. Raises `psycopg.Error`.
 
     Call it in a REPEATABLE READ transaction: several statements must see the same moment.

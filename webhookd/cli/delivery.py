@@ -9,7 +9,7 @@ import click
 
 from webhookd.cli.options import connection_options, load_settings
 from webhookd.config.kinds import Seconds
-from webhookd.config.load import Settings
+from webhookd.config.load import LoadedConfig
 from webhookd.errors import WebhookdError
 from webhookd.text import shown
 
@@ -231,7 +231,7 @@ def retry(
         raise WebhookdError(f"not there, or being sent just now: {', '.join(missing)}")
 
 
-def _print_waits(connection: Any, settings: Settings, delivery_ids: Sequence[int]) -> None:
+def _print_waits(connection: Any, settings: LoadedConfig, delivery_ids: Sequence[int]) -> None:
     """Say of some of these deliveries, one a webhook, what keeps them from being sent now."""
     from psycopg import IsolationLevel, errors
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from webhookd.cli.options import config_file_option, config_options, load_settings
-from webhookd.config.load import Settings
+from webhookd.config.load import LoadedConfig
 from webhookd.errors import UnusableError, WebhookdError
 from webhookd.text import shown
 
@@ -45,7 +45,7 @@ def doctor(ctx: click.Context, /, as_json: bool, **_: object) -> None:
     ctx.exit(1 if wrong else 0)
 
 
-def _examined(settings: Settings) -> "Iterator[Finding]":
+def _examined(settings: LoadedConfig) -> "Iterator[Finding]":
     from webhookd.admin import database, doctor
     from webhookd.admin.doctor.commands import commands_for
     from webhookd.admin.doctor.findings import error

@@ -9,7 +9,7 @@ from click.core import ParameterSource
 
 from webhookd.config import load
 from webhookd.config.kinds import Flag, Folder, Networks, Seconds
-from webhookd.config.load import DEFAULTS, OPTIONS, Settings
+from webhookd.config.load import DEFAULTS, OPTIONS, LoadedConfig
 
 _GENERAL = "General"
 
@@ -67,7 +67,7 @@ def config_file_option(command: Command) -> Command:
     return click.option("--config", "config_file", metavar="FILE", help=text, cls=SectionedOption)(command)
 
 
-def load_settings(ctx: click.Context, *, with_psycopg: bool = True) -> Settings:
+def load_settings(ctx: click.Context, *, with_psycopg: bool = True) -> LoadedConfig:
     """Return the settings under *ctx*: options of a subcommand win over those given before it.
 
     Raise `UnusableError` for a value that cannot be used.

@@ -13,10 +13,10 @@ from pathlib import Path
 from webhookd import logs
 from webhookd.cli.output import print_table
 from webhookd.config import load as configuration
-from webhookd.config.load import Config, Settings
+from webhookd.config.load import Config, LoadedConfig
 from webhookd.embedded import server as embedded
 from webhookd.errors import UnusableError
-from webhookd.lifeline import WorkerSeat
+from webhookd.lifeline import Lifeline
 from webhookd.supervisor.supervisor import Supervisor
 
 log = logging.getLogger("webhookd")
@@ -27,7 +27,7 @@ _SERVICE_MANAGERS = {"INVOCATION_ID": "systemd", "NOTIFY_SOCKET": "systemd", "SU
 _CHECK_AT_MOST_S = 15
 
 
-def run(settings: Settings) -> int:
+def run(settings: LoadedConfig) -> int:
     """Run webhookd in the foreground until it is told to stop; return the exit code. Raise `UnusableError` before it starts."""
     config = settings.config
     logs.configure(config.log_format, config.log_level)
@@ -45,7 +45,7 @@ def run(settings: Settings) -> int:
         server.stop()
 
 
-def print_settings(settings: Settings) -> None:
+def print_settings(settings: LoadedConfig) -> None:
     """Print each option with its value, secrets hidden, and where it came from."""
     rows = [
         (configuration.flag_of(name), _shown(getattr(settings.config, name)), settings.sources[name])
@@ -64,7 +64,7 @@ def _shown(value: object) -> str:
             return logs.redact(str(value))
 
 
-def _supervise(settings: Settings, *, embedded_dsn: str | None) -> int:
+def _supervise(settings: LoadedConfig, *, embedded_dsn: str | None) -> int:
     def reload() -> Config:
         fresh = settings.reload()
         if embedded_dsn is None and fresh.config.dsn is None:
@@ -83,7 +83,7 @@ def _supervise(settings: Settings, *, embedded_dsn: str | None) -> int:
     return Supervisor(config, run_worker, reload).run()
 
 
-def run_worker(config: Config, seat: WorkerSeat) -> int:
+def run_worker(config: Config, seat: Lifeline) -> int:
     """Be a worker. Imported here, in the child: the parent must hold neither threads nor what they come with."""
     from webhookd.worker import process
 
@@ -91,7 +91,7 @@ def run_worker(config: Config, seat: WorkerSeat) -> int:
     return process.run(config, seat)
 
 
-def _refuse_bad_dsns(settings: Settings) -> None:
+def _refuse_bad_dsns(settings: LoadedConfig) -> None:
     """Raise `UnusableError` for a DSN that libpq cannot parse."""
     if settings.config.dsn is not None or settings.config.listen_dsn is not None:
         _check_in_child(lambda: configuration.check_dsns(settings))

@@ -123,7 +123,7 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType({item.name: item.default for item
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class LoadedConfig:
     """A configuration, and for each option the words for where it came from.
 
     *reload* reads the file and the environment anew, with the same command line.
@@ -131,7 +131,7 @@ class Settings:
 
     config: Config
     sources: Mapping[str, str]
-    reload: Callable[[], "Settings"]
+    reload: Callable[[], "LoadedConfig"]
 
 
 def load(
@@ -140,7 +140,7 @@ def load(
     environ: Mapping[str, str] = os.environ,
     file: Path | None = None,
     with_psycopg: bool = True,
-) -> Settings:
+) -> LoadedConfig:
     """Return the settings in force. Raise UnusableError, one line, for what cannot be used.
 
     *command_line* maps option names to what was given there, *file* is the argument of `--config`. *with_psycopg* has
@@ -153,16 +153,16 @@ def load(
     config = Config(**values)
     _check_together(config, sources)
 
-    def reload() -> Settings:
+    def reload() -> LoadedConfig:
         return load(command_line, environ=environ, file=file, with_psycopg=with_psycopg)
 
-    settings = Settings(config, MappingProxyType(sources), reload)
+    settings = LoadedConfig(config, MappingProxyType(sources), reload)
     if with_psycopg:
         check_dsns(settings)
     return settings
 
 
-def check_dsns(settings: Settings) -> None:
+def check_dsns(settings: LoadedConfig) -> None:
     """Raise `UnusableError` for a DSN that libpq cannot parse. Imports psycopg."""
     for name in ("dsn", "listen_dsn"):
         dsn = getattr(settings.config, name)

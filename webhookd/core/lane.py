@@ -13,7 +13,7 @@ from webhookd.core.answer import CircuitVote
 from webhookd.core.breaker import Breaker, CircuitState
 from webhookd.core.bucket import Bucket
 from webhookd.core.lifecycle import Settlement
-from webhookd.core.model import GivenBack, Result, Settings, Status
+from webhookd.core.model import GivenBack, Result, Status, WebhookSettings
 
 RECOUNT_AFTER_S = 5.0  # a lane at its cap is looked at this often, and its leases are counted afresh
 
@@ -53,7 +53,7 @@ class Admission:
     probe: bool = False
 
 
-def admit(lane: Lane, settings: Settings | None, *, now: float, wish: int) -> Admission:
+def admit(lane: Lane, settings: WebhookSettings | None, *, now: float, wish: int) -> Admission:
     """Return how many of at most *wish* (>= 1) rows *lane* may give at *now*. *settings* None: the webhook is not registered."""
     if settings is None:
         return Admission(0, BlockedBy.UNREGISTERED)
@@ -73,7 +73,7 @@ def admit(lane: Lane, settings: Settings | None, *, now: float, wish: int) -> Ad
     return Admission(quota, None, now)
 
 
-def _blocked(lane: Lane, settings: Settings, *, now: float) -> Admission | None:
+def _blocked(lane: Lane, settings: WebhookSettings, *, now: float) -> Admission | None:
     if not settings.enabled:
         return Admission(0, BlockedBy.PAUSED)
     if lane.hold_until is not None and lane.hold_until > now:

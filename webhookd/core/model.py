@@ -18,7 +18,7 @@ class Status(StrEnum):
     FAILED = "failed"
 
 
-class Settings(NamedTuple):
+class WebhookSettings(NamedTuple):
     """What holds for one webhook: its registry row, with the configuration where that says nothing. Seconds throughout.
 
     *headers* None: the row's cannot be read.
@@ -52,7 +52,7 @@ class Delivery(NamedTuple):
     attempts: int
     leases_lost: int
     age_s: float
-    settings: Settings
+    settings: WebhookSettings
     claimed: float  # monotonic, before the claim was sent
     start_before: float  # monotonic: an exchange begun later could outlive the lease
     claimed_at: float = 0.0  # the same instant as `claimed` by the database's clock, epoch seconds

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from webhookd.metrics.counts import Activity, Counts, ObservedAttempt, QueueCounts, Wakeup
+from webhookd.metrics.counts import Activity, Counts, ObservedAttempt, QueueCounts, WakeupCause
 
 _RATE_LIMIT_HIT_EVERY_S = 1.0
 
@@ -83,7 +83,7 @@ class Metrics:
         with self._lock:
             self._counts.removed_rows[table_name] += rows
 
-    def woken(self, reason: Wakeup) -> None:
+    def woken(self, reason: WakeupCause) -> None:
         """Count one wakeup of the dispatcher."""
         with self._lock:
             self._counts.wakeups[reason] += 1

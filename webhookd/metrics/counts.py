@@ -35,7 +35,7 @@ class AttemptStatus(StrEnum):
     TIMEOUT = "timeout"
 
 
-class Wakeup(StrEnum):
+class WakeupCause(StrEnum):
     """What woke the dispatcher, other than its own timers and its own senders."""
 
     NOTIFY = "notify"
@@ -215,7 +215,7 @@ class Counts:
     webhooks: dict[int, WebhookSeries] = field(default_factory=dict)
     other: WebhookSeries = field(default_factory=WebhookSeries)
     totals: Totals = field(default_factory=Totals)
-    wakeups: dict[Wakeup, int] = field(default_factory=lambda: dict.fromkeys(Wakeup, 0))
+    wakeups: dict[WakeupCause, int] = field(default_factory=lambda: dict.fromkeys(WakeupCause, 0))
     removed_rows: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("alert_delivery_queue", "alert_delivery_log"), 0))
     record_batch_size: Histogram = field(default_factory=lambda: Histogram(BATCH_BUCKETS))
     exchanges: Exchanges = field(default_factory=Exchanges)

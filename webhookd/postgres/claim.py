@@ -18,9 +18,9 @@ from webhookd.config.load import Config
 from webhookd.core.breaker import Breaker, CircuitState
 from webhookd.core.bucket import Bucket
 from webhookd.core.lane import Admission, BlockedBy, Lane, admit
-from webhookd.core.model import Delivery, Settings
+from webhookd.core.model import Delivery, WebhookSettings
 from webhookd.postgres import session, statements
-from webhookd.postgres.horizon import Floor
+from webhookd.postgres.horizon import Horizon
 from webhookd.postgres.registry import bounded, headers_of
 
 BODY_BYTES = 32 << 20  # bodies that one worker holds; one more may begin below it
@@ -32,8 +32,8 @@ LEASE_MARGIN_S = 30.0  # a lease outlives the exchange by so much local waiting
 SAFETY_S = 1.0  # an exchange whose lease is that close to its end does not start
 
 
-class Defaults(NamedTuple):
-    """The configuration's word on what a registry row leaves NULL (see `Settings`)."""
+class WebhookDefaults(NamedTuple):
+    """The configuration's word on what a registry row leaves NULL (see `WebhookSettings`)."""
 
     timeout_s: float
     max_in_flight: int
@@ -45,9 +45,9 @@ class Defaults(NamedTuple):
     circuit_open_s: float
 
 
-def defaults_of(config: Config) -> Defaults:
+def defaults_of(config: Config) -> WebhookDefaults:
     """Return *config*'s word."""
-    return Defaults(
+    return WebhookDefaults(
         timeout_s=config.timeout,
         max_in_flight=config.max_in_flight,
         rate=config.rate_limit,
@@ -99,14 +99,14 @@ class NextLook(NamedTuple):
 class Claimer:
     """Claims for one worker incarnation; used by the dispatcher's thread only."""
 
-    def __init__(self, *, worker_id: str, incarnation: UUID, defaults: Defaults) -> None:
+    def __init__(self, *, worker_id: str, incarnation: UUID, defaults: WebhookDefaults) -> None:
         self._worker_id = worker_id
         self._incarnation = incarnation
         self._defaults = defaults
         self._make_lanes_at = -math.inf  # monotonic
         self._cursor = BEFORE_ALL  # new rows of webhooks after this one come first: no lane starves behind a hundred others
         self._rows_per_lane = float(ROWS_PER_LANE)  # as the last claims found them
-        self._floor = Floor()
+        self._floor = Horizon()
         self._lock_lanes = statements.load("lock_lanes")
         self._lock_suspect = statements.load("lock_suspect_lane")
         self._read_settings = statements.load("read_settings")
@@ -204,14 +204,14 @@ class Claimer:
             ).fetchone()
             if claimed is not None and settings is not None:
                 breaker = _breaker_at_claim(lane, admission, lease_until=now + lease_s)
-                deliveries.append(_delivery_of(claimed, settings, breaker, Stub(token, started, now, lease_s)))
+                deliveries.append(_delivery_of(claimed, settings, breaker, ClaimContext(token, started, now, lease_s)))
         return Claim(deliveries, lanes=1)
 
-    def _settings_of(self, cursor: psycopg.Cursor[TupleRow], webhook_ids: Sequence[int]) -> dict[int, Settings]:
+    def _settings_of(self, cursor: psycopg.Cursor[TupleRow], webhook_ids: Sequence[int]) -> dict[int, WebhookSettings]:
         rows = cursor.execute(self._read_settings, {"webhook_ids": session.number_array(webhook_ids)}).fetchall()
         return {row[0]: settings_of(tuple(row), self._defaults) for row in rows}
 
-    def _recounted(self, cursor: psycopg.Cursor[TupleRow], lanes: list[Lane], settings: Mapping[int, Settings]) -> list[Lane]:
+    def _recounted(self, cursor: psycopg.Cursor[TupleRow], lanes: list[Lane], settings: Mapping[int, WebhookSettings]) -> list[Lane]:
         """Return *lanes* with the in-flight counters of those at their cap counted afresh.
 
         A DELETE or TRUNCATE of a claimed row strands the counter; trusted blindly it would block the lane for ever.
@@ -231,7 +231,7 @@ class Claimer:
         self,
         cursor: psycopg.Cursor[TupleRow],
         lanes: Sequence[Lane],
-        settings: Mapping[int, Settings],
+        settings: Mapping[int, WebhookSettings],
         *,
         limit: int,
         body_bytes: int,
@@ -266,7 +266,7 @@ class Claimer:
             lane.webhook_id: _breaker_at_claim(lane, admission, lease_until=now + lease_s)
             for lane, admission in zip(lanes, admissions, strict=True)
         }
-        stub = Stub(token, started, now, lease_s)
+        stub = ClaimContext(token, started, now, lease_s)
         deliveries = [
             _delivery_of((row[0], *row[2:9]), settings[row[0]], breakers[row[0]], stub) for row in rows if row[2] is not None
         ]
@@ -293,7 +293,7 @@ class Claimer:
         return [row[0] for row in cursor.execute(self._due_lanes, parameters)]
 
     def _admit(
-        self, lanes: Sequence[Lane], settings: Mapping[int, Settings], *, limit: int, now: float, lease_s: float
+        self, lanes: Sequence[Lane], settings: Mapping[int, WebhookSettings], *, limit: int, now: float, lease_s: float
     ) -> list[Admission]:
         """Return an admission for each lane until *limit* is given away, in even shares; lanes behind that stay as they are."""
         admissions: list[Admission] = []
@@ -310,7 +310,7 @@ class Claimer:
         return admissions
 
     @staticmethod
-    def _tokens(lane: Lane, settings: Settings | None, *, now: float) -> float | None:
+    def _tokens(lane: Lane, settings: WebhookSettings | None, *, now: float) -> float | None:
         """Return the lane's tokens at *now*, before anything is taken; None stays a full bucket."""
         if settings is None or settings.rate == 0:
             return None
@@ -360,14 +360,14 @@ def lane_of(row: Sequence[Any]) -> Lane:
 
 
 @lru_cache(maxsize=4096)
-def settings_of(row: tuple[Any, ...], defaults: Defaults) -> Settings:
+def settings_of(row: tuple[Any, ...], defaults: WebhookDefaults) -> WebhookSettings:
     """Return the settings in a row of read_settings, *defaults* filling what it leaves NULL."""
     webhook_id, url, enabled, secret, headers, *numbers = row
     filled: list[Any] = [default if number is None else number for number, default in zip(numbers, defaults, strict=True)]
-    return Settings(webhook_id, url, enabled, secret, headers_of(headers), *bounded(*filled))
+    return WebhookSettings(webhook_id, url, enabled, secret, headers_of(headers), *bounded(*filled))
 
 
-class Stub(NamedTuple):
+class ClaimContext(NamedTuple):
     """What all deliveries of one claim share. *started* is monotonic, *now* the database's clock then."""
 
     token: int
@@ -380,7 +380,7 @@ def _breaker_at_claim(lane: Lane, admission: Admission, *, lease_until: float) -
     return lane.breaker.begin_probe(lease_until=lease_until) if admission.probe else lane.breaker
 
 
-def _delivery_of(row: Sequence[Any], settings: Settings, breaker: Breaker, stub: Stub) -> Delivery:
+def _delivery_of(row: Sequence[Any], settings: WebhookSettings, breaker: Breaker, stub: ClaimContext) -> Delivery:
     webhook_id, delivery_id, body, retry_count, max_retries, attempts, leases_lost, first_at = row
     return Delivery(
         delivery_id=delivery_id,

@@ -18,7 +18,7 @@ FORGET_AFTER_S = 30.0  # as often as the sweep mends what nothing else brings up
 MARGIN_S = 2.0  # transactions that last for less are never late
 
 
-class Floors(NamedTuple):
+class LowWaterMarks(NamedTuple):
     """Epochs by the database's clock. No new row is due before the first, no lane's timer comes before the second."""
 
     rows: float = -math.inf
@@ -29,7 +29,7 @@ class Floors(NamedTuple):
         return {"rows_floor": self.rows, "lanes_floor": self.lanes}
 
 
-class Floor:
+class Horizon:
     """The *floors* that one worker's claims look from; used by the dispatcher's thread only.
 
     Ordinarily there are none. But while a transaction holds a snapshot for minutes (pg_dump, a report), vacuum may not remove
@@ -45,7 +45,7 @@ class Floor:
 
     def __init__(self) -> None:
         self._find = statements.load("find_floors")
-        self.floors = Floors()
+        self.floors = LowWaterMarks()
         self._full_look_at = math.inf  # monotonic; inf while looks are fast
         self._raise_at = math.inf
         self._not_before = -math.inf  # monotonic
@@ -89,26 +89,26 @@ class Floor:
             floors, webhooks = self.floors, 0
             # Where that takes a minute, what is known has to do, or nothing would be claimed.
             with suppress(psycopg.errors.QueryCanceled):
-                floors, webhooks = self._found(connection, Floors())
+                floors, webhooks = self._found(connection, LowWaterMarks())
             seconds = time.monotonic() - now
             rest_s = seconds / FULL_LOOKS_SHARE
             if _slow(seconds, webhooks):
                 self.floors, self._full_look_at = floors, now + rest_s
             else:
-                self.floors, self._full_look_at, self._raise_at = Floors(), math.inf, math.inf
+                self.floors, self._full_look_at, self._raise_at = LowWaterMarks(), math.inf, math.inf
                 self._not_before = now + max(FALSE_ALARM_S, rest_s)
                 self._lanes.clear()
         elif now >= self._raise_at:
             self.floors, _ = self._found(connection, self.floors)
 
-    def _found(self, connection: session.Connection, above: Floors) -> tuple[Floors, int]:
+    def _found(self, connection: session.Connection, above: LowWaterMarks) -> tuple[LowWaterMarks, int]:
         """Return the floors, and how many webhooks were looked at for them."""
         began = time.monotonic()
         row = connection.execute(self._find, {**above.parameters(), "margin_s": MARGIN_S}).fetchone()
         assert row is not None
         now = time.monotonic()
         self._raise_at = now + max(RAISE_EVERY_S, (now - began) / FULL_LOOKS_SHARE)
-        return Floors(*row[:2]), row[2]
+        return LowWaterMarks(*row[:2]), row[2]
 
 
 def _slow(seconds: float, lanes: int) -> bool:

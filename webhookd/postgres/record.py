@@ -22,7 +22,7 @@ from webhookd.core.lane import Lane, settle_lane
 from webhookd.core.lifecycle import Settlement, settle
 from webhookd.core.model import Attempted, Delivery, Lost, Result
 from webhookd.postgres import session, statements
-from webhookd.postgres.claim import Defaults, lane_of, make_lanes, settings_of
+from webhookd.postgres.claim import WebhookDefaults, lane_of, make_lanes, settings_of
 
 GONE_REASON = "410 Gone"
 RESTORE_EVERY_S = 0.25  # lanes are locked by somebody all the time, and gone hardly ever
@@ -31,7 +31,7 @@ _Settled = tuple[Result, Settlement]
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class RecordOutcome:
     """What one record did. *deferred*: their lanes or rows were locked by somebody, try again soon. *refused*: no longer ours.
 
     *rows_held*: rows were, which a careful record finds out without waiting. *tripped*: webhooks whose circuit opened, once for
@@ -46,10 +46,10 @@ class Recorded:
     rows_held: bool = False
 
 
-class Recorder:
+class ResultWriter:
     """Records for one worker; any thread may use it with a connection of its own."""
 
-    def __init__(self, *, worker_id: str, defaults: Defaults) -> None:
+    def __init__(self, *, worker_id: str, defaults: WebhookDefaults) -> None:
         self._worker_id = worker_id
         self._defaults = defaults
         self._lock = statements.load("lock_recorded_lanes")
@@ -62,7 +62,7 @@ class Recorder:
         self._leased_by = statements.load("leases_of")
         self._restore_at = -math.inf  # monotonic
 
-    def record(self, connection: session.Connection, results: Sequence[Result], *, careful: bool = False) -> Recorded:
+    def record(self, connection: session.Connection, results: Sequence[Result], *, careful: bool = False) -> RecordOutcome:
         """Store *results*. Blocks for one durable transaction; raises `psycopg.Error`, and then nothing was stored.
 
         (A COMMIT whose answer is lost may have been stored all the same; recording again is then refused by the fence.)
@@ -94,7 +94,7 @@ class Recorder:
 
     def _record(
         self, connection: session.Connection, results: Sequence[Result], webhook_ids: Sequence[int], *, careful: bool
-    ) -> tuple[Recorded, Mapping[int, Lane]]:
+    ) -> tuple[RecordOutcome, Mapping[int, Lane]]:
         """Store those of *results* whose lanes and rows are free; return also the lanes that were."""
         with session.transaction(connection, impatient=not careful, batch=True) as cursor:
             rows = cursor.execute(self._lock, {"webhook_ids": session.number_array(webhook_ids)}).fetchall()
@@ -104,7 +104,7 @@ class Recorder:
             if free and careful:
                 held = self._held(cursor, free)
                 free = [result for result in free if _claim_of(result) not in held]
-            recorded = self._record_in(cursor, free, lanes, now=float(rows[0][12])) if free else Recorded()
+            recorded = self._record_in(cursor, free, lanes, now=float(rows[0][12])) if free else RecordOutcome()
         if len(free) < len(results):
             begun = set(map(_claim_of, free))
             deferred = [result for result in results if _claim_of(result) not in begun]
@@ -119,7 +119,7 @@ class Recorder:
 
     def _record_in(
         self, cursor: psycopg.Cursor[TupleRow], results: Sequence[Result], lanes: Mapping[int, Lane], *, now: float
-    ) -> Recorded:
+    ) -> RecordOutcome:
         now_at = datetime.fromtimestamp(now, tz=UTC)
         settled = [(result, settle(result.delivery, result.outcome, now_at=now_at, u=random.random())) for result in results]
         ours = self._settle_rows(cursor, settled)
@@ -135,7 +135,7 @@ class Recorder:
         if gone:
             cursor.execute(self._disable, {"webhook_ids": session.number_array(gone), "reason": GONE_REASON})
         runnable = [lane.runnable_at - now for lane in after if lane.runnable_at is not None]
-        return Recorded(
+        return RecordOutcome(
             accepted=[result for result, _ in accepted],
             refused=refused,
             tripped=[lane.webhook_id for lane in after if _tripped(lane, before=lanes[lane.webhook_id])],
@@ -254,7 +254,7 @@ def _storable(text: str) -> str:
     return text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
-def _lost_delivery(row: Sequence[Any], defaults: Defaults) -> Delivery:
+def _lost_delivery(row: Sequence[Any], defaults: WebhookDefaults) -> Delivery:
     delivery_id, token, epoch, retry_count, max_retries, attempts, leases_lost, *registry = row
     return Delivery(
         delivery_id=delivery_id,

@@ -12,7 +12,7 @@ from typing import NoReturn
 from uuid import UUID, uuid4
 
 from webhookd.errors import UnusableError
-from webhookd.lifeline import ExitCode, WorkerSeat, is_worn, lost_line
+from webhookd.lifeline import ExitCode, Lifeline, is_worn, lost_line
 from webhookd.supervisor.signals import allow_signals, hold_signals
 from webhookd.supervisor.systemd import ENVIRONMENT
 
@@ -110,7 +110,7 @@ class Child:
 
 
 def spawn(
-    work: Callable[[WorkerSeat], int],
+    work: Callable[[Lifeline], int],
     detach: Callable[[], None],
     *,
     number: int,
@@ -129,7 +129,7 @@ def spawn(
     os.set_blocking(heartbeat_read, False)
     os.set_blocking(heartbeat_write, False)
     os.set_blocking(lifeline_write, False)
-    seat = WorkerSeat(number, name, uuid4(), heartbeat_write, lifeline_read, metrics_socket, lost)
+    seat = Lifeline(number, name, uuid4(), heartbeat_write, lifeline_read, metrics_socket, lost)
     _flush()  # or both processes would write what is buffered
     hold_signals()
     try:
@@ -156,7 +156,7 @@ def exit_fields(code: int) -> dict[str, object]:
 
 
 def _live(
-    work: Callable[[WorkerSeat], int], seat: WorkerSeat, *, detach: Callable[[], None], parent_fds: tuple[int, ...]
+    work: Callable[[Lifeline], int], seat: Lifeline, *, detach: Callable[[], None], parent_fds: tuple[int, ...]
 ) -> NoReturn:
     code: int = ExitCode.FAILED
     try:

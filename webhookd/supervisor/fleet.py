@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from webhookd.core.restart import Phase, Restart
 from webhookd.errors import UnusableError
-from webhookd.lifeline import ExitCode, WorkerSeat
+from webhookd.lifeline import ExitCode, Lifeline
 from webhookd.supervisor.child import Child, exit_fields, spawn
-from webhookd.supervisor.handover import LostLeases
+from webhookd.supervisor.handover import Handover
 
 if TYPE_CHECKING:
     from webhookd.config.load import Config
@@ -32,7 +32,7 @@ _BACKLOG = 128
 
 
 @dataclass(slots=True)
-class Place:
+class Slot:
     """A worker's number and port, held by one process after another."""
 
     number: int
@@ -50,7 +50,7 @@ class Place:
 class Death:
     """One worker's end; *code* as `Child.reap` returns it."""
 
-    place: Place
+    place: Slot
     child: Child
     code: int
 
@@ -65,19 +65,19 @@ class Fleet:
     def __init__(
         self,
         config: "Config",
-        run_worker: Callable[["Config", WorkerSeat], int],
+        run_worker: Callable[["Config", Lifeline], int],
         *,
         selector: selectors.BaseSelector,
         detach: Callable[[], None],
     ) -> None:
         self.config = config
         self.generation = 0
-        self.places: dict[int, Place] = {}
+        self.places: dict[int, Slot] = {}
         self.refusal: str | None = None
         self._run_worker = run_worker
         self._selector = selector
         self._detach = detach
-        self._lost = LostLeases()
+        self._lost = Handover()
 
     def adopt(self, config: "Config", *, now: float) -> None:
         """Start workers with *config* from now on, in vacant places at once. Those of earlier generations are stale."""
@@ -95,13 +95,13 @@ class Fleet:
         """
         port = self.config.metrics_port
         listener = _listen(self.config.metrics_host, port + number - 1 if port else 0, until=now + patience_s)
-        self.places[number] = Place(number, listener, Restart.fresh(now))
+        self.places[number] = Slot(number, listener, Restart.fresh(now))
 
     def remove_place(self, number: int) -> None:
         """Close the port of a place that no worker holds."""
         self.places.pop(number).metrics_socket.close()
 
-    def children(self) -> Iterator[tuple[Place, Child]]:
+    def children(self) -> Iterator[tuple[Slot, Child]]:
         """Yield each place that holds a living worker."""
         for place in self.places.values():
             if place.child is not None:
@@ -113,7 +113,7 @@ class Fleet:
             if place.restart.phase is Phase.WAITING and place.restart.since <= now:
                 self._start(place, now)
 
-    def hear(self, place: Place, now: float) -> None:
+    def hear(self, place: Slot, now: float) -> None:
         """Read the heartbeats of the worker in *place*."""
         child = place.child
         if child is None:
@@ -177,7 +177,7 @@ class Fleet:
         for place in self.places.values():
             place.metrics_socket.close()
 
-    def _start(self, place: Place, now: float) -> None:
+    def _start(self, place: Slot, now: float) -> None:
         node = self.config.node
         name = f"{node}/worker-{place.number}" if node else f"worker-{place.number}"
         place.restart = place.restart.started(now)
@@ -201,7 +201,7 @@ class Fleet:
         host, port = place.metrics_socket.getsockname()[:2]
         log.info("worker started", extra={"fields": _fields(child) | {"metrics": f"{host}:{port}"}})
 
-    def _bury(self, place: Place, child: Child, *, code: int, now: float) -> None:
+    def _bury(self, place: Slot, child: Child, *, code: int, now: float) -> None:
         clean = code == ExitCode.DRAINED
         self._lost.died(child.incarnation, clean=clean, heard=place.restart.heard)
         if child.heartbeat_fd in self._selector.get_map():
@@ -238,7 +238,7 @@ def _fields(child: Child) -> dict[str, object]:
     return {"worker": child.name, "worker_pid": child.pid}
 
 
-def _detach_worker(places: dict[int, Place], own: Place, detach: Callable[[], None]) -> None:
+def _detach_worker(places: dict[int, Slot], own: Slot, detach: Callable[[], None]) -> None:
     """In a new worker: close what belongs to the supervisor and to siblings, or the dead would seem to live on."""
     detach()
     for place in places.values():

@@ -14,7 +14,7 @@ from webhookd.supervisor.child import Child
 RELEASE_GRACE_S = 5.0
 
 
-class LostLeases:
+class Handover:
     """Incarnations are remembered here until one keeper, a living worker, has been told and has lived on for a while.
 
     To be told twice is harmless: a lease is released only while its dead holder still has it. For the supervisor's loop

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from webhookd.errors import UnusableError
-from webhookd.lifeline import ExitCode, WorkerSeat
-from webhookd.supervisor.fleet import Death, Fleet, Place
+from webhookd.lifeline import ExitCode, Lifeline
+from webhookd.supervisor.fleet import Death, Fleet, Slot
 from webhookd.supervisor.signals import SignalBox
 from webhookd.supervisor.systemd import Notifier
 
@@ -59,7 +59,7 @@ class Supervisor:
     def __init__(
         self,
         config: "Config",
-        run_worker: Callable[["Config", WorkerSeat], int],
+        run_worker: Callable[["Config", Lifeline], int],
         reload: Callable[[], "Config"] | None = None,
     ) -> None:
         self._reload = reload
@@ -110,7 +110,7 @@ class Supervisor:
             for place, _ in self._fleet.children():
                 place.restart = place.restart.excused(now)
         for key, _ in events:
-            if isinstance(key.data, Place):
+            if isinstance(key.data, Slot):
                 self._fleet.hear(key.data, now)
         for signum in self._signals.take():
             self._act_on(signum, now)

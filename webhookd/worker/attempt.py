@@ -8,16 +8,16 @@ from webhookd.core.answer import Answer, AnswerKind, classify
 from webhookd.core.model import Attempted, Delivery, GivenBack, Outcome
 from webhookd.core.signing import parse_secret, sign
 from webhookd.transport.client import Transport
-from webhookd.worker.circuits import Hints
+from webhookd.worker.circuits import LocalCircuits
 
 USER_AGENT = f"webhookd/{__version__}"
 _HEADERS = (("content-type", "application/json"), ("user-agent", USER_AGENT))
 
 
-class Courier:
+class AttemptRunner:
     """Carries deliveries out. Used by all sender threads at once."""
 
-    def __init__(self, transport: Transport, hints: Hints, *, installation: str) -> None:
+    def __init__(self, transport: Transport, hints: LocalCircuits, *, installation: str) -> None:
         self._transport = transport
         self._hints = hints
         self._installation = installation

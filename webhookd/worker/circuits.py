@@ -10,7 +10,7 @@ from webhookd.core.model import Delivery
 MOST = 10_000  # webhooks to remember: a day of failing ones must not fill the memory
 
 
-class Hints:
+class LocalCircuits:
     """Webhooks that just tripped, asked to be left alone, or are gone, as seen by this worker's own exchanges.
 
     A claim brings twenty rows at once; without this, all twenty would run against a receiver that failed the first five. Only a

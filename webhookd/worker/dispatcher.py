@@ -17,15 +17,15 @@ from psycopg_pool import ConnectionPool
 from webhookd.core.model import Delivery
 from webhookd.errors import first_line
 from webhookd.metrics.counters import Metrics
-from webhookd.metrics.counts import Wakeup
+from webhookd.metrics.counts import WakeupCause
 from webhookd.postgres.claim import Claim, Claimer, ClaimInDoubtError
 from webhookd.postgres.session import Connection
 from webhookd.worker.listener import DeafError, readable
-from webhookd.worker.quarantine import Suspects
-from webhookd.worker.recorder import Recording
-from webhookd.worker.senders import Senders
-from webhookd.worker.wakeup import Bell, News
-from webhookd.worker.watch import Watch
+from webhookd.worker.quarantine import Quarantine
+from webhookd.worker.recorder import Recorder
+from webhookd.worker.senders import SenderPool
+from webhookd.worker.wakeup import WakeReason, WakeupPipe
+from webhookd.worker.watch import NotifyDuty
 
 log = logging.getLogger("webhookd.dispatcher")
 
@@ -51,12 +51,12 @@ class Dispatcher:
         self,
         pool: ConnectionPool[Connection],
         claimer: Claimer,
-        watch: Watch,
-        senders: Senders,
-        recording: Recording,
+        watch: NotifyDuty,
+        senders: SenderPool,
+        recording: Recorder,
         *,
         metrics: Metrics,
-        bell: Bell,
+        bell: WakeupPipe,
         beat: Callable[[], None],
     ) -> None:
         self._pool = pool
@@ -86,7 +86,7 @@ class Dispatcher:
         self._call_at = -math.inf
         self._watched = False  # somebody keeps the watch, as far as this worker knows
         self._found_at = -math.inf
-        self._suspects = Suspects()
+        self._suspects = Quarantine()
         self._failures = 0
         self._notified: collections.deque[float] = collections.deque(maxlen=BURST_NOTIFIES)
 
@@ -96,7 +96,7 @@ class Dispatcher:
         """Have `run` return soon: claim nothing more. May be called from a signal handler."""
         if self.stopped_at is None:
             self.stopped_at = time.monotonic()
-        self._bell.ring(News.STOP)
+        self._bell.ring(WakeReason.STOP)
 
     def healthy(self) -> bool:
         """Return whether the loop turns and the database answers it."""
@@ -269,10 +269,10 @@ class Dispatcher:
             if not self._watch.keeping:
                 # Handed over, or an old notification that outlived a watch long dropped: only the database knows. The next
                 # rest takes the watch, outwaiting included, or leaves it; without room, it is handed on.
-                self._metrics.woken(Wakeup.HANDOVER)
+                self._metrics.woken(WakeupCause.HANDOVER)
                 self._watch.keeping, self._watched = True, False
             else:
-                self._metrics.woken(Wakeup.NOTIFY)
+                self._metrics.woken(WakeupCause.NOTIFY)
             self._look_at = now
             self._notified.extend(now for payload in payloads if payload == mine)
             self._calm_down(now)
@@ -312,7 +312,7 @@ class Dispatcher:
                 self._watch.register(connection)
             self._listen_at = now + LISTEN_AGAIN_S
             self._metrics.set_listener_connected(False)
-            self._listener.open(self._pool, lambda: self._bell.ring(News.LISTENER))
+            self._listener.open(self._pool, lambda: self._bell.ring(WakeReason.LISTENER))
 
     def _stay_deaf(self, error: psycopg.Error, now: float) -> None:
         """Look every 2 s, and try to listen again with growing pauses. Say so once."""
@@ -363,15 +363,15 @@ class Dispatcher:
             if isinstance(news, float):
                 self._look_at = min(self._look_at, now + max(0.0, news))
                 continue
-            if news is News.LISTENER:
+            if news is WakeReason.LISTENER:
                 continue  # the next turn asks it
             self._look_at = now
-            if news is News.ROOM:
+            if news is WakeReason.ROOM:
                 self._saturated_since = math.inf
-            elif news is not News.STOP:
-                self._metrics.woken(Wakeup.LOST if news is News.LOST else Wakeup.SWEEP)
+            elif news is not WakeReason.STOP:
+                self._metrics.woken(WakeupCause.LOST if news is WakeReason.LOST else WakeupCause.SWEEP)
                 self._watched = False  # memory may be wrong, and taking a watch that one keeps is harmless
-                if news is News.UNREGISTERED:
+                if news is WakeReason.UNREGISTERED:
                     self._listener.close()  # opening it again registers again
                     self._listen_at = now
 

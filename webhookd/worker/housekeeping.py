@@ -23,9 +23,9 @@ from webhookd.metrics.counts import AttemptStatus, QueueCause, QueueCounts
 from webhookd.metrics.discovery import TargetGroups, target_groups
 from webhookd.postgres import session, statements
 from webhookd.postgres.claim import make_lanes
-from webhookd.postgres.record import Recorder
+from webhookd.postgres.record import ResultWriter
 from webhookd.postgres.retention import Retention
-from webhookd.worker.wakeup import Bell, News
+from webhookd.worker.wakeup import WakeReason, WakeupPipe
 
 log = logging.getLogger("webhookd.housekeeping")
 
@@ -47,14 +47,14 @@ class Housekeeping:
     def __init__(
         self,
         pool: ConnectionPool[session.Connection],
-        recorder: Recorder,
+        recorder: ResultWriter,
         retention: Retention,
         *,
         worker_id: str,
         incarnation: UUID,
         metrics: Metrics,
         recorded: Callable[[], bool],
-        bell: Bell,
+        bell: WakeupPipe,
     ) -> None:
         self._pool = pool
         self._recorder = recorder
@@ -83,7 +83,7 @@ class Housekeeping:
         with self._pool.connection() as connection:
             connection.execute(statements.load("leave"), {"incarnation": incarnation})
         # It may have kept the watch, or been the only one to know of a lane's timer.
-        self._bell.ring(News.LOST)
+        self._bell.ring(WakeReason.LOST)
         if released:
             log.info(
                 "leases of a dead worker released",
@@ -121,9 +121,9 @@ class Housekeeping:
         if "sweep" in chores:
             self._sweep()
         if not registered:
-            self._bell.ring(News.UNREGISTERED)
+            self._bell.ring(WakeReason.UNREGISTERED)
         elif not watched or "sweep" in chores:
-            self._bell.ring(News.SWEEP)
+            self._bell.ring(WakeReason.SWEEP)
         self.publish_activity()
         self._read_fleet()
         if "measure" in chores:  # after what must go on although this takes so long that the database gives up
@@ -202,7 +202,7 @@ class Housekeeping:
                     break
         if released:
             self._metrics.leases_lost(released)
-            self._bell.ring(News.LOST)
+            self._bell.ring(WakeReason.LOST)
         return released
 
     def _sweep(self) -> None:

@@ -21,28 +21,28 @@ import psycopg
 
 from webhookd.config.load import Config
 from webhookd.errors import UnusableError, first_line
-from webhookd.lifeline import ExitCode, WorkerSeat, parse_lost_line
+from webhookd.lifeline import ExitCode, Lifeline, parse_lost_line
 from webhookd.metrics.counters import Metrics
 from webhookd.metrics.discovery import TargetGroups, address_of
 from webhookd.metrics.endpoint import Endpoint
 from webhookd.postgres import session
 from webhookd.postgres.claim import Claimer, defaults_of
-from webhookd.postgres.record import Recorder
+from webhookd.postgres.record import ResultWriter
 from webhookd.postgres.retention import Keep, Retention
 from webhookd.schema import migrate
 from webhookd.transport.background import in_background
 from webhookd.transport.client import Transport
 from webhookd.transport.egress import Egress
-from webhookd.worker.attempt import Courier
-from webhookd.worker.circuits import Hints
+from webhookd.worker.attempt import AttemptRunner
+from webhookd.worker.circuits import LocalCircuits
 from webhookd.worker.dispatcher import Dispatcher
 from webhookd.worker.housekeeping import Housekeeping
 from webhookd.worker.listener import Listener
-from webhookd.worker.recorder import Recording
-from webhookd.worker.results import Results
-from webhookd.worker.senders import Senders
-from webhookd.worker.wakeup import Bell
-from webhookd.worker.watch import Watch
+from webhookd.worker.recorder import Recorder
+from webhookd.worker.results import ResultQueue
+from webhookd.worker.senders import SenderPool
+from webhookd.worker.wakeup import WakeupPipe
+from webhookd.worker.watch import NotifyDuty
 
 log = logging.getLogger("webhookd.worker")
 
@@ -54,7 +54,7 @@ GARBAGE_THRESHOLDS = (10_000, 20, 20)
 POOL_SIZE = 2  # with the LISTEN connection that makes three a worker
 
 
-def run(config: Config, seat: WorkerSeat) -> int:
+def run(config: Config, seat: Lifeline) -> int:
     """Work until told to stop; return the exit code. The whole life of a worker process."""
     threading.excepthook = _end_with_thread
     gc.freeze()  # what the supervisor made: shared memory stays shared
@@ -86,7 +86,7 @@ def run(config: Config, seat: WorkerSeat) -> int:
 class _Lifeline:
     """The supervisor's pipe, read from the first moment on: an orphan must let go of its port even while it boots."""
 
-    def __init__(self, seat: WorkerSeat, stop: threading.Event) -> None:
+    def __init__(self, seat: Lifeline, stop: threading.Event) -> None:
         self.lost: queue.SimpleQueue[UUID] = queue.SimpleQueue()  # dead siblings whose leases are to be released
         self._seat = seat
         self.ended = False
@@ -133,14 +133,14 @@ class _Booting:
         return self.worker.housekeeping.targets if self.worker else None
 
 
-def _attend(seat: WorkerSeat, state: _Booting, waited_s: float) -> None:
+def _attend(seat: Lifeline, state: _Booting, waited_s: float) -> None:
     """What the main thread does while the database does not answer."""
     seat.beat()
     if waited_s > UNANSWERED_S and state.stopping():
         raise session.UnansweredError(f"no answer within {UNANSWERED_S:g} s, and this worker is to leave")
 
 
-def _boot(config: Config, seat: WorkerSeat, stop: threading.Event) -> str | None:
+def _boot(config: Config, seat: Lifeline, stop: threading.Event) -> str | None:
     """Wait for the database and check its schema; return the installation's name in webhook-ids, None if told to stop first.
 
     A database that is away is waited for; a schema that does not fit raises `UnusableError`.
@@ -176,7 +176,7 @@ def _installation(dsn: str, name: str) -> str:
 class _Worker:
     """The parts of a worker, wired."""
 
-    def __init__(self, config: Config, seat: WorkerSeat, metrics: Metrics, installation: str, lifeline: _Lifeline) -> None:
+    def __init__(self, config: Config, seat: Lifeline, metrics: Metrics, installation: str, lifeline: _Lifeline) -> None:
         assert config.dsn is not None
         self._lifeline = lifeline
         self._config = config
@@ -188,14 +188,14 @@ class _Worker:
         self._pool = session.open_pool(
             config.dsn, application_name=f"webhookd/{seat.name}/work", size=POOL_SIZE, timeout_s=pause_s
         )
-        recorder = Recorder(worker_id=seat.name, defaults=defaults)
-        hints, bell = Hints(), Bell()
+        recorder = ResultWriter(worker_id=seat.name, defaults=defaults)
+        hints, bell = LocalCircuits(), WakeupPipe()
         egress = Egress(config.allow_http, config.allow_network)
         self._transport = Transport(egress, connections_per_origin=config.threads)
-        results = Results()
-        courier = Courier(self._transport, hints, installation=installation)
-        self._senders = Senders(courier, results, most=config.threads, bell=bell)
-        self.recording = Recording(
+        results = ResultQueue()
+        courier = AttemptRunner(self._transport, hints, installation=installation)
+        self._senders = SenderPool(courier, results, most=config.threads, bell=bell)
+        self.recording = Recorder(
             self._pool,
             recorder,
             results,
@@ -207,7 +207,7 @@ class _Worker:
         self.dispatcher = Dispatcher(
             self._pool,
             Claimer(worker_id=seat.name, incarnation=seat.incarnation, defaults=defaults),
-            Watch(
+            NotifyDuty(
                 listener,
                 worker_id=seat.name,
                 incarnation=seat.incarnation,

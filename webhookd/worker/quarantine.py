@@ -11,7 +11,7 @@ SUSPECTS_EVERY_S = 10.0  # how often to ask for one while there is always someth
 MISSED_FIRST_S, MISSED_MOST_S = 10.0, 60.0
 
 
-class Suspects:
+class Quarantine:
     """*alone*: claim nothing, and once nothing is in hand try a suspect. Due at *due_at*, to be asked for again at *see_at*."""
 
     def __init__(self) -> None:

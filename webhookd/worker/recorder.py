@@ -15,11 +15,11 @@ from webhookd.core.model import Attempted, Delivery, GivenBack, Result
 from webhookd.errors import first_line
 from webhookd.metrics.counters import Metrics
 from webhookd.metrics.counts import AttemptStatus, ObservedAttempt
-from webhookd.postgres.record import Recorded, Recorder
+from webhookd.postgres.record import RecordOutcome, ResultWriter
 from webhookd.postgres.session import Connection
-from webhookd.worker.circuits import Hints
-from webhookd.worker.results import BATCH, Results
-from webhookd.worker.wakeup import Bell
+from webhookd.worker.circuits import LocalCircuits
+from webhookd.worker.results import BATCH, ResultQueue
+from webhookd.worker.wakeup import WakeupPipe
 
 log = logging.getLogger("webhookd.recorder")
 
@@ -29,18 +29,18 @@ DEFER_MOST_S = 0.25
 STUCK_S = 1.0  # a record takes milliseconds
 
 
-class Recording:
+class Recorder:
     """Everything claimed and not yet recorded passes through here. The dispatcher enters deliveries, the thread ends them."""
 
     def __init__(
         self,
         pool: ConnectionPool[Connection],
-        recorder: Recorder,
-        results: Results,
+        recorder: ResultWriter,
+        results: ResultQueue,
         *,
-        hints: Hints,
+        hints: LocalCircuits,
         metrics: Metrics,
-        bell: Bell,
+        bell: WakeupPipe,
     ) -> None:
         self._results = results
         self._pool = pool
@@ -125,7 +125,7 @@ class Recording:
         self._defer_s = DEFER_S if progress else min(DEFER_MOST_S, self._defer_s * 2)
         self._account(recorded)
 
-    def _persist(self, batch: Sequence[Result]) -> Recorded:
+    def _persist(self, batch: Sequence[Result]) -> RecordOutcome:
         """Record *batch*, for as long as it takes a database that is away to come back (or until told to give up)."""
         for attempt in tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(psycopg.OperationalError),
@@ -157,7 +157,7 @@ class Recording:
         )
         self._leave(1)
 
-    def _account(self, recorded: Recorded) -> None:
+    def _account(self, recorded: RecordOutcome) -> None:
         ended = len(recorded.accepted) + len(recorded.refused)
         if not ended:
             return

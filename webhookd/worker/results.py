@@ -8,7 +8,7 @@ from webhookd.core.model import Result
 BATCH = 200
 
 
-class Results:
+class ResultQueue:
     """Hands results from many senders to the recorder, a batch at a time.
 
     The recorder is woken twice a batch, not for each result: each wakeup would take the interpreter's lock from a sender.

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from webhookd.core.model import Delivery, Lost, Outcome, Result
 from webhookd.postgres.claim import BODY_BYTES
-from webhookd.worker.attempt import Courier
-from webhookd.worker.results import Results
-from webhookd.worker.wakeup import Bell, News
+from webhookd.worker.attempt import AttemptRunner
+from webhookd.worker.results import ResultQueue
+from webhookd.worker.wakeup import WakeReason, WakeupPipe
 
 log = logging.getLogger("webhookd.senders")
 
@@ -51,10 +51,10 @@ class _Sender:
     delay_s: float = 0.0
 
 
-class Senders:
+class SenderPool:
     """Takes deliveries from the dispatcher, carries them out on its threads, and puts results where the recorder finds them."""
 
-    def __init__(self, courier: Courier, results: Results, *, most: int, bell: Bell) -> None:
+    def __init__(self, courier: AttemptRunner, results: ResultQueue, *, most: int, bell: WakeupPipe) -> None:
         self._courier = courier
         self._results = results
         self._most = most
@@ -207,7 +207,7 @@ class Senders:
         self._results.put(Result(delivery, outcome), last=self._queue.empty() and self.backlog() == 0)
         if self._wants_room and self.room() > 0:
             self._wants_room = False
-            self._bell.ring(News.ROOM)
+            self._bell.ring(WakeReason.ROOM)
 
 
 def _run_delay_s(thread_id: int | None) -> float:

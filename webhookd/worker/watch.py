@@ -16,7 +16,7 @@ from webhookd.worker.listener import Listener
 CALL_ALL = "all"
 
 
-class Watch:
+class NotifyDuty:
     """This incarnation's ear and row among the workers, and its part in the watch. Used by the dispatcher's thread only.
 
     Methods block for one short transaction and raise `psycopg.Error`.

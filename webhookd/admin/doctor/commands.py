@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from webhookd.config.load import COMMAND_LINE, Settings, flag_of
+from webhookd.config.load import COMMAND_LINE, LoadedConfig, flag_of
 
 _SECRETS = ("password", "sslpassword", "oauth_client_secret")
 _BY_ENVIRONMENT = "environment "
@@ -36,7 +36,7 @@ class Commands:
         return " ".join(part for part in ("webhookd", change, self.options, self.service) if part)
 
 
-def commands_for(settings: Settings, dsn: str) -> Commands:
+def commands_for(settings: LoadedConfig, dsn: str) -> Commands:
     """Return commands for the database at *dsn*, which is the one that *settings* lead to."""
     source, service = settings.sources["dsn"], _service_options(settings)
     if settings.config.dsn is not None and source.startswith(_BY_ENVIRONMENT):
@@ -51,7 +51,7 @@ def commands_for(settings: Settings, dsn: str) -> Commands:
     return Commands(database, f"--config {_quoted(source.removeprefix('file '))}", service)
 
 
-def _service_options(settings: Settings) -> str:
+def _service_options(settings: LoadedConfig) -> str:
     """Return the options of the command line but for those that name databases, as the shell reads them."""
     words: list[str] = []
     for name, source in settings.sources.items():
