@@ -1,4 +1,6 @@
-"""Finds the packages, which setup.cfg cannot do while webhookd.sql lives in ./sql; the rest is there."""
+"""Finds the packages, which setup.cfg cannot do while webhookd.sql lives in ./sql; the rest is
+there.
+"""
 
 from setuptools import find_packages, setup
 

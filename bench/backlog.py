@@ -1,7 +1,9 @@
-"""Queues as they look after a year or an accident: millions of rows made in a minute, and kept at their level under a fleet.
+"""Queues as they look after a year or an accident: millions of rows made in a minute, and kept at
+their level under a fleet.
 
-Rows are made without triggers, on a server that does not wait for its disk meanwhile; many at once without the queue's secondary
-indexes, which are built afterwards. The server is durable again when anything is measured.
+Rows are made without triggers, on a server that does not wait for its disk meanwhile; many at once
+without the queue's secondary indexes, which are built afterwards. The server is durable again when
+anything is measured.
 """
 
 from collections.abc import Iterator
@@ -37,15 +39,24 @@ SELECT indexname, indexdef FROM pg_indexes
 
 
 def due(connection: Connection, rows: int, *, webhook: str) -> None:
-    """Make *rows* that are due and that no worker has looked at; *webhook* is SQL of their number n."""
+    """Make *rows* that are due and that no worker has looked at; *webhook* is SQL of their number
+    n.
+    """
     with _loading(connection, rows):
         _make(connection, rows, webhook=webhook)
 
 
 def scheduled(connection: Connection, rows: int, *, webhook: str) -> None:
-    """Make *rows* that failed once and wait for their retry, in an hour and later; their lanes know of them."""
+    """Make *rows* that failed once and wait for their retry, in an hour and later; their lanes know
+    of them.
+    """
     later = "now() + interval '1 hour' + n * interval '1 ms'"
-    columns = {"delivery_status": "'retrying'", "routed": "true", "attempts": "1", "retry_count": "1"}
+    columns = {
+        "delivery_status": "'retrying'",
+        "routed": "true",
+        "attempts": "1",
+        "retry_count": "1",
+    }
     with _loading(connection, rows):
         _make(connection, rows, webhook=webhook, due=later, **columns)
 
@@ -55,18 +66,26 @@ def delivered(connection: Connection, rows: int, *, webhook: str) -> None:
     columns = {"delivery_status": "'delivered'", "routed": "true", "attempts": "1", "worker_id": "'worker-1'",
                "attempted_at": "at", "first_attempted_at": "at", "delivered_at": "at"}  # fmt: skip
     with _loading(connection, rows):
-        newest = connection.execute(f"SELECT coalesce(max(delivery_id), 0) FROM {QUEUE}".encode()).fetchone()
+        newest = connection.execute(
+            f"SELECT coalesce(max(delivery_id), 0) FROM {QUEUE}".encode()
+        ).fetchone()
         _make(connection, rows, webhook=webhook, **columns)
         connection.execute(_LOGGED.encode(), newest)
-        connection.execute("INSERT INTO pggit.finished_counts (delivered, failed) VALUES (%s, 0)", [rows])
+        connection.execute(
+            "INSERT INTO pggit.finished_counts (delivered, failed) VALUES (%s, 0)", [rows]
+        )
 
 
 def opened(connection: Connection, rows: int, *, first: int, webhooks: int) -> None:
-    """Open the circuits of *webhooks* from id *first* on, for an hour, with *rows* behind them that a worker has routed."""
+    """Open the circuits of *webhooks* from id *first* on, for an hour, with *rows* behind them that
+    a worker has routed.
+    """
     with _loading(connection, rows):
         connection.execute(
-            "UPDATE pggit.webhook_health_metrics SET circuit_state = 'open', circuit_epoch = 1, consecutive_failures = 5,"
-            " health_status = 'unavailable', circuit_until = now() + interval '1 h', runnable_at = now() + interval '1 h',"
+            "UPDATE pggit.webhook_health_metrics SET circuit_state = 'open', circuit_epoch = 1, "
+            "consecutive_failures = 5,"
+            " health_status = 'unavailable', circuit_until = now() + interval '1 h', runnable_at "
+            "= now() + interval '1 h',"
             " blocked_by = 'circuit' WHERE webhook_id BETWEEN %s AND %s",
             [first, first + webhooks - 1],
         )
@@ -75,7 +94,9 @@ def opened(connection: Connection, rows: int, *, first: int, webhooks: int) -> N
 
 
 class Level:
-    """Keeps a backlog where it is: puts in as many due rows as have arrived at *sink*; *webhook* is SQL of their number n."""
+    """Keeps a backlog where it is: puts in as many due rows as have arrived at *sink*; *webhook* is
+    SQL of their number n.
+    """
 
     def __init__(self, connection: Connection, sink: Sink, *, webhook: str) -> None:
         self._connection = connection
@@ -84,11 +105,14 @@ class Level:
         self._number = 0
         self._statement = (
             f"INSERT INTO {QUEUE} (webhook_id, message_body)"
-            f" SELECT {webhook}, '{_BODY}' FROM generate_series(%(first)s::bigint, %(last)s::bigint) n"
+            f" SELECT {webhook}, '{_BODY}' FROM generate_series(%(first)s::bigint, "
+            "%(last)s::bigint) n"
         ).replace(" % ", " %% ")
 
     def hold(self) -> int:
-        """Put in what has arrived since the last call, and return how much that was. Blocks for one transaction."""
+        """Put in what has arrived since the last call, and return how much that was. Blocks for one
+        transaction.
+        """
         arrived = self._sink.requests()
         count, self._arrived = arrived - self._arrived, arrived
         self.put(count)
@@ -97,22 +121,31 @@ class Level:
     def put(self, count: int) -> None:
         """Put in *count* rows in one transaction."""
         if count:
-            self._connection.execute(self._statement.encode(), {"first": self._number + 1, "last": self._number + count})
+            self._connection.execute(
+                self._statement.encode(), {"first": self._number + 1, "last": self._number + count}
+            )
             self._number += count
 
 
 def waiting(connection: Connection) -> int:
     """Return how many deliveries wait that no worker has looked at."""
     row = connection.execute(
-        f"SELECT count(*) FROM {QUEUE} WHERE NOT routed AND delivery_status IN ('pending', 'retrying')".encode()
+        f"SELECT count(*) FROM {QUEUE} WHERE NOT routed AND delivery_status IN ('pending', "
+        "'retrying')".encode()
     ).fetchone()
     assert row is not None
     return int(row[0])
 
 
-def _make(connection: Connection, rows: int, *, webhook: str, due: str = "at", **columns: str) -> None:
-    names, values = ("".join(f", {part}" for part in parts) for parts in (columns.keys(), columns.values()))
-    statement = _MADE.format(webhook=webhook, body=_BODY, due=due, rows=rows, columns=names, values=values)
+def _make(
+    connection: Connection, rows: int, *, webhook: str, due: str = "at", **columns: str
+) -> None:
+    names, values = (
+        "".join(f", {part}" for part in parts) for parts in (columns.keys(), columns.values())
+    )
+    statement = _MADE.format(
+        webhook=webhook, body=_BODY, due=due, rows=rows, columns=names, values=values
+    )
     connection.execute(statement.encode())
 
 

@@ -7,7 +7,9 @@ from webhookd.errors import WebhookdError
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run *main*; exit with 2 where the machine lacks something or a system did not do what it was given."""
+    """Run *main*; exit with 2 where the machine lacks something or a system did not do what it was
+    given.
+    """
     try:
         main()
     except KeyboardInterrupt:

@@ -53,8 +53,17 @@ def add_table(report: Report, curve: Curve) -> None:
     for point in curve.points:
         claims, rates = point.claims, point.rates
         spread = f" [{min(rates):,.0f} to {max(rates):,.0f}]" if len(rates) > 1 else ""
-        pages = [f"{claims.by_statement[name]:,.0f}" if name in claims.by_statement else "-" for name in SHOWN]
-        cells = [f"{claims.ms:.1f}", f"{claims.pages:,.0f}", f"{claims.rows:.0f}", f"{median(rates):,.0f}{spread}", *pages]
+        pages = [
+            f"{claims.by_statement[name]:,.0f}" if name in claims.by_statement else "-"
+            for name in SHOWN
+        ]
+        cells = [
+            f"{claims.ms:.1f}",
+            f"{claims.pages:,.0f}",
+            f"{claims.rows:.0f}",
+            f"{median(rates):,.0f}{spread}",
+            *pages,
+        ]
         rows.append([point.label, *cells, f"{point.depth_ms:,.0f}"])
     report.table(heads, rows)
 
@@ -63,7 +72,13 @@ def add_verdicts(report: Report, curves: Sequence[Curve]) -> None:
     """Add what became of each curve."""
     rows = []
     for curve in curves:
-        rows.append([curve.title, *[f"{factor:.2f}" for factor in curve.growth()], "flat" if curve.flat() else "NOT FLAT"])
+        rows.append(
+            [
+                curve.title,
+                *[f"{factor:.2f}" for factor in curve.growth()],
+                "flat" if curve.flat() else "NOT FLAT",
+            ]
+        )
     heads = ["curve", *[f"{name}, times worse" for name in MEASURES], f"at most {FLAT:g}"]
     report.table(heads, rows, title="The last point beside the first")
 
@@ -72,7 +87,9 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
     """Draw the curves into a PNG."""
     columns = min(4, len(curves))
     lines = -(-len(curves) // columns)
-    figure, axes = pyplot().subplots(lines, columns, figsize=(4.2 * columns, 3.4 * lines), squeeze=False)
+    figure, axes = pyplot().subplots(
+        lines, columns, figsize=(4.2 * columns, 3.4 * lines), squeeze=False
+    )
     for place, curve in zip(axes.flat, curves, strict=False):
         labels = [point.label for point in curve.points]
         place.plot(labels, [point.claims.pages for point in curve.points], "o-", color="tab:blue")

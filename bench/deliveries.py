@@ -1,4 +1,6 @@
-"""webhookd's queue in a benchmark: webhooks, deliveries with a body of some 330 bytes, and whether all of them are complete."""
+"""webhookd's queue in a benchmark: webhooks, deliveries with a body of some 330 bytes, and whether
+all of them are complete.
+"""
 
 from typing import Any
 
@@ -8,13 +10,17 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 WEBHOOKS = 50
 QUEUE = "pggit.alert_delivery_queue"
-# No round pays for the rows of the last one; configuration stays. finished_counts goes with the queue.
+# No round pays for the rows of the last one; configuration stays. finished_counts goes with the
+# queue.
 _EMPTIED = f"{QUEUE}, pggit.alert_delivery_log, pggit.webhook_health_metrics, pggit.worker_minutes"
 
 _FILLING = (
-    '"type": "invoice.paid", "data": {"customer": "cus_9s6XKzkNRiz8i3", "currency": "eur", "amount_due": 12900,'
-    ' "amount_paid": 12900, "description": "Monthly subscription, 3 seats", "lines": [{"sku": "seat-month",'
-    ' "quantity": 3, "unit_amount": 4300}], "hosted_invoice_url": "https://billing.example/i/9s6XKzkNRiz8i3",'
+    '"type": "invoice.paid", "data": {"customer": "cus_9s6XKzkNRiz8i3", "currency": "eur", '
+    '"amount_due": 12900,'
+    ' "amount_paid": 12900, "description": "Monthly subscription, 3 seats", "lines": [{"sku": '
+    '"seat-month",'
+    ' "quantity": 3, "unit_amount": 4300}], "hosted_invoice_url": '
+    '"https://billing.example/i/9s6XKzkNRiz8i3",'
     ' "status": "paid"}}'
 )
 
@@ -31,7 +37,9 @@ def body_sql(number: str) -> str:
 
 
 def register(connection: Connection, url: str, *, webhooks: int = WEBHOOKS) -> None:
-    """Register webhooks 1 to *webhooks* with *url* plus their id as a path, unlimited in rate and else with defaults."""
+    """Register webhooks 1 to *webhooks* with *url* plus their id as a path, unlimited in rate and
+    else with defaults.
+    """
     connection.execute(
         "INSERT INTO pggit.webhooks (webhook_id, url, rate_limit_per_second)"
         " SELECT i, %s || '/' || i, 0 FROM generate_series(1, %s) i"
@@ -51,7 +59,9 @@ def insert(connection: Connection, count: int, *, webhooks: int = WEBHOOKS) -> N
 
 def incomplete(connection: Connection) -> int:
     """Return how many deliveries are not delivered."""
-    row = connection.execute(f"SELECT count(*) FROM {QUEUE} WHERE delivery_status <> 'delivered'".encode()).fetchone()
+    row = connection.execute(
+        f"SELECT count(*) FROM {QUEUE} WHERE delivery_status <> 'delivered'".encode()
+    ).fetchone()
     assert row is not None
     return int(row[0])
 

@@ -1,4 +1,5 @@
-"""Throughput: how fast each system drains its queue into fast receivers, and what that costs; slow receivers, a hot webhook, TLS.
+"""Throughput: how fast each system drains its queue into fast receivers, and what that costs; slow
+receivers, a hot webhook, TLS.
 
     python -m bench.drain [--rounds 7] [--scale 1.0]
 
@@ -15,7 +16,16 @@ from bench.postgres import Postgres, running_postgres
 from bench.report import Report
 from bench.rounds import Round, alternate, drain
 from bench.sink import nginx, receiver
-from bench.systems import Bound, Graphile, Original, PgQueuer, Procrastinate, System, Webhookd, installed
+from bench.systems import (
+    Bound,
+    Graphile,
+    Original,
+    PgQueuer,
+    Procrastinate,
+    System,
+    Webhookd,
+    installed,
+)
 
 Rounds = Mapping[str, Sequence[Round]]
 
@@ -50,19 +60,33 @@ QUIET = 0.2
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--scale", type=float, default=1.0, help="of the number of deliveries a round; below 1 only to try it")
+    parser.add_argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        help="of the number of deliveries a round; below 1 only to try it",
+    )
     options = parser.parse_args()
-    with running_postgres() as postgres, nginx(postgres.home) as plain, nginx(postgres.home, tls=True) as tls:
+    with (
+        running_postgres() as postgres,
+        nginx(postgres.home) as plain,
+        nginx(postgres.home, tls=True) as tls,
+    ):
         report = Report(
             "drain",
             "Throughput",
             postgres=postgres.version(),
             notes=(
-                f"Median [95 % interval] of {options.rounds} rounds, alternating; bodies of {len(deliveries.body(12345))} bytes, "
-                f"{deliveries.WEBHOOKS} endpoints, nginx on loopback. webhookd: {WORKERS} workers and its defaults, "
-                "except that no rate limit applies. CPU: seconds (user and system) per 1,000 deliveries. "
+                f"Median [95 % interval] of {options.rounds} rounds, alternating; bodies of "
+                f"{len(deliveries.body(12345))} bytes, "
+                f"{deliveries.WEBHOOKS} endpoints, nginx on loopback. webhookd: {WORKERS} "
+                "workers and its defaults, "
+                "except that no rate limit applies. CPU: seconds (user and system) per 1,000 "
+                "deliveries. "
                 "PSS: of all processes together.",
             ),
         )
@@ -83,7 +107,10 @@ def main() -> None:
 def _report_rates(report: Report, rounds: Rounds) -> None:
     rows = []
     for name, its in rounds.items():
-        parts = [f"{estimate([getattr(r, part) for r in its]).middle:.3f}" for part in ("postgres", "sink")]
+        parts = [
+            f"{estimate([getattr(r, part) for r in its]).middle:.3f}"
+            for part in ("postgres", "sink")
+        ]
         rows.append((
             name,
             estimate([r.rate for r in its]).text(",.0f"),
@@ -93,9 +120,21 @@ def _report_rates(report: Report, rounds: Rounds) -> None:
             f"{estimate([sum(r.pss_mb) for r in its]).middle:.0f}",
             f"{max(r.other for r in its):.2f}",
         ))  # fmt: skip
-    heads = ("", "deliveries/s", "CPU of the queue", "PostgreSQL", "sink", "all three", "PSS, MB", "other CPU, cores")
+    heads = (
+        "",
+        "deliveries/s",
+        "CPU of the queue",
+        "PostgreSQL",
+        "sink",
+        "all three",
+        "PSS, MB",
+        "other CPU, cores",
+    )
     report.table(heads, rows, title="Fast receivers")
-    report.note(f"Other CPU: the worst round's, with the benchmark's own; above some {QUIET} cores the machine was disturbed.")
+    report.note(
+        f"Other CPU: the worst round's, with the benchmark's own; above some {QUIET} cores the "
+        "machine was disturbed."
+    )
 
 
 def _report_ratios(report: Report, rounds: Rounds) -> None:
@@ -129,7 +168,8 @@ def _report_tls(report: Report, rounds: Rounds) -> None:
     cpu = ratio([r.queue for r in tls], [r.queue for r in mine])
     handshakes = estimate([r.connections for r in tls])
     report.note(
-        f"TLS with kept connections: {rate.text('.2f')} of the plain rate at {cpu.text('.2f')} of its CPU; "
+        f"TLS with kept connections: {rate.text('.2f')} of the plain rate at {cpu.text('.2f')} "
+        "of its CPU; "
         f"{handshakes.middle:.0f} handshakes for {tls[0].deliveries:,} deliveries and the warm-up."
     )
 
@@ -147,10 +187,18 @@ def _report_slow(report: Report, postgres: Postgres, *, rounds: int, scale: floa
                      f"{share.text('.2f')} ({verdict(share, LITTLE, at_least=True)})",
                      estimate([r.queue for r in its]).text(".3f"),
                      f"{heaviest.text('.0f')} ({verdict(heaviest, WORKER_MB, at_least=False)})"))  # fmt: skip
-    heads = ("they answer after", "allowed/s", "deliveries/s", "share of it", "CPU of webhookd", "PSS of the heaviest worker, MB")
+    heads = (
+        "they answer after",
+        "allowed/s",
+        "deliveries/s",
+        "share of it",
+        "CPU of webhookd",
+        "PSS of the heaviest worker, MB",
+    )
     report.table(heads, rows, title="Slow receivers")
     report.note(
-        f"Allowed is Little's law for {WORKERS} workers of {THREADS} threads, which have grown in the warm-up. "
+        f"Allowed is Little's law for {WORKERS} workers of {THREADS} threads, which have grown "
+        "in the warm-up. "
         f"Targets: a share of {LITTLE:g}, {WORKER_MB:.0f} MB. "
         "nginx cannot wait: these receivers are bench/receiver.py (epoll, one thread)."
     )

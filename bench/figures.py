@@ -19,7 +19,9 @@ class Estimate:
 
     def text(self, form: str = ".3g", scale: float = 1.0) -> str:
         """Return `middle [low to high]`, each times *scale* in the format *form*."""
-        middle, low, high = (format(value * scale, form) for value in (self.middle, self.low, self.high))
+        middle, low, high = (
+            format(value * scale, form) for value in (self.middle, self.low, self.high)
+        )
         return f"{middle} [{low} to {high}]"
 
 
@@ -40,11 +42,17 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def verdict(reached: Estimate, target: float, *, at_least: bool) -> str:
-    """Say whether *target* was reached; it is missed only where it lies outside the interval, on the bad side."""
+    """Say whether *target* was reached; it is missed only where it lies outside the interval, on
+    the bad side.
+    """
     good = reached.middle >= target if at_least else reached.middle <= target
     if good:
         return "reached"
-    return "missed" if (reached.high < target if at_least else reached.low > target) else "within the interval"
+    return (
+        "missed"
+        if (reached.high < target if at_least else reached.low > target)
+        else "within the interval"
+    )
 
 
 def _bootstrap(count: int, statistic: Callable[[Sequence[int]], float]) -> Estimate:

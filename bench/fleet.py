@@ -46,25 +46,39 @@ def running_fleet(
     busy: bool = False,
     module: str = "webhookd",
 ) -> Iterator[Fleet]:
-    """Start webhookd on *dsn* and block until its *workers* have gone to sleep; *certificate* is trusted beside nothing else.
+    """Start webhookd on *dsn* and block until its *workers* have gone to sleep; *certificate* is
+    trusted beside nothing else.
 
-    *busy*: work waits for them already, so block only until all have registered. *options* are the command line's. What it says
-    goes to *log*, warnings and worse to the terminal without one. *module* is what Python runs for it.
+    *busy*: work waits for them already, so block only until all have registered. *options* are the
+    command line's. What it says goes to *log*, warnings and worse to the terminal without one.
+    *module* is what Python runs for it.
     """
     trust = ["env", f"SSL_CERT_FILE={certificate}"] if certificate else []
     quiet = ("--metrics-port", "0", "--log-level", "warning")
     command = local.webhookd(dsn, "--workers", str(workers), *quiet, *options, module=module)
     with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute("DELETE FROM pggit.workers")  # of an earlier fleet: they would be counted
+        connection.execute(
+            "DELETE FROM pggit.workers"
+        )  # of an earlier fleet: they would be counted
         with local.program([*trust, *command], log) as process:
             await_workers(connection, workers, busy=busy, alive=lambda: process.poll() is None)
             yield Fleet(process.pid)
 
 
-def await_workers(connection: Connection, count: int, *, busy: bool = False, alive: Callable[[], bool] = lambda: True) -> None:
-    """Block until *count* workers have gone to sleep, or (*busy*) have registered; raise `TimeoutError` if they do not."""
+def await_workers(
+    connection: Connection,
+    count: int,
+    *,
+    busy: bool = False,
+    alive: Callable[[], bool] = lambda: True,
+) -> None:
+    """Block until *count* workers have gone to sleep, or (*busy*) have registered; raise
+    `TimeoutError` if they do not.
+    """
     deadline = time.monotonic() + READY_WITHIN_S
     while connection.execute(_REGISTERED if busy else _IDLE, [count]).fetchone() != (True,):
         if not alive() or time.monotonic() > deadline:
-            raise TimeoutError(f"webhookd is not {'up' if busy else 'idle'} after {READY_WITHIN_S:g} s")
+            raise TimeoutError(
+                f"webhookd is not {'up' if busy else 'idle'} after {READY_WITHIN_S:g} s"
+            )
         time.sleep(0.05)

@@ -1,11 +1,14 @@
-"""Does anything grow? What a claim costs and how fast a fleet drains, along seven curves that a queue lives through.
+"""Does anything grow? What a claim costs and how fast a fleet drains, along seven curves that a
+queue lives through.
 
     python -m bench.growth [--only pending,snapshot] [--scale 1] [--minutes 10] [--rounds 3] [--seconds 4]
 
-At each point first one worker's claims (webhookd's Claimer and Recorder with a worker's session settings, 200 rows at most, each
-recorded as delivered) are counted in milliseconds and pages, on an otherwise idle server. Then a fleet of three delivers to nginx
-for some rounds, while every arrival is replaced by a new row, so that the backlog keeps its level. A curve is flat if its last
-point costs at most twice what the first does. Takes some 25 minutes and 15 GB below the temporary directory.
+At each point first one worker's claims (webhookd's Claimer and Recorder with a worker's session
+settings, 200 rows at most, each recorded as delivered) are counted in milliseconds and pages, on an
+otherwise idle server. Then a fleet of three delivers to nginx for some rounds, while every arrival
+is replaced by a new row, so that the backlog keeps its level. A curve is flat if its last point
+costs at most twice what the first does. Takes some 25 minutes and 15 GB below the temporary
+directory.
 """
 
 import argparse
@@ -40,7 +43,9 @@ claims are the fleet's own, and their milliseconds the server's.\
 
 
 class Stage(NamedTuple):
-    """A state that is ready to be measured. *webhook*: SQL for whose rows replace what arrives, of their number n."""
+    """A state that is ready to be measured. *webhook*: SQL for whose rows replace what arrives, of
+    their number n.
+    """
 
     label: str
     webhook: str = EVENLY
@@ -92,7 +97,8 @@ class Bench:
         return arrived / (time.monotonic() - began)
 
 
-# The curves. Each prepares a state, has it measured, and goes on to the next. -------------------------------------------
+# The curves. Each prepares a state, has it measured, and goes on to the next.
+#
 
 
 def pending(bench: Bench) -> Iterator[Stage]:
@@ -129,7 +135,9 @@ def hot(bench: Bench) -> Iterator[Stage]:
     for label, webhook in (("2 %", EVENLY), ("half", half)):
         bench.renew()
         bench.raise_to(bench.rows(1e6), webhook=webhook)
-        yield Stage(label)  # what arrives comes from all webhooks in turn, so the hot one keeps its share
+        yield Stage(
+            label
+        )  # what arrives comes from all webhooks in turn, so the hot one keeps its share
 
 
 def history(bench: Bench) -> Iterator[Stage]:
@@ -178,14 +186,32 @@ def snapshot(bench: Bench) -> list[Point]:
     return points
 
 
-CURVES: Sequence[Callable[[Bench], Iterator[Stage]]] = (pending, webhooks, circuits, hot, history, retries)
+CURVES: Sequence[Callable[[Bench], Iterator[Stage]]] = (
+    pending,
+    webhooks,
+    circuits,
+    hot,
+    history,
+    retries,
+)
 NAMES = [curve.__name__ for curve in (*CURVES, snapshot)]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(NAMES), help=f"some of {','.join(NAMES)}; then nothing is written")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of rows; with another than 1 nothing is written")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only",
+        default=",".join(NAMES),
+        help=f"some of {','.join(NAMES)}; then nothing is written",
+    )
+    parser.add_argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        help="of the numbers of rows; with another than 1 nothing is written",
+    )
     parser.add_argument("--minutes", type=int, default=10, help="that the old snapshot is held")
     parser.add_argument("--rounds", type=int, default=3, help="of the fleet, at each point")
     parser.add_argument("--seconds", type=float, default=4.0, help="of one round")
@@ -204,7 +230,10 @@ def main() -> None:
             *points, after = snapshot(bench)
             curves.append(_finished(report, snapshot, points))
             rate, pages = after.rates[0], after.claims.pages
-            report.note(f"In the second minute after its end: {rate:,.0f} deliveries/s, {pages:,.0f} pages a claim.")
+            report.note(
+                f"In the second minute after its end: {rate:,.0f} deliveries/s, {pages:,.0f} "
+                "pages a claim."
+            )
         bench.connection.close()
     add_verdicts(report, curves)
     if len(curves) == len(NAMES) and options.scale == 1:

@@ -1,9 +1,11 @@
-"""What dashboards and `webhookd status` cost on a long history: time and pages of each statement; does it scan the history?
+"""What dashboards and `webhookd status` cost on a long history: time and pages of each statement;
+does it scan the history?
 
     python -m bench.history [--rows 10000000] [--waiting 1000]
 
-Fills a queue and its attempt log with finished deliveries of the last 30 days (one in 50 failed) and some that wait, then runs
-every statement that a view, a dashboard or `status` repeats, five times each. Needs some 6 GB below the temporary directory.
+Fills a queue and its attempt log with finished deliveries of the last 30 days (one in 50 failed)
+and some that wait, then runs every statement that a view, a dashboard or `status` repeats, five
+times each. Needs some 6 GB below the temporary directory.
 """
 
 import argparse
@@ -28,7 +30,8 @@ VIEWS = ("v_webhook_health_dashboard", "v_webhook_performance", "v_degraded_webh
 WEBHOOKS = 1000
 ROUNDS = 5
 
-# As webhookd leaves rows: routed, then finished; without triggers, which would count each row by itself.
+# As webhookd leaves rows: routed, then finished; without triggers, which would count each row by
+# itself.
 FILL = """
 SET session_replication_role = replica;
 INSERT INTO pggit.webhooks (webhook_id, url) SELECT n, 'https://receiver.example/' || n FROM generate_series(1, %(webhooks)s) n;
@@ -56,7 +59,9 @@ SELECT 1 + n %% %(webhooks)s, '{}' FROM generate_series(1, %(waiting)s) n
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=10_000_000, help="finished deliveries")
     parser.add_argument("--waiting", type=int, default=1000, help="deliveries that wait")
     options = parser.parse_args()
@@ -64,7 +69,10 @@ def main() -> None:
         migrate(postgres.create("history"))
         with postgres.connect("history") as connection:
             fill(connection, rows=options.rows, waiting=options.waiting)
-            print(f"{options.rows:,} finished deliveries, {options.waiting:,} waiting; medians of {ROUNDS}")
+            print(
+                f"{options.rows:,} finished deliveries, {options.waiting:,} waiting; medians of "
+                f"{ROUNDS}"
+            )
             print(f"{'ms':>10} {'pages':>9}  history scanned?  statement")
             for name, statement in statements():
                 print(measure(connection, name, statement), flush=True)
@@ -73,13 +81,27 @@ def main() -> None:
 def fill(connection: Connection, *, rows: int, waiting: int) -> None:
     values = {"rows": rows, "waiting": waiting, "webhooks": WEBHOOKS}
     for statement in FILL.split(";\n"):
-        connection.execute((re.sub(r"%\((\w+)\)s", lambda match: str(values[match[1]]), statement).replace("%%", "%")).encode())
-    for table in ("alert_delivery_queue", "alert_delivery_log", "webhook_health_metrics", "worker_minutes"):
+        connection.execute(
+            (
+                re.sub(r"%\((\w+)\)s", lambda match: str(values[match[1]]), statement).replace(
+                    "%%", "%"
+                )
+            ).encode()
+        )
+    for table in (
+        "alert_delivery_queue",
+        "alert_delivery_log",
+        "webhook_health_metrics",
+        "worker_minutes",
+    ):
         connection.execute(f"VACUUM ANALYZE pggit.{table}".encode())
 
 
 def statements() -> Iterator[tuple[str, str]]:
-    yield "count(*) by status, for comparison", "SELECT delivery_status, count(*) FROM pggit.alert_delivery_queue GROUP BY 1"
+    yield (
+        "count(*) by status, for comparison",
+        "SELECT delivery_status, count(*) FROM pggit.alert_delivery_queue GROUP BY 1",
+    )
     yield "count_pending_by_status()", "SELECT * FROM pggit.count_pending_by_status()"
     for view in VIEWS:
         yield view, f"SELECT * FROM pggit.{view}"
@@ -96,24 +118,32 @@ def without_macros(text: str) -> str:
     """Return a panel's SQL as Grafana would send it for the last hour and everything."""
     text = re.sub(r"\$\{(webhook|worker):sqlstring\}", "'%'", text)
     text = re.sub(r"\$__timeFilter\((\w+)\)", r"\1 > now() - interval '1 hour'", text)
-    return re.sub(r"\$__timeGroup(?:Alias)?\((\w+),[^)]*\)", r"date_trunc('minute', \1) AS time", text)
+    return re.sub(
+        r"\$__timeGroup(?:Alias)?\((\w+),[^)]*\)", r"date_trunc('minute', \1) AS time", text
+    )
 
 
 def measure(connection: Connection, name: str, statement: str) -> str:
     plans = []
     for _ in range(ROUNDS):
-        row = connection.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}".encode()).fetchone()
+        row = connection.execute(
+            f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}".encode()
+        ).fetchone()
         assert row is not None
         plans.append(row[0][0])
     took = statistics.median(plan["Execution Time"] + plan["Planning Time"] for plan in plans)
-    pages = statistics.median(plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] for plan in plans)
+    pages = statistics.median(
+        plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] for plan in plans
+    )
     scanned = "YES" if any(scans_history(plan["Plan"]) for plan in plans) else "no"
     return f"{took:10.1f} {pages:9.0f}  {scanned:16}  {name}"
 
 
 def scans_history(plan: dict[str, Any]) -> bool:
     history = plan.get("Relation Name") in ("alert_delivery_queue", "alert_delivery_log")
-    return (plan["Node Type"] == "Seq Scan" and history) or any(scans_history(part) for part in plan.get("Plans", []))
+    return (plan["Node Type"] == "Seq Scan" and history) or any(
+        scans_history(part) for part in plan.get("Plans", [])
+    )
 
 
 if __name__ == "__main__":

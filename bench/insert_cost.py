@@ -1,15 +1,20 @@
-"""What webhookd costs the application: commits a second, and CPU of its sessions, of 16 clients that insert single rows.
+"""What webhookd costs the application: commits a second, and CPU of its sessions, of 16 clients
+that insert single rows.
 
     python -m bench.insert_cost [--rounds 7] [--seconds 4] [--burst-rounds 5] [--burst 10]
 
-Each round runs the same pgbench script on the same table, in alternating order; ratios are taken round by round. fsync is on.
+Each round runs the same pgbench script on the same table, in alternating order; ratios are taken
+round by round. fsync is on.
 
-Fleet stopped, flag down: without triggers, with webhookd's, and with a trigger that notifies at every insert.
+Fleet stopped, flag down: without triggers, with webhookd's, and with a trigger that notifies at
+every insert.
 
-A burst into a sleeping fleet, which delivers to nginx with all defaults, the rate limit included: it wakes, delivers and routes
-on the clients' own cores, which says nothing about the trigger. So there are two runs without triggers: one that the fleet sleeps
-through, and one during which the benchmark itself keeps calling it, so that it does what it does with the trigger. The second is
-what the trigger is measured by. (Without the rate limit the fleet takes whatever CPU the clients leave it, and the runs differ.)
+A burst into a sleeping fleet, which delivers to nginx with all defaults, the rate limit included:
+it wakes, delivers and routes on the clients' own cores, which says nothing about the trigger. So
+there are two runs without triggers: one that the fleet sleeps through, and one during which the
+benchmark itself keeps calling it, so that it does what it does with the trigger. The second is what
+the trigger is measured by. (Without the rate limit the fleet takes whatever CPU the clients leave
+it, and the runs differ.)
 """
 
 import argparse
@@ -54,7 +59,9 @@ WARM = 5000  # deliveries before the first burst
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """*triggers* are enabled; with *called* the benchmark calls the workers, whatever the triggers do."""
+    """*triggers* are enabled; with *called* the benchmark calls the workers, whatever the triggers
+    do.
+    """
 
     name: str
     triggers: Sequence[str] = ()
@@ -70,7 +77,9 @@ BURST = (WITHOUT, CALLED, WITH, NOTIFYING)
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Commits a second, CPU seconds of the inserting sessions for 1,000 commits, and arrivals a second meanwhile."""
+    """Commits a second, CPU seconds of the inserting sessions for 1,000 commits, and arrivals a
+    second meanwhile.
+    """
 
     commits: float
     cpu: float
@@ -78,11 +87,15 @@ class Run:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=int, default=4, help="of a run without a fleet")
     parser.add_argument("--burst-rounds", type=int, default=5)
-    parser.add_argument("--burst", type=int, default=10, help="seconds of a burst into a sleeping fleet")
+    parser.add_argument(
+        "--burst", type=int, default=10, help="seconds of a burst into a sleeping fleet"
+    )
     options = parser.parse_args()
     # An autovacuum worker that ends during a run would be taken for one of the clients' sessions.
     with running_postgres("autovacuum=off") as postgres, nginx(postgres.home) as sink:
@@ -93,15 +106,19 @@ def main() -> None:
             "What inserts cost the application",
             postgres=postgres.version(),
             notes=(
-                f"Median [95 % interval] of {options.rounds} alternating rounds (bursts: {options.burst_rounds}) of pgbench,"
-                f" {CLIENTS} clients, single-row inserts. CPU: seconds (user and system) of the clients' sessions for 1,000"
+                f"Median [95 % interval] of {options.rounds} alternating rounds (bursts: "
+                f"{options.burst_rounds}) of pgbench,"
+                f" {CLIENTS} clients, single-row inserts. CPU: seconds (user and system) of the "
+                "clients' sessions for 1,000"
                 " commits.",
             ),
         )
         with postgres.connect(DATABASE) as connection:
             connection.execute(PLAIN_NOTIFY.encode())
             deliveries.register(connection, sink.url)
-            stopped = measure(postgres, connection, sink, STOPPED, rounds=options.rounds, seconds=options.seconds)
+            stopped = measure(
+                postgres, connection, sink, STOPPED, rounds=options.rounds, seconds=options.seconds
+            )
             add(report, stopped, base=WITHOUT, target=0.9, title="Fleet stopped, flag down")
             reset(connection, WITH)
             with running_fleet(postgres.dsn(DATABASE), log=postgres.home / "fleet.log"):
@@ -109,12 +126,26 @@ def main() -> None:
                 await_delivered(connection)
                 connection.execute("UPDATE pggit.webhooks SET rate_limit_per_second = NULL")
                 burst = measure(
-                    postgres, connection, sink, BURST, rounds=options.burst_rounds, seconds=options.burst, awaken=True
+                    postgres,
+                    connection,
+                    sink,
+                    BURST,
+                    rounds=options.burst_rounds,
+                    seconds=options.burst,
+                    awaken=True,
                 )
-            add(report, burst, base=CALLED, target=0.8, title=f"A burst of {options.burst} s into a sleeping fleet of three")
+            add(
+                report,
+                burst,
+                base=CALLED,
+                target=0.8,
+                title=f"A burst of {options.burst} s into a sleeping fleet of three",
+            )
         report.note(
-            "The fleet delivers and routes on the clients' cores: what that costs them is the difference between the first two"
-            " rows, what the trigger costs the one between the second and the third. The plain NOTIFY wakes no worker, only the"
+            "The fleet delivers and routes on the clients' cores: what that costs them is the "
+            "difference between the first two"
+            " rows, what the trigger costs the one between the second and the third. The plain "
+            "NOTIFY wakes no worker, only the"
             " sessions that listen."
         )
         report.write()
@@ -124,7 +155,9 @@ def measure(
     postgres: Postgres, connection: Connection, sink: Sink, variants: Sequence[Variant], *, rounds: int, seconds: int,
     awaken: bool = False,
 ) -> dict[Variant, list[Run]]:  # fmt: skip
-    """Return the runs of each variant, round by round. *awaken*: a fleet is there, and must sleep before each."""
+    """Return the runs of each variant, round by round. *awaken*: a fleet is there, and must sleep
+    before each.
+    """
     runs: dict[Variant, list[Run]] = {variant: [] for variant in variants}
     for number in range(rounds):
         for variant in variants if number % 2 == 0 else reversed(variants):
@@ -132,7 +165,11 @@ def measure(
             postgres.checkpoint()
             if awaken:
                 await_sleep(connection)
-            before, cpu_s, sessions = sink.requests(), ended_children_cpu_s(postgres.pid), set(tree(postgres.pid))
+            before, cpu_s, sessions = (
+                sink.requests(),
+                ended_children_cpu_s(postgres.pid),
+                set(tree(postgres.pid)),
+            )
             with calling(postgres) if variant.called else nullcontext():
                 commits = pgbench(postgres, postgres.home / "insert.sql", seconds=seconds)
             arrivals = (sink.requests() - before) / seconds
@@ -143,11 +180,15 @@ def measure(
 
 
 def await_reaped(postgres: Postgres, before: set[int]) -> None:
-    """Block until no process is left that was not there *before*: only then is its time in the postmaster's."""
+    """Block until no process is left that was not there *before*: only then is its time in the
+    postmaster's.
+    """
     deadline = time.monotonic() + REAPED_WITHIN_S
     while left := set(tree(postgres.pid)) - before:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"sessions {sorted(left)} have not ended within {REAPED_WITHIN_S:g} s")
+            raise TimeoutError(
+                f"sessions {sorted(left)} have not ended within {REAPED_WITHIN_S:g} s"
+            )
         time.sleep(0.02)
 
 
@@ -160,7 +201,9 @@ def reset(connection: Connection, variant: Variant) -> None:
 
 
 def await_sleep(connection: Connection) -> None:
-    """Block until a worker keeps the watch with the flag up; then there is no sweep for half a minute."""
+    """Block until a worker keeps the watch with the flag up; then there is no sweep for half a
+    minute.
+    """
     deadline = time.monotonic() + WITHIN_S
     quiet = 0
     while quiet < 20:  # a keeper that has just been told takes a moment to lower the flag
@@ -207,14 +250,35 @@ def pgbench(postgres: Postgres, script: Path, *, seconds: int) -> float:
     """Run the clients and return their commits a second."""
     environment = os.environ | postgres.environment(DATABASE)
     program = programs.package_binaries() / "pgbench"
-    arguments = ["-n", "-M", "prepared", "-c", str(CLIENTS), "-j", "2", "-T", str(seconds), "-f", str(script)]
-    done = subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, check=True)
+    arguments = [
+        "-n",
+        "-M",
+        "prepared",
+        "-c",
+        str(CLIENTS),
+        "-j",
+        "2",
+        "-T",
+        str(seconds),
+        "-f",
+        str(script),
+    ]
+    done = subprocess.run(
+        [program, *arguments], env=environment, capture_output=True, text=True, check=True
+    )
     found = re.search(r"tps = ([0-9.]+)", done.stdout)
     assert found is not None, done.stdout
     return float(found[1])
 
 
-def add(report: Report, runs: Mapping[Variant, Sequence[Run]], *, base: Variant, target: float, title: str) -> None:
+def add(
+    report: Report,
+    runs: Mapping[Variant, Sequence[Run]],
+    *,
+    base: Variant,
+    target: float,
+    title: str,
+) -> None:
     """Add a table: everything beside *base*."""
     rows = []
     for variant, its in runs.items():
@@ -230,7 +294,15 @@ def add(report: Report, runs: Mapping[Variant, Sequence[Run]], *, base: Variant,
             more.text(".2f"),
             estimate([run.arrivals for run in its]).text(",.0f"),
         ))  # fmt: skip
-    heads = ("", "commits/s", f"of '{base.name}'", "", "CPU for 1,000 commits", f"of '{base.name}'", "deliveries/s")
+    heads = (
+        "",
+        "commits/s",
+        f"of '{base.name}'",
+        "",
+        "CPU for 1,000 commits",
+        f"of '{base.name}'",
+        "deliveries/s",
+    )
     report.table(heads, rows, title=title)
 
 

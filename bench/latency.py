@@ -1,4 +1,5 @@
-"""Latency: acknowledged commit of an INSERT to its arrival at the receiver, on an idle fleet and at 70 % of its capacity.
+"""Latency: acknowledged commit of an INSERT to its arrival at the receiver, on an idle fleet and at
+70 % of its capacity.
 
     python -m bench.latency [--rounds 5] [--seconds 10]
 
@@ -59,7 +60,9 @@ class Trickle:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0, help="of inserting, in each round")
     options = parser.parse_args()
@@ -69,25 +72,46 @@ def main() -> None:
             "Latency",
             postgres=postgres.version(),
             notes=(
-                f"Median [95 % interval] of {options.rounds} rounds, alternating, {options.seconds:g} s of inserts each, one row "
-                "a transaction, through each system's own way of inserting. Receiver: bench/receiver.py. webhookd: 3 workers and "
-                "its defaults, except that no rate limit applies; peers: one process. CPU: seconds (user and system) per 1,000 "
+                f"Median [95 % interval] of {options.rounds} rounds, alternating, "
+                f"{options.seconds:g} s of inserts each, one row "
+                "a transaction, through each system's own way of inserting. Receiver: "
+                "bench/receiver.py. webhookd: 3 workers and "
+                "its defaults, except that no rate limit applies; peers: one process. CPU: "
+                "seconds (user and system) per 1,000 "
                 "deliveries, PostgreSQL's with the inserts.",
             ),
         )
         systems = installed((MINE, *PEERS), postgres)
         count = int(RATE * options.seconds)
-        found = alternate(systems, options.rounds, lambda system: trickle(system, postgres, sink, rate=RATE, count=count))
+        found = alternate(
+            systems,
+            options.rounds,
+            lambda system: trickle(system, postgres, sink, rate=RATE, count=count),
+        )
         _report_idle(report, found)
         for system in installed((ORIGINAL,), postgres):
-            slow = trickle(system, postgres, sink, rate=ORIGINAL_RATE, count=int(ORIGINAL_RATE * options.seconds))
-            report.note(f"The {system.name}, one round at {ORIGINAL_RATE}/s: p50 {slow.p50:.0f} ms, p99 {slow.p99:.0f} ms.")
-        _report_busy(report, systems, postgres, sink, rounds=options.rounds, seconds=options.seconds)
+            slow = trickle(
+                system,
+                postgres,
+                sink,
+                rate=ORIGINAL_RATE,
+                count=int(ORIGINAL_RATE * options.seconds),
+            )
+            report.note(
+                f"The {system.name}, one round at {ORIGINAL_RATE}/s: p50 {slow.p50:.0f} ms, p99 "
+                f"{slow.p99:.0f} ms."
+            )
+        _report_busy(
+            report, systems, postgres, sink, rounds=options.rounds, seconds=options.seconds
+        )
         report.write()
 
 
-def trickle(system: System, postgres: Postgres, sink: SlowSink, *, rate: float, count: int, batch: int = 1) -> Trickle:
-    """Insert *count* deliveries at *rate* a second, *batch* a transaction, into *system*, which is idle and warm.
+def trickle(
+    system: System, postgres: Postgres, sink: SlowSink, *, rate: float, count: int, batch: int = 1
+) -> Trickle:
+    """Insert *count* deliveries at *rate* a second, *batch* a transaction, into *system*, which is
+    idle and warm.
 
     Raise `WebhookdError` unless exactly those arrive, once each, and all become complete.
     """
@@ -99,14 +123,18 @@ def trickle(system: System, postgres: Postgres, sink: SlowSink, *, rate: float, 
         time.sleep(SETTLE_S)
         sink.arrivals()
         meter = Meter({"queue": pids, "postgres": [postgres.pid]})
-        inserted = insert_steadily(system, connection, rate=rate, first=WARM, count=count, batch=batch)
+        inserted = insert_steadily(
+            system, connection, rate=rate, first=WARM, count=count, batch=batch
+        )
         took_s = meter.elapsed_s()
         await_complete(system, connection, sink, before + WARM + count)
         spent = meter.spent_s()
         arrived = sink.arrivals()
     came = sink.requests() - before
     if came != WARM + count or arrived.keys() != inserted.keys():
-        raise WebhookdError(f"{system.name}: {WARM + count} deliveries, but {came} requests came, or others")
+        raise WebhookdError(
+            f"{system.name}: {WARM + count} deliveries, but {came} requests came, or others"
+        )
     waits = [(arrived[number] - at) * 1000 for number, at in inserted.items()]
     return Trickle(
         p50=percentile(waits, 0.5),
@@ -121,14 +149,18 @@ def trickle(system: System, postgres: Postgres, sink: SlowSink, *, rate: float, 
 def insert_steadily(
     system: System, connection: Connection, *, rate: float, first: int, count: int, batch: int = 1
 ) -> dict[int, float]:
-    """Insert *count* deliveries numbered from *first* at *rate*, *batch* a transaction; return when each was acknowledged."""
+    """Insert *count* deliveries numbered from *first* at *rate*, *batch* a transaction; return when
+    each was acknowledged.
+    """
     acknowledged: dict[int, float] = {}
     began = time.monotonic()
     for done in range(0, count, batch):
         time.sleep(max(0.0, began + done / rate - time.monotonic()))
         size = min(batch, count - done)
         system.insert(connection, first=first + done, count=size)
-        acknowledged.update(dict.fromkeys(range(first + done, first + done + size), time.monotonic()))
+        acknowledged.update(
+            dict.fromkeys(range(first + done, first + done + size), time.monotonic())
+        )
     return acknowledged
 
 
@@ -163,28 +195,58 @@ def _values(part: str) -> Callable[[Sequence[Trickle]], list[float]]:
 
 
 def _report_busy(
-    report: Report, systems: Sequence[System], postgres: Postgres, sink: SlowSink, *, rounds: int, seconds: float
+    report: Report,
+    systems: Sequence[System],
+    postgres: Postgres,
+    sink: SlowSink,
+    *,
+    rounds: int,
+    seconds: float,
 ) -> None:
     """Each system at the same share of what it can do itself."""
-    drains = alternate(systems, CAPACITY_ROUNDS, lambda system: drain(system, postgres, sink, system.size).rate)
+    drains = alternate(
+        systems, CAPACITY_ROUNDS, lambda system: drain(system, postgres, sink, system.size).rate
+    )
     capacities = {name: statistics.median(rates) for name, rates in drains.items()}
 
     def busy(system: System) -> Trickle:
         rate = BUSY_SHARE * capacities[system.name]
-        return trickle(system, postgres, sink, rate=rate, count=int(rate * seconds), batch=max(1, round(rate * BUSY_EVERY_S)))
+        return trickle(
+            system,
+            postgres,
+            sink,
+            rate=rate,
+            count=int(rate * seconds),
+            batch=max(1, round(rate * BUSY_EVERY_S)),
+        )
 
     found = alternate(systems, rounds, busy)
     rows = []
     for name, its in found.items():
         reached = estimate([it.rate / capacities[name] for it in its])
         p50, p99 = (estimate(_values(part)(its)) for part in ("p50", "p99"))
-        target = (f"at most {BUSY_P99_MS:g}", verdict(p99, BUSY_P99_MS, at_least=False)) if name == MINE.name else ("", "")
-        rows.append((name, f"{capacities[name]:,.0f}", reached.text(".2f"), p50.text(".1f"), p99.text(".1f"), *target))
+        target = (
+            (f"at most {BUSY_P99_MS:g}", verdict(p99, BUSY_P99_MS, at_least=False))
+            if name == MINE.name
+            else ("", "")
+        )
+        rows.append(
+            (
+                name,
+                f"{capacities[name]:,.0f}",
+                reached.text(".2f"),
+                p50.text(".1f"),
+                p99.text(".1f"),
+                *target,
+            )
+        )
     heads = ("", "deliveries/s it can do", "inserts, of that", "p50, ms", "p99, ms", "target", "")
     report.table(heads, rows, title=f"At {BUSY_SHARE:.0%} of each system's own capacity")
     report.note(
-        f"Capacity: the median of {CAPACITY_ROUNDS} drains of what was inserted before, into the same receiver. The inserts come "
-        f"every {BUSY_EVERY_S * 1000:g} ms, several in a transaction where the rate asks for it, and take CPU of their own."
+        f"Capacity: the median of {CAPACITY_ROUNDS} drains of what was inserted before, into the "
+        "same receiver. The inserts come "
+        f"every {BUSY_EVERY_S * 1000:g} ms, several in a transaction where the rate asks for it, "
+        "and take CPU of their own."
     )
 
 

@@ -1,4 +1,6 @@
-"""matplotlib, which is not webhookd's: bench/requirements.txt names it, and `make bench-growth` and `make soak` install it."""
+"""matplotlib, which is not webhookd's: bench/requirements.txt names it, and `make bench-growth` and
+`make soak` install it.
+"""
 
 from typing import Any
 
@@ -10,7 +12,9 @@ def pyplot() -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise UnusableError("no matplotlib is installed: pip install -r bench/requirements.txt") from error
+        raise UnusableError(
+            "no matplotlib is installed: pip install -r bench/requirements.txt"
+        ) from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

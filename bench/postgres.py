@@ -1,4 +1,6 @@
-"""A PostgreSQL for one benchmark: durable (fsync and synchronous_commit on, as they are by default), 512 MB of shared buffers."""
+"""A PostgreSQL for one benchmark: durable (fsync and synchronous_commit on, as they are by
+default), 512 MB of shared buffers.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +21,9 @@ MAINTENANCE = "postgres"
 
 @dataclass(frozen=True, slots=True)
 class Postgres:
-    """A running server; `pid` is the postmaster's, `home` a folder for whatever goes with the server in the end."""
+    """A running server; `pid` is the postmaster's, `home` a folder for whatever goes with the
+    server in the end.
+    """
 
     process: server.Embedded
     home: Path
@@ -31,7 +35,9 @@ class Postgres:
         return self.process.pid
 
     def create(self, name: str) -> str:
-        """Make the database *name* anew, empty but for pg_stat_statements where the server has that; return its DSN."""
+        """Make the database *name* anew, empty but for pg_stat_statements where the server has
+        that; return its DSN.
+        """
         with self.connect(MAINTENANCE) as connection:
             connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'.encode())
             connection.execute(f'CREATE DATABASE "{name}" TEMPLATE template0'.encode())
@@ -44,7 +50,9 @@ class Postgres:
         return make_conninfo(self.process.dsn, dbname=database)
 
     def environment(self, database: str) -> dict[str, str]:
-        """Return the variables by which any client finds *database*: libpq's, which asyncpg and node's pg know as well."""
+        """Return the variables by which any client finds *database*: libpq's, which asyncpg and
+        node's pg know as well.
+        """
         found = conninfo_to_dict(self.dsn(database))
         return {f"PG{key}": str(found[name]) for key, name in
                 (("HOST", "host"), ("PORT", "port"), ("USER", "user"), ("DATABASE", "dbname"))}  # fmt: skip
@@ -70,7 +78,9 @@ class Postgres:
 
 @contextmanager
 def running_postgres(*settings: str) -> Iterator[Postgres]:
-    """A PostgreSQL in a temporary folder, with *settings* (`name=value`) over SETTINGS; main thread only."""
+    """A PostgreSQL in a temporary folder, with *settings* (`name=value`) over SETTINGS; main thread
+    only.
+    """
     binaries = programs.package_binaries()
     if any(binaries.parent.rglob(f"{STATEMENTS}.so")):
         settings = (f"shared_preload_libraries={STATEMENTS}", *settings)

@@ -21,9 +21,11 @@ CLAIMS, FIRST_CLAIMS = 25, 5  # the first ones prepare statements and warm cache
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """Means a claim, but *ms*, which is the median of an idle server's claims where those were timed one by one.
+    """Means a claim, but *ms*, which is the median of an idle server's claims where those were
+    timed one by one.
 
-    *pages* and *ms* are those of all statements of a claim and of the `next_look` after it; *by_statement*: pages a call.
+    *pages* and *ms* are those of all statements of a claim and of the `next_look` after it;
+    *by_statement*: pages a call.
     """
 
     ms: float
@@ -33,7 +35,9 @@ class Claims:
 
 
 def probe(dsn: str, connection: Connection, level: Level) -> Claims:
-    """Claim and record as a worker would that is alone; what is claimed is replaced. Blocks for seconds."""
+    """Claim and record as a worker would that is alone; what is claimed is replaced. Blocks for
+    seconds.
+    """
     worker, defaults = "probe", defaults_of(Config())
     claimer = Claimer(worker_id=worker, incarnation=uuid4(), defaults=defaults)
     recorder = ResultWriter(worker_id=worker, defaults=defaults)
@@ -51,7 +55,9 @@ def probe(dsn: str, connection: Connection, level: Level) -> Claims:
             claimer.next_look(session)
             times_ms.append((time.monotonic() - began) * 1000)
             rows += len(claimed)
-            answer = Attempted(Answer(AnswerKind.RESPONSE, 0.001, http_status=204), time.monotonic())
+            answer = Attempted(
+                Answer(AnswerKind.RESPONSE, 0.001, http_status=204), time.monotonic()
+            )
             if claimed:
                 recorder.record(session, [Result(delivery, answer) for delivery in claimed])
             level.put(len(claimed))
@@ -62,11 +68,15 @@ def of_fleet(statements: Statements) -> Claims:
     """Return what the fleet's claims cost since *statements* started; *ms* is the server's time."""
     costs = statements.costs()
     total = together(costs, CLAIM)
-    return _claims(costs, ms=total.ms / max(1.0, total.calls), rows=costs.get("settle", Cost()).rows)
+    return _claims(
+        costs, ms=total.ms / max(1.0, total.calls), rows=costs.get("settle", Cost()).rows
+    )
 
 
 def depth_ms(statements: Statements) -> float:
-    """Return how long it took the server to count the queue's depth, as a fleet does every 4 s; 0 if it did not."""
+    """Return how long it took the server to count the queue's depth, as a fleet does every 4 s; 0
+    if it did not.
+    """
     cost = statements.costs().get("measure_depth", Cost())
     return cost.ms / max(1.0, cost.calls)
 
@@ -74,5 +84,7 @@ def depth_ms(statements: Statements) -> float:
 def _claims(costs: Mapping[str, Cost], *, ms: float, rows: float) -> Claims:
     total = together(costs, CLAIM)
     calls = max(1.0, total.calls)
-    pages = {name: costs[name].pages / costs[name].calls for name in (*CLAIM, *RECORD) if name in costs}
+    pages = {
+        name: costs[name].pages / costs[name].calls for name in (*CLAIM, *RECORD) if name in costs
+    }
     return Claims(ms, total.pages / calls, rows / calls, pages)

@@ -23,7 +23,8 @@ def tree(*roots: int) -> list[int]:
 
 
 def cpu_s(*roots: int) -> float:
-    """Return the CPU seconds (user and system) of *roots* and their descendants, ended ones that were waited for included.
+    """Return the CPU seconds (user and system) of *roots* and their descendants, ended ones that
+    were waited for included.
 
     Each process is precise to some 10 ms.
     """
@@ -35,7 +36,9 @@ def cpu_s(*roots: int) -> float:
 
 
 def ended_children_cpu_s(pid: int) -> float:
-    """Return the CPU seconds of *pid*'s children that have ended and were waited for: a postmaster's sessions, say."""
+    """Return the CPU seconds of *pid*'s children that have ended and were waited for: a
+    postmaster's sessions, say.
+    """
     fields = _stat(pid)
     return sum(map(int, fields[13:15])) * _TICK_S
 
@@ -69,17 +72,24 @@ class Meter:
         return time.monotonic() - self._began
 
     def spent_s(self) -> dict[str, float]:
-        """Return the CPU seconds since the start by name; "other" is everybody else on the machine, this process included."""
+        """Return the CPU seconds since the start by name; "other" is everybody else on the machine,
+        this process included.
+        """
         return {name: now - self._before[name] for name, now in self._read().items()}
 
     def _read(self) -> dict[str, float]:
         spent = {name: cpu_s(*pids) for name, pids in self._roots.items()}
         fields = Path("/proc/stat").read_text().split(maxsplit=9)[1:9]
-        return {**spent, "other": sum(int(fields[i]) for i in _BUSY) * _TICK_S - sum(spent.values())}
+        return {
+            **spent,
+            "other": sum(int(fields[i]) for i in _BUSY) * _TICK_S - sum(spent.values()),
+        }
 
 
 def _stat(pid: int) -> list[str]:
-    """Return the fields of /proc/PID/stat from the state on (the third of proc(5)); empty if the process is gone."""
+    """Return the fields of /proc/PID/stat from the state on (the third of proc(5)); empty if the
+    process is gone.
+    """
     with suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return []

@@ -1,9 +1,10 @@
-"""Where a delivery's microseconds go: webhookd's CPU by thread and by library, PostgreSQL's time by statement.
+"""Where a delivery's microseconds go: webhookd's CPU by thread and by library, PostgreSQL's time by
+statement.
 
     python -m bench.profile [--rounds 3] [--deliveries 40000]
 
-The fleet and the sink of bench.drain. Threads are counted by the kernel's scheduler, libraries by perf (Debian's linux-perf), if
-there is one.
+The fleet and the sink of bench.drain. Threads are counted by the kernel's scheduler, libraries by
+perf (Debian's linux-perf), if there is one.
 """
 
 import argparse
@@ -25,7 +26,11 @@ from bench.sink import Sink, nginx
 from bench.statements import Cost, Statements
 from bench.systems import Webhookd
 
-ROLES = {"python": "dispatcher", "sender": "senders", "recorder": "recorder"}  # by the kernel's names; bench.threads gives them
+ROLES = {
+    "python": "dispatcher",
+    "sender": "senders",
+    "recorder": "recorder",
+}  # by the kernel's names; bench.threads gives them
 OTHERS = "others"
 LIBRARIES = {
     "the kernel": ("[kernel",),
@@ -51,10 +56,18 @@ class Ran:
     preemptions: int = 0
 
     def __add__(self, other: "Ran") -> "Ran":
-        return Ran(self.seconds + other.seconds, self.waits + other.waits, self.preemptions + other.preemptions)
+        return Ran(
+            self.seconds + other.seconds,
+            self.waits + other.waits,
+            self.preemptions + other.preemptions,
+        )
 
     def __sub__(self, other: "Ran") -> "Ran":
-        return Ran(self.seconds - other.seconds, self.waits - other.waits, self.preemptions - other.preemptions)
+        return Ran(
+            self.seconds - other.seconds,
+            self.waits - other.waits,
+            self.preemptions - other.preemptions,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +80,9 @@ class Profile:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--deliveries", type=int, default=40_000, help="a round")
     options = parser.parse_args()
@@ -76,7 +91,12 @@ def main() -> None:
         system.install(postgres)
         profiles = [play(system, postgres, plain) for _ in range(options.rounds)]
         version = postgres.version()
-    report = Report("profile", "Where a delivery's time goes", postgres=version, notes=[NOTE.format(**vars(options))])
+    report = Report(
+        "profile",
+        "Where a delivery's time goes",
+        postgres=version,
+        notes=[NOTE.format(**vars(options))],
+    )
     add_threads(report, [its.threads for its in profiles], options.deliveries)
     add_libraries(report, [its.samples for its in profiles])
     add_statements(report, [its.statements for its in profiles], options.deliveries)
@@ -100,24 +120,54 @@ def play(system: Webhookd, postgres: Postgres, plain: Sink) -> Profile:
 
 @contextmanager
 def sampling(pids: Sequence[int], data: Path) -> Iterator[Counter[str]]:
-    """Have perf look at *pids* meanwhile; afterwards what it yielded holds its samples by library, if there is a perf."""
+    """Have perf look at *pids* meanwhile; afterwards what it yielded holds its samples by library,
+    if there is a perf.
+    """
     samples: Counter[str] = Counter()
     if shutil.which("perf") is None:
         yield samples
         return
     whom = ",".join(map(str, pids))
-    recording = ["perf", "record", "--event", "cpu-clock", "--freq", "1000", "--output", str(data), "--pid", whom]
+    recording = [
+        "perf",
+        "record",
+        "--event",
+        "cpu-clock",
+        "--freq",
+        "1000",
+        "--output",
+        str(data),
+        "--pid",
+        whom,
+    ]
     perf = subprocess.Popen(recording, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield samples
     finally:
         perf.send_signal(signal.SIGINT)
         perf.wait()
-    asking = ["perf", "report", "--input", str(data), "--stdio", "--sort", "dso", "--show-nr-samples", "--field-separator", "|"]
-    for line in subprocess.run(asking, check=False, capture_output=True, text=True).stdout.splitlines():
+    asking = [
+        "perf",
+        "report",
+        "--input",
+        str(data),
+        "--stdio",
+        "--sort",
+        "dso",
+        "--show-nr-samples",
+        "--field-separator",
+        "|",
+    ]
+    for line in subprocess.run(
+        asking, check=False, capture_output=True, text=True
+    ).stdout.splitlines():
         if line.strip() and not line.startswith("#"):
             _, count, library = (part.strip() for part in line.split("|")[:3])
-            samples[next((name for name, files in LIBRARIES.items() if library.startswith(files)), OTHERS)] += int(count)
+            samples[
+                next(
+                    (name for name, files in LIBRARIES.items() if library.startswith(files)), OTHERS
+                )
+            ] += int(count)
 
 
 def _threads(pids: Sequence[int]) -> dict[Path, tuple[str, Ran]]:
@@ -127,12 +177,19 @@ def _threads(pids: Sequence[int]) -> dict[Path, tuple[str, Ran]]:
         with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
             role = ROLES.get((task / "comm").read_text().strip(), OTHERS)
             status = dict(line.split(":", 1) for line in (task / "status").read_text().splitlines())
-            switches = (int(status[f"{kind}_ctxt_switches"]) for kind in ("voluntary", "nonvoluntary"))
-            found[task] = role, Ran(int((task / "schedstat").read_text().split()[0]) / 1e9, *switches)
+            switches = (
+                int(status[f"{kind}_ctxt_switches"]) for kind in ("voluntary", "nonvoluntary")
+            )
+            found[task] = (
+                role,
+                Ran(int((task / "schedstat").read_text().split()[0]) / 1e9, *switches),
+            )
     return found
 
 
-def _by_role(before: Mapping[Path, tuple[str, Ran]], after: Mapping[Path, tuple[str, Ran]]) -> dict[str, Ran]:
+def _by_role(
+    before: Mapping[Path, tuple[str, Ran]], after: Mapping[Path, tuple[str, Ran]]
+) -> dict[str, Ran]:
     sums = dict.fromkeys((*ROLES.values(), OTHERS), Ran())
     for task, (role, ran) in after.items():
         sums[role] += ran - (before[task][1] if task in before else Ran())
@@ -144,9 +201,17 @@ def add_threads(report: Report, rounds: Sequence[Mapping[str, Ran]], deliveries:
     for role in rounds[0]:
         its = [one[role] for one in rounds]
         seconds, waits, preemptions = (
-            statistics.median(getattr(ran, part) for ran in its) for part in ("seconds", "waits", "preemptions")
+            statistics.median(getattr(ran, part) for ran in its)
+            for part in ("seconds", "waits", "preemptions")
         )
-        rows.append((role, f"{seconds / deliveries * 1e6:.1f}", f"{waits / deliveries:.2f}", f"{preemptions / deliveries:.2f}"))
+        rows.append(
+            (
+                role,
+                f"{seconds / deliveries * 1e6:.1f}",
+                f"{waits / deliveries:.2f}",
+                f"{preemptions / deliveries:.2f}",
+            )
+        )
     report.table(("of webhookd", "us", "waits", "preemptions"), rows, title="webhookd, by thread")
 
 
@@ -154,10 +219,16 @@ def add_libraries(report: Report, rounds: Sequence[Mapping[str, int]]) -> None:
     if not all(rounds):
         report.note("There is no perf here: nothing is known of libraries.")
         return
-    shares = {name: statistics.median(one[name] / sum(one.values()) for one in rounds) for name in (*LIBRARIES, OTHERS)}
+    shares = {
+        name: statistics.median(one[name] / sum(one.values()) for one in rounds)
+        for name in (*LIBRARIES, OTHERS)
+    }
     report.table(
         ("of webhookd's CPU", "share"),
-        [(name, f"{share:.1%}") for name, share in sorted(shares.items(), key=lambda item: -item[1])],
+        [
+            (name, f"{share:.1%}")
+            for name, share in sorted(shares.items(), key=lambda item: -item[1])
+        ],
         title="webhookd, by library",
     )
 
@@ -166,10 +237,22 @@ def add_statements(report: Report, rounds: Sequence[Mapping[str, Cost]], deliver
     rows = []
     for name in sorted(rounds[0], key=lambda name: -rounds[0][name].ms):
         its = [one.get(name, Cost()) for one in rounds]
-        calls, ms, pages = (statistics.median(getattr(cost, part) for cost in its) for part in ("calls", "ms", "pages"))
+        calls, ms, pages = (
+            statistics.median(getattr(cost, part) for cost in its)
+            for part in ("calls", "ms", "pages")
+        )
         if ms * 1000 / deliveries >= 0.1:
-            rows.append((name, f"{ms * 1000 / deliveries:.1f}", f"{pages / deliveries:.1f}", f"{deliveries / calls:.0f}"))
-    report.table(("sql/queries", "us", "pages", "deliveries a call"), rows, title="PostgreSQL, by statement")
+            rows.append(
+                (
+                    name,
+                    f"{ms * 1000 / deliveries:.1f}",
+                    f"{pages / deliveries:.1f}",
+                    f"{deliveries / calls:.0f}",
+                )
+            )
+    report.table(
+        ("sql/queries", "us", "pages", "deliveries a call"), rows, title="PostgreSQL, by statement"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""The receiver that waits: `python -m bench.receiver PORT DELAY` answers a POST with 204 so many seconds after it has come whole.
+"""The receiver that waits: `python -m bench.receiver PORT DELAY` answers a POST with 204 so many
+seconds after it has come whole.
 
-One thread and epoll, so that it costs little and takes no part in what is measured. `GET /` says how many
-requests and connections there were, `GET /arrivals` when each POST of a body with a number "n" was there whole (CLOCK_MONOTONIC,
-which all processes of a machine share), and forgets them.
+One thread and epoll, so that it costs little and takes no part in what is measured. `GET /` says
+how many requests and connections there were, `GET /arrivals` when each POST of a body with a number
+"n" was there whole (CLOCK_MONOTONIC, which all processes of a machine share), and forgets them.
 """
 
 import json
@@ -20,7 +21,9 @@ _ANSWER = b"HTTP/1.1 204 No Content\r\n\r\n"
 
 
 class Receiver:
-    """Serves *listener* for ever. Requests that come together on one connection are answered in turn."""
+    """Serves *listener* for ever. Requests that come together on one connection are answered in
+    turn.
+    """
 
     def __init__(self, listener: socket.socket, delay_s: float) -> None:
         self._listener = listener

@@ -1,4 +1,6 @@
-"""Results as Markdown: printed as they come, and kept in bench/results/NAME.md with the machine that they were made on."""
+"""Results as Markdown: printed as they come, and kept in bench/results/NAME.md with the machine
+that they were made on.
+"""
 
 import os
 import platform
@@ -20,19 +22,30 @@ class Report:
         self._parts: list[str] = []
         command = " ".join(["python -m", f"bench.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
         self._add(f"# {title}")
-        self._add(f"`{command}` on {datetime.now(UTC):%Y-%m-%d}: {machine()}; PostgreSQL {postgres}.")
+        self._add(
+            f"`{command}` on {datetime.now(UTC):%Y-%m-%d}: {machine()}; PostgreSQL {postgres}."
+        )
         for note in notes:
             self.note(note)
 
     def note(self, text: str) -> None:
         self._add(text)
 
-    def table(self, heads: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> None:
+    def table(
+        self, heads: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = ""
+    ) -> None:
         """Add a table; all columns but the first are aligned to the right."""
         cells = [list(heads), *map(list, rows)]
         widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
         lines = ["| " + " | ".join(_fitted(row, widths)) + " |" for row in cells]
-        rule = "|" + "|".join("-" * (width + 2) if i == 0 else "-" * (width + 1) + ":" for i, width in enumerate(widths)) + "|"
+        rule = (
+            "|"
+            + "|".join(
+                "-" * (width + 2) if i == 0 else "-" * (width + 1) + ":"
+                for i, width in enumerate(widths)
+            )
+            + "|"
+        )
         self._add("\n".join(([f"## {title}\n"] if title else []) + [lines[0], rule, *lines[1:]]))
 
     def write(self) -> None:
@@ -69,4 +82,7 @@ def _said(*command: str) -> str:
 
 
 def _fitted(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    return [cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
+    return [
+        cell.ljust(width) if i == 0 else cell.rjust(width)
+        for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ]

@@ -1,13 +1,15 @@
-"""What a bounded history costs: a row by several methods of removing it, and disk use at a steady rate.
+"""What a bounded history costs: a row by several methods of removing it, and disk use at a steady
+rate.
 
     python -m bench.retention [--rows 60000] [--rounds 5] [--rate 200] [--seconds 300] [--keep 20]
 
-First, in one run and alternating: finished deliveries are removed as webhookd does it, through an index on the time of finishing,
-and by moving them to a partition that is dropped; attempts as webhookd does it and by dropping daily partitions. What a method
-costs already when rows are stored counts as well. CPU is that of the one backend, vacuum included (a dropped table needs none).
+First, in one run and alternating: finished deliveries are removed as webhookd does it, through an
+index on the time of finishing, and by moving them to a partition that is dropped; attempts as
+webhookd does it and by dropping daily partitions. What a method costs already when rows are stored
+counts as well. CPU is that of the one backend, vacuum included (a dropped table needs none).
 
-Then a fleet delivers at a constant rate and keeps rows for some seconds: tables and indexes must stop growing. autovacuum looks
-every 5 s there, since the days are that short.
+Then a fleet delivers at a constant rate and keeps rows for some seconds: tables and indexes must
+stop growing. autovacuum looks every 5 s there, since the days are that short.
 """
 
 import argparse
@@ -32,7 +34,10 @@ DAY_S = 86_400
 LOOPBACK = ("--allow-http", "--allow-network", "127.0.0.0/8")
 SAMPLE_S, MOST_LINES = 5.0, 15
 BATCH = 200  # of a record under load
-QUEUE, LOG, PARTS, ARCHIVE = (f"pggit.{name}" for name in ("alert_delivery_queue", "alert_delivery_log", "log_by_day", "archive"))
+QUEUE, LOG, PARTS, ARCHIVE = (
+    f"pggit.{name}"
+    for name in ("alert_delivery_queue", "alert_delivery_log", "log_by_day", "archive")
+)
 REMOVED_AT_ONCE = 1000
 
 _STORE_ATTEMPTS = """
@@ -89,7 +94,9 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """*prepare* empties the table, *fill* makes rows and returns how many, *remove* takes all of them away."""
+    """*prepare* empties the table, *fill* makes rows and returns how many, *remove* takes all of
+    them away.
+    """
 
     name: str
     table: str
@@ -99,12 +106,16 @@ class Method:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=60_000, help="of one round of one method")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rate", type=int, default=200, help="deliveries a second of the fleet")
     parser.add_argument("--seconds", type=float, default=300.0, help="for which the fleet delivers")
-    parser.add_argument("--keep", type=float, default=20.0, help="seconds for which the fleet keeps everything")
+    parser.add_argument(
+        "--keep", type=float, default=20.0, help="seconds for which the fleet keeps everything"
+    )
     options = parser.parse_args()
     with running_postgres("autovacuum_naptime=5s") as postgres:
         report = Report("retention", "What a bounded history costs", postgres=postgres.version())
@@ -113,7 +124,7 @@ def main() -> None:
         report.write()
 
 
-# A row by several methods -------------------------------------------------------------------------------------------
+# A row by several methods
 
 
 def methods(report: Report, postgres: Postgres, *, rows: int, rounds: int) -> None:
@@ -124,8 +135,14 @@ def methods(report: Report, postgres: Postgres, *, rows: int, rounds: int) -> No
             connection.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)".encode())
         for title, known in (
             ("A delivery: finished by a record of 200, then removed", QUEUE_METHODS),
-            (f"An attempt: stored by a record of {BATCH}, then removed", [log_by_pages(BATCH), log_by_days(BATCH)]),
-            ("An attempt: stored by a record of its own, then removed", [log_by_pages(1), log_by_days(1)]),
+            (
+                f"An attempt: stored by a record of {BATCH}, then removed",
+                [log_by_pages(BATCH), log_by_days(BATCH)],
+            ),
+            (
+                "An attempt: stored by a record of its own, then removed",
+                [log_by_pages(1), log_by_days(1)],
+            ),
         ):
             costs: dict[str, list[Cost]] = {method.name: [] for method in known}
             for number in range(rounds):
@@ -144,7 +161,9 @@ def methods(report: Report, postgres: Postgres, *, rows: int, rounds: int) -> No
 
 def figures(costs: list[Cost]) -> list[str]:
     names = [field.name for field in fields(Cost) if field.name != "wal"]
-    return [estimate([getattr(cost, name) for cost in costs]).text(".2f") for name in (*names, "total")]
+    return [
+        estimate([getattr(cost, name) for cost in costs]).text(".2f") for name in (*names, "total")
+    ]
 
 
 def measure(connection: session.Connection, method: Method, rows: int) -> Cost:
@@ -155,7 +174,9 @@ def measure(connection: session.Connection, method: Method, rows: int) -> Cost:
     count = method.fill(connection, rows)
     spent.append(cpu_us(connection))
     if method.table == QUEUE:
-        connection.execute(f"VACUUM {QUEUE}".encode())  # of what finishing left: no method's business
+        connection.execute(
+            f"VACUUM {QUEUE}".encode()
+        )  # of what finishing left: no method's business
     before, wal = cpu_us(connection), wal_bytes(connection)
     method.remove(connection)
     spent.append(cpu_us(connection))
@@ -165,7 +186,9 @@ def measure(connection: session.Connection, method: Method, rows: int) -> Cost:
     [left] = connection.execute(f"SELECT count(*) FROM {method.table}".encode()).fetchone() or [-1]
     assert left == 0, f"{method.name} left {left} rows"
     wal = wal_bytes(connection) - wal
-    return Cost((spent[1] - spent[0]) / count, (spent[2] - before) / count, vacuum / count, wal / count)
+    return Cost(
+        (spent[1] - spent[0]) / count, (spent[2] - before) / count, vacuum / count, wal / count
+    )
 
 
 def cpu_us(connection: session.Connection) -> float:
@@ -179,16 +202,21 @@ def wal_bytes(connection: session.Connection) -> int:
 
 
 def queue_prepare(connection: session.Connection, rows: int) -> None:
-    connection.execute(f"DROP INDEX IF EXISTS pggit.by_time; DROP TABLE IF EXISTS {ARCHIVE}; TRUNCATE {QUEUE}".encode())
+    connection.execute(
+        f"DROP INDEX IF EXISTS pggit.by_time; DROP TABLE IF EXISTS {ARCHIVE}; TRUNCATE {QUEUE}".encode()
+    )
     deliveries.insert(connection, rows)
-    connection.execute(f"UPDATE {QUEUE} SET delivery_status = 'sending', routed = true, lease_token = 1".encode())
+    connection.execute(
+        f"UPDATE {QUEUE} SET delivery_status = 'sending', routed = true, lease_token = 1".encode()
+    )
     connection.execute(f"VACUUM {QUEUE}".encode())
 
 
 def queue_with_index(connection: session.Connection, rows: int) -> None:
     queue_prepare(connection, rows)
     connection.execute(
-        f"CREATE INDEX by_time ON {QUEUE} (delivered_at) WHERE delivery_status IN ('delivered', 'failed')".encode()
+        f"CREATE INDEX by_time ON {QUEUE} (delivered_at) WHERE delivery_status IN ('delivered', "
+        "'failed')".encode()
     )
 
 
@@ -196,7 +224,8 @@ def queue_with_archive(connection: session.Connection, rows: int) -> None:
     queue_prepare(connection, rows)
     # One partition of what would be one a day.
     connection.execute(
-        f"CREATE TABLE {ARCHIVE} (delivery_id bigint PRIMARY KEY, webhook_id bigint, message_body jsonb, delivery_status text,"
+        f"CREATE TABLE {ARCHIVE} (delivery_id bigint PRIMARY KEY, webhook_id bigint, "
+        "message_body jsonb, delivery_status text,"
         " delivered_at timestamptz)".encode()
     )
 
@@ -205,12 +234,17 @@ def finish(connection: session.Connection, rows: int) -> int:
     """Finish all rows as records of 200 would."""
     [first] = connection.execute(f"SELECT min(delivery_id) FROM {QUEUE}".encode()).fetchone() or [0]
     for number in range(first, first + rows, BATCH):
-        connection.execute(_FINISH.encode(), [session.number_array(range(number, min(number + BATCH, first + rows)))])
+        connection.execute(
+            _FINISH.encode(),
+            [session.number_array(range(number, min(number + BATCH, first + rows)))],
+        )
     return rows
 
 
 def by_pages(connection: session.Connection) -> None:
-    """Run webhookd's own code until everything is gone: two rounds, since a turn ends after a second."""
+    """Run webhookd's own code until everything is gone: two rounds, since a turn ends after a
+    second.
+    """
     retention = Retention(Keep(0.001, 0.001, 0.001), removed=lambda table, rows: None)
     for table in (QUEUE, LOG):
         while connection.execute(f"SELECT true FROM {table} LIMIT 1".encode()).fetchone():
@@ -249,7 +283,9 @@ def parts_prepare(connection: session.Connection, rows: int) -> None:
 def store_attempts(connection: session.Connection, rows: int, table: str, batch: int) -> int:
     statement = _STORE_ATTEMPTS.format(table=table).encode()
     for first in range(0, rows, batch):
-        connection.execute(statement, [session.number_array(range(first, first + batch)), [_DETAIL] * batch])
+        connection.execute(
+            statement, [session.number_array(range(first, first + batch)), [_DETAIL] * batch]
+        )
     return -(-rows // batch) * batch
 
 
@@ -259,16 +295,26 @@ def drop_days(connection: session.Connection) -> None:
 
 
 def log_by_pages(batch: int) -> Method:
-    return Method("webhookd: page by page", LOG, log_prepare, lambda c, rows: store_attempts(c, rows, LOG, batch), by_pages)
+    return Method(
+        "webhookd: page by page",
+        LOG,
+        log_prepare,
+        lambda c, rows: store_attempts(c, rows, LOG, batch),
+        by_pages,
+    )
 
 
 def log_by_days(batch: int) -> Method:
     return Method(
-        "daily partitions, dropped", PARTS, parts_prepare, lambda c, rows: store_attempts(c, rows, PARTS, batch), drop_days
+        "daily partitions, dropped",
+        PARTS,
+        parts_prepare,
+        lambda c, rows: store_attempts(c, rows, PARTS, batch),
+        drop_days,
     )
 
 
-# Disk use at a steady rate ------------------------------------------------------------------------------------------
+# Disk use at a steady rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +332,11 @@ def steady(report: Report, postgres: Postgres, *, rate: int, seconds: float, kee
     """Report how tables grow under a fleet that keeps everything for *keep_s*."""
     dsn = postgres.create("steady")
     migrate(dsn)
-    keep = [word for name in ("delivered", "failed", "log") for word in (f"--keep-{name}", repr(keep_s / DAY_S))]
+    keep = [
+        word
+        for name in ("delivered", "failed", "log")
+        for word in (f"--keep-{name}", repr(keep_s / DAY_S))
+    ]
     samples: list[Sample] = []
     with nginx(postgres.home) as sink, postgres.connect("steady") as connection:
         deliveries.register(connection, sink.url)
@@ -302,28 +352,47 @@ def steady(report: Report, postgres: Postgres, *, rate: int, seconds: float, kee
                     due_s += SAMPLE_S
                 time.sleep(0.05)
             samples.append(sample(connection, elapsed_s))
-            removed = dict(connection.execute("SELECT table_name, removed FROM pggit.retention").fetchall())
+            removed = dict(
+                connection.execute("SELECT table_name, removed FROM pggit.retention").fetchall()
+            )
         sent = sink.requests() - before
     report.table(
         ["seconds", "deliveries", "MB", "attempts", "MB"],
         [
-            [f"{s.at_s:.0f}", f"{s.queue_rows:,}", f"{s.queue_mb:.1f}", f"{s.log_rows:,}", f"{s.log_mb:.1f}"]
+            [
+                f"{s.at_s:.0f}",
+                f"{s.queue_rows:,}",
+                f"{s.queue_mb:.1f}",
+                f"{s.log_rows:,}",
+                f"{s.log_mb:.1f}",
+            ]
             for s in samples[:: -(-len(samples) // MOST_LINES)]
         ],
-        title=f"Tables and indexes of a fleet at {rate} deliveries a second that keeps rows for {keep_s:g} s",
+        title=f"Tables and indexes of a fleet at {rate} deliveries a second that keeps rows for "
+        f"{keep_s:g} s",
     )
-    half, third = samples[len(samples) // 3 : 2 * len(samples) // 3], samples[2 * len(samples) // 3 :]
-    growth = [max(getattr(s, name) for s in third) / max(getattr(s, name) for s in half) for name in ("queue_mb", "log_mb")]
+    half, third = (
+        samples[len(samples) // 3 : 2 * len(samples) // 3],
+        samples[2 * len(samples) // 3 :],
+    )
+    growth = [
+        max(getattr(s, name) for s in third) / max(getattr(s, name) for s in half)
+        for name in ("queue_mb", "log_mb")
+    ]
     report.note(
-        f"{inserted:,} deliveries inserted, {sent:,} requests at the sink, {removed['alert_delivery_queue']:,} deliveries and"
-        f" {removed['alert_delivery_log']:,} attempts removed. The largest size of the last third is {growth[0]:.2f} of that of"
+        f"{inserted:,} deliveries inserted, {sent:,} requests at the sink, "
+        f"{removed['alert_delivery_queue']:,} deliveries and"
+        f" {removed['alert_delivery_log']:,} attempts removed. The largest size of the last "
+        f"third is {growth[0]:.2f} of that of"
         f" the middle third for the queue, {growth[1]:.2f} for the log: 1 is constant."
     )
 
 
 def sample(connection: Connection, at_s: float) -> Sample:
     def look(table: str) -> tuple[int, float]:
-        row = connection.execute(f"SELECT count(*), pg_total_relation_size('{table}') / 1e6 FROM {table}".encode()).fetchone()
+        row = connection.execute(
+            f"SELECT count(*), pg_total_relation_size('{table}') / 1e6 FROM {table}".encode()
+        ).fetchone()
         assert row is not None
         return int(row[0]), float(row[1])
 

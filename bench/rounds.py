@@ -1,4 +1,6 @@
-"""One round: a system drains a known number of deliveries into a sink, and every one of them is accounted for."""
+"""One round: a system drains a known number of deliveries into a sink, and every one of them is
+accounted for.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +24,9 @@ POLL_S = 0.01  # of the sink's counter: 1 % of a second, at some 2 % of a core
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """*queue*, *postgres*, *sink* and *other* are CPU milliseconds a delivery, which is CPU seconds per 1,000."""
+    """*queue*, *postgres*, *sink* and *other* are CPU milliseconds a delivery, which is CPU seconds
+    per 1,000.
+    """
 
     deliveries: int
     seconds: float
@@ -43,10 +47,11 @@ class Round:
 
 
 def drain(system: System, postgres: Postgres, sink: Sink, count: int) -> Round:
-    """Commit *count* deliveries to *system*, which is idle and warm, and wait until the last one is complete.
+    """Commit *count* deliveries to *system*, which is idle and warm, and wait until the last one is
+    complete.
 
-    The time runs from the first request at the sink, CPU from the commit. Raise `WebhookdError` unless exactly as many requests
-    arrived as deliveries were inserted, and all are complete.
+    The time runs from the first request at the sink, CPU from the commit. Raise `WebhookdError`
+    unless exactly as many requests arrived as deliveries were inserted, and all are complete.
     """
     postgres.checkpoint()
     before = sink.counts()
@@ -77,8 +82,12 @@ def drain(system: System, postgres: Postgres, sink: Sink, count: int) -> Round:
     )
 
 
-def alternate(systems: Sequence[System], rounds: int, measure: Callable[[System], T]) -> dict[str, list[T]]:
-    """Measure each of *systems* once a round, in the opposite order every other round; return the results by name."""
+def alternate(
+    systems: Sequence[System], rounds: int, measure: Callable[[System], T]
+) -> dict[str, list[T]]:
+    """Measure each of *systems* once a round, in the opposite order every other round; return the
+    results by name.
+    """
     results: dict[str, list[T]] = {system.name: [] for system in systems}
     for number in range(rounds):
         for system in systems if number % 2 == 0 else reversed(systems):
@@ -87,7 +96,8 @@ def alternate(systems: Sequence[System], rounds: int, measure: Callable[[System]
 
 
 def await_complete(system: System, connection: Connection, sink: Sink, requests: int) -> float:
-    """Block until *sink* has had *requests* and *system* has completed everything; return the monotonic instant.
+    """Block until *sink* has had *requests* and *system* has completed everything; return the
+    monotonic instant.
 
     Raise `TimeoutError` or `WebhookdError` for what does not happen.
     """
@@ -100,9 +110,14 @@ def await_complete(system: System, connection: Connection, sink: Sink, requests:
     return time.monotonic()
 
 
-def _account(system: System, postgres: Postgres, before: Counts, after: Counts, expected: int) -> None:
+def _account(
+    system: System, postgres: Postgres, before: Counts, after: Counts, expected: int
+) -> None:
     came = after.requests - before.requests
     with postgres.connect(system.database) as connection:
         left = system.incomplete(connection)
     if came != expected or left:
-        raise WebhookdError(f"{system.name}: {expected} deliveries, but {came} requests came and {left} are not complete")
+        raise WebhookdError(
+            f"{system.name}: {expected} deliveries, but {came} requests came and {left} are not "
+            "complete"
+        )

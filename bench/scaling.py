@@ -1,10 +1,12 @@
-"""More workers and more hosts: how the drain rate grows, and whether what holds for the fleet holds on three hosts together.
+"""More workers and more hosts: how the drain rate grows, and whether what holds for the fleet holds
+on three hosts together.
 
     python -m bench.scaling [--rounds 7] [--scale 1]
 
-One, two and three workers on this machine, and one on each of three hosts, take turns. The hosts are network namespaces that
-this program makes (for root, else they are left out); they reach PostgreSQL and the receivers over a bridge only. Then limits are
-counted at a receiver while two workers on each host deliver (tests/fleetwide.py says what must hold).
+One, two and three workers on this machine, and one on each of three hosts, take turns. The hosts
+are network namespaces that this program makes (for root, else they are left out); they reach
+PostgreSQL and the receivers over a bridge only. Then limits are counted at a receiver while two
+workers on each host deliver (tests/fleetwide.py says what must hold).
 """
 
 import argparse
@@ -44,11 +46,26 @@ class OnHosts(Webhookd):
         with postgres.connect(self.database) as connection, ExitStack() as stack:
             deliveries.empty(connection)
             deliveries.register(connection, sink.url)
-            yield start(stack, connection, self._hosts, make_conninfo(postgres.dsn(self.database), host=MAIN), workers=1)
+            yield start(
+                stack,
+                connection,
+                self._hosts,
+                make_conninfo(postgres.dsn(self.database), host=MAIN),
+                workers=1,
+            )
 
 
-def start(stack: ExitStack, connection: deliveries.Connection, hosts: Sequence[Host], dsn: str, *, workers: int) -> list[int]:
-    """Start so many *workers* on each host, block until all sleep, and return the supervisors' process ids."""
+def start(
+    stack: ExitStack,
+    connection: deliveries.Connection,
+    hosts: Sequence[Host],
+    dsn: str,
+    *,
+    workers: int,
+) -> list[int]:
+    """Start so many *workers* on each host, block until all sleep, and return the supervisors'
+    process ids.
+    """
     connection.execute("DELETE FROM pggit.workers")  # of an earlier fleet: they would be counted
     options = ("--workers", str(workers), "--log-level", "warning")
     pids = [stack.enter_context(host.webhookd(dsn, *options)).pid for host in hosts]
@@ -57,16 +74,27 @@ def start(stack: ExitStack, connection: deliveries.Connection, hosts: Sequence[H
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--scale", type=float, default=1.0, help="of the number of deliveries a round; below 1 only to try it")
+    parser.add_argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        help="of the number of deliveries a round; below 1 only to try it",
+    )
     options = parser.parse_args()
     with ExitStack() as stack:
         hosts, missing = make_hosts(stack)
-        postgres = stack.enter_context(running_postgres(*([f"listen_addresses={MAIN}"] if hosts else [])))
+        postgres = stack.enter_context(
+            running_postgres(*([f"listen_addresses={MAIN}"] if hosts else []))
+        )
         sinks = {"here": stack.enter_context(nginx(postgres.home))}
         (postgres.home / "bridge").mkdir(mode=0o755)
-        systems: list[System] = [Webhookd(f"{count} on this machine", size=SIZE, processes=count) for count in (1, 2, 3)]
+        systems: list[System] = [
+            Webhookd(f"{count} on this machine", size=SIZE, processes=count) for count in (1, 2, 3)
+        ]
         systems[0].install(postgres)
         if hosts:
             admit_hosts(postgres.process.directory / "data")
@@ -85,8 +113,10 @@ def main() -> None:
             "More workers, more hosts",
             postgres=postgres.version(),
             notes=(
-                f"Median [95 % interval] of {options.rounds} alternating rounds of {int(SIZE * options.scale):,} deliveries to"
-                f" {deliveries.WEBHOOKS} webhooks, nginx; defaults except the rate limit. CPU: seconds for 1,000 deliveries.",
+                f"Median [95 % interval] of {options.rounds} alternating rounds of "
+                f"{int(SIZE * options.scale):,} deliveries to"
+                f" {deliveries.WEBHOOKS} webhooks, nginx; defaults except the rate limit. CPU: "
+                "seconds for 1,000 deliveries.",
                 *([f"Hosts: {missing}."] if missing else []),
             ),
         )
@@ -110,9 +140,22 @@ def add_rates(report: Report, rounds: Mapping[str, Sequence[Round]]) -> None:
     rows = []
     for name, its in rounds.items():
         rates = [r.rate for r in its]
-        parts = [estimate([getattr(r, part) for r in its]).text(".3f") for part in ("queue", "postgres", "total")]
+        parts = [
+            estimate([getattr(r, part) for r in its]).text(".3f")
+            for part in ("queue", "postgres", "total")
+        ]
         rows.append((name, estimate(rates).text(",.0f"), ratio(rates, one).text(".2f"), *parts))
-    report.table(("workers", "deliveries/s", "of one worker's", "CPU of webhookd", "PostgreSQL", "with the sink"), rows)
+    report.table(
+        (
+            "workers",
+            "deliveries/s",
+            "of one worker's",
+            "CPU of webhookd",
+            "PostgreSQL",
+            "with the sink",
+        ),
+        rows,
+    )
 
 
 def play(postgres: Postgres, hosts: Sequence[Host]) -> Seen:
@@ -143,7 +186,11 @@ def add_limits(report: Report, seen: Seen) -> None:
         ("by host", ", ".join(f"{name} {count:,}" for name, count in sorted(seen.by_host.items())),
          held[len(seen.by_host) == COUNT]),
     )  # fmt: skip
-    report.table((f"counted at the receiver, two workers on each of {COUNT} hosts", "", ""), rows, title="For the fleet")
+    report.table(
+        (f"counted at the receiver, two workers on each of {COUNT} hosts", "", ""),
+        rows,
+        title="For the fleet",
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""What a scrape costs a worker: CPU milliseconds of the thread that answers, by the number of webhooks.
+"""What a scrape costs a worker: CPU milliseconds of the thread that answers, by the number of
+webhooks.
 
     python -m bench.scrape_cost [--scrapes 51]
 
-A real endpoint over HTTP, with every series filled. What is counted is this process' CPU time less that of the thread that asks.
+A real endpoint over HTTP, with every series filled. What is counted is this process' CPU time less
+that of the thread that asks.
 """
 
 import argparse
@@ -25,14 +27,22 @@ FORMATS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--scrapes", type=int, default=51, help="of each kind")
     options = parser.parse_args()
     print(f"{'webhooks':>8}  {'format':18}{'kB':>7}{'median ms':>11}{'min ms':>8}{'max ms':>8}")
     for webhooks in (0, 200, 1000):
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
-            endpoint = Endpoint(sock, filled(webhooks), alive=lambda: (True, ""), ready=lambda: (True, ""), targets=lambda: None)
+            endpoint = Endpoint(
+                sock,
+                filled(webhooks),
+                alive=lambda: (True, ""),
+                ready=lambda: (True, ""),
+                targets=lambda: None,
+            )
             endpoint.start()
             for name, headers in FORMATS.items():
                 answers = [scrape(sock.getsockname()[1], headers) for _ in range(options.scrapes)]
@@ -43,9 +53,13 @@ def main() -> None:
 
 
 def filled(webhooks: int) -> Metrics:
-    """Return the counts of a worker that gave *webhooks* series of their own and counted one more as `other`."""
+    """Return the counts of a worker that gave *webhooks* series of their own and counted one more
+    as `other`.
+    """
     metrics = Metrics("worker-1", max_webhooks=webhooks)
-    answer = Answer(AnswerKind.RESPONSE, 0.2, 200, dns_s=0.001, connect_s=0.01, tls_s=0.02, first_byte_s=0.15)
+    answer = Answer(
+        AnswerKind.RESPONSE, 0.2, 200, dns_s=0.001, connect_s=0.01, tls_s=0.02, first_byte_s=0.15
+    )
     for status in AttemptStatus:
         metrics.observe_attempts(
             ObservedAttempt(1000 + number, status, 0.123 * number % 9, answer)

@@ -1,7 +1,9 @@
-"""Receivers on loopback that count: nginx for throughput, and one that waits or takes times (bench/receiver.py).
+"""Receivers on loopback that count: nginx for throughput, and one that waits or takes times
+(bench/receiver.py).
 
-nginx cannot wait, and stamps requests to the millisecond only. As Debian packages it (`apt-get install nginx`) it needs no
-configuration but ours: one worker process, connections kept for ever, nothing logged.
+nginx cannot wait, and stamps requests to the millisecond only. As Debian packages it (`apt-get
+install nginx`) it needs no configuration but ours: one worker process, connections kept for ever,
+nothing logged.
 """
 
 import http.client
@@ -102,13 +104,17 @@ class SlowSink(Sink):
     """One that answers after a pause, and knows when each request had come whole."""
 
     def arrivals(self) -> dict[int, float]:
-        """Return the monotonic instant of each request since the last call, by the number "n" in its body."""
+        """Return the monotonic instant of each request since the last call, by the number "n" in
+        its body.
+        """
         return {int(number): at for number, at in json.loads(self.ask("/arrivals"))}
 
 
 @contextmanager
 def nginx(home: Path, *, tls: bool = False, host: str = "127.0.0.1") -> Iterator[Sink]:
-    """An nginx with its files in *home*/nginx; with *tls* a certificate is made on the spot. Blocks until it serves."""
+    """An nginx with its files in *home*/nginx; with *tls* a certificate is made on the spot. Blocks
+    until it serves.
+    """
     program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if program is None:
         raise UnusableError("no nginx is installed: apt-get install nginx")
@@ -130,22 +136,36 @@ def nginx(home: Path, *, tls: bool = False, host: str = "127.0.0.1") -> Iterator
     # Under root the worker changes its user, who owns nothing here and needs nothing.
     configuration.write_text(text)
     # -e: the log that it opens before it has read its configuration.
-    with local.program([program, "-e", str(home / "nginx.log"), "-c", str(configuration)]) as process:
+    with local.program(
+        [program, "-e", str(home / "nginx.log"), "-c", str(configuration)]
+    ) as process:
         status = _connected(status_port, process)
-        yield Sink(f"http{'s' if tls else ''}://{host}:{port}", process.pid, status, _nginx_counts, certificate)
+        yield Sink(
+            f"http{'s' if tls else ''}://{host}:{port}",
+            process.pid,
+            status,
+            _nginx_counts,
+            certificate,
+        )
 
 
 @contextmanager
 def receiver(delay_s: float = 0.0) -> Iterator[SlowSink]:
-    """A receiver that answers each request *delay_s* after it has come whole. Blocks until it serves."""
+    """A receiver that answers each request *delay_s* after it has come whole. Blocks until it
+    serves.
+    """
     (port,) = _free_ports(1)
     command = [sys.executable, "-m", "bench.receiver", str(port), str(delay_s)]
     with local.program(command) as process:
-        yield SlowSink(f"http://127.0.0.1:{port}", process.pid, _connected(port, process), _receiver_counts)
+        yield SlowSink(
+            f"http://127.0.0.1:{port}", process.pid, _connected(port, process), _receiver_counts
+        )
 
 
 def await_requests(sink: Sink, count: int, *, timeout_s: float, every_s: float = 0.005) -> float:
-    """Block until *sink* has had *count* requests, and return the monotonic instant. Raise `TimeoutError` if they do not come."""
+    """Block until *sink* has had *count* requests, and return the monotonic instant. Raise
+    `TimeoutError` if they do not come.
+    """
     deadline = time.monotonic() + timeout_s
     while (had := sink.requests()) < count:
         if time.monotonic() > deadline:

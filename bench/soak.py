@@ -1,11 +1,13 @@
-"""A day compressed: a fleet at 80 % of its capacity with retries, failures and open circuits; does anything creep up?
+"""A day compressed: a fleet at 80 % of its capacity with retries, failures and open circuits; does
+anything creep up?
 
     python -m bench.soak [--minutes 30] [--fleet "OPTIONS OF WEBHOOKD"]
 
-First measures the capacity on the same mix, then inserts at 80 % of it. Of 50 webhooks 47 answer 5 % of the attempts with 500,
-three answer nothing but 503 and get one delivery in a hundred: their circuits are open most of the time. Each minute a row of the
-table: what was delivered, what claims cost, memory, dead rows, sizes. The claims at the end may cost 20 % more pages than in
-minute 5, the workers' memory 10 % more.
+First measures the capacity on the same mix, then inserts at 80 % of it. Of 50 webhooks 47 answer 5
+% of the attempts with 500, three answer nothing but 503 and get one delivery in a hundred: their
+circuits are open most of the time. Each minute a row of the table: what was delivered, what claims
+cost, memory, dead rows, sizes. The claims at the end may cost 20 % more pages than in minute 5, the
+workers' memory 10 % more.
 """
 
 import argparse
@@ -49,7 +51,9 @@ SELECT (SELECT sum(n_dead_tup) FROM pg_stat_user_tables WHERE relname LIKE 'aler
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One minute. Sizes are bytes: the queue's and the log's tables, and the indexes that claims read."""
+    """One minute. Sizes are bytes: the queue's and the log's tables, and the indexes that claims
+    read.
+    """
 
     arrivals: float  # a second
     claims: Claims
@@ -83,9 +87,13 @@ class Feeder:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=int, default=30)
-    parser.add_argument("--fleet", default="", help="further options of webhookd, as for its retention")
+    parser.add_argument(
+        "--fleet", default="", help="further options of webhookd, as for its retention"
+    )
     options = parser.parse_args()
     pyplot()
     with running_postgres() as postgres, sink.nginx(postgres.home) as receivers:
@@ -97,8 +105,12 @@ def main() -> None:
             with running_fleet(dsn, *shlex.split(options.fleet)) as fleet:
                 capacity = calibrate(level)
                 rate = SHARE * capacity * (1 - sink.FLAKY)
-                report = begin(postgres.version(), capacity=capacity, rate=rate, fleet=options.fleet)
-                samples = soak(connection, fleet, receivers, Feeder(level, rate), minutes=options.minutes)
+                report = begin(
+                    postgres.version(), capacity=capacity, rate=rate, fleet=options.fleet
+                )
+                samples = soak(
+                    connection, fleet, receivers, Feeder(level, rate), minutes=options.minutes
+                )
     add_table(report, samples)
     add_verdict(report, samples)
     if options.minutes >= 3 * AFTER:
@@ -110,11 +122,16 @@ def main() -> None:
 def register(connection: backlog.Connection, url: str) -> None:
     """Register all webhooks, most of them flaky, the last ones failing."""
     deliveries.register(connection, f"{url}/flaky")
-    connection.execute("UPDATE pggit.webhooks SET url = %s || '/failing/' || webhook_id WHERE webhook_id > %s", [url, FLAKY])
+    connection.execute(
+        "UPDATE pggit.webhooks SET url = %s || '/failing/' || webhook_id WHERE webhook_id > %s",
+        [url, FLAKY],
+    )
 
 
 def calibrate(level: backlog.Level) -> float:
-    """Return how many attempts a second the fleet makes while there is always work; empty the backlog afterwards."""
+    """Return how many attempts a second the fleet makes while there is always work; empty the
+    backlog afterwards.
+    """
     level.put(BACKLOG)
     arrived, began = 0, time.monotonic()
     while (elapsed := time.monotonic() - began) < WARM_UP_S + CALIBRATE_S:
@@ -125,7 +142,14 @@ def calibrate(level: backlog.Level) -> float:
     return arrived / CALIBRATE_S
 
 
-def soak(connection: backlog.Connection, fleet: Fleet, receivers: sink.Sink, feeder: Feeder, *, minutes: int) -> list[Sample]:
+def soak(
+    connection: backlog.Connection,
+    fleet: Fleet,
+    receivers: sink.Sink,
+    feeder: Feeder,
+    *,
+    minutes: int,
+) -> list[Sample]:
     """Feed for so many *minutes* and return a sample of each."""
     samples: list[Sample] = []
     began = time.monotonic()
@@ -136,7 +160,11 @@ def soak(connection: backlog.Connection, fleet: Fleet, receivers: sink.Sink, fee
         row = connection.execute(_READ.encode()).fetchone()
         assert row is not None
         samples.append(Sample(arrivals, of_fleet(statements), fleet.pss_bytes(), *map(int, row)))
-        print(f"minute {minute}: {arrivals:,.0f} arrivals/s, {samples[-1].claims.pages:,.0f} pages a claim", flush=True)
+        print(
+            f"minute {minute}: {arrivals:,.0f} arrivals/s, {samples[-1].claims.pages:,.0f} pages "
+            "a claim",
+            flush=True,
+        )
     return samples
 
 
@@ -146,9 +174,12 @@ def begin(version: str, *, capacity: float, rate: float, fleet: str) -> Report:
         "A soak",
         postgres=version,
         notes=(
-            f"Three workers, defaults except the rate limit{f', {fleet}' if fleet else ''}; {FLAKY} webhooks fail"
-            f" {sink.FLAKY:.0%} of their attempts, {FAILING} all of them. Capacity on this mix: {capacity:,.0f} attempts/s;"
-            f" inserted: {rate:,.0f} rows/s, every {EVERY_S * 1000:.0f} ms what is due by then, which is {SHARE:.0%} of it with"
+            f"Three workers, defaults except the rate limit{f', {fleet}' if fleet else ''}; "
+            f"{FLAKY} webhooks fail"
+            f" {sink.FLAKY:.0%} of their attempts, {FAILING} all of them. Capacity on this mix: "
+            f"{capacity:,.0f} attempts/s;"
+            f" inserted: {rate:,.0f} rows/s, every {EVERY_S * 1000:.0f} ms what is due by then, "
+            f"which is {SHARE:.0%} of it with"
             " the retries.",
         ),
     )
@@ -171,12 +202,16 @@ def add_table(report: Report, samples: Sequence[Sample]) -> None:
 
 
 def pages_a_row(sample: Sample) -> float:
-    """Return the pages of a claim for each row that it brought: how many rows that is varies with the load."""
+    """Return the pages of a claim for each row that it brought: how many rows that is varies with
+    the load.
+    """
     return sample.claims.pages / max(sample.claims.rows, 0.1)
 
 
 def add_verdict(report: Report, samples: Sequence[Sample]) -> None:
-    """Compare the last three minutes with the three around minute 5 (or with the first third of a shorter run)."""
+    """Compare the last three minutes with the three around minute 5 (or with the first third of a
+    shorter run).
+    """
     at = min(AFTER, -(-len(samples) // 3)) - 1
     early, late = samples[max(0, at - 1) : at + 2], samples[-3:]
     rows = []
@@ -187,8 +222,12 @@ def add_verdict(report: Report, samples: Sequence[Sample]) -> None:
     ):
         before, after = median(map(value, early)), median(map(value, late))
         steady = "steady" if after / before <= most else "GROWS"
-        rows.append((name, f"{before:,.1f}", f"{after:,.1f}", f"{after / before:.2f}", f"{most:g}", steady))
-    report.table(("", f"minute {at + 1}", "at the end", "ratio", "at most", ""), rows, title="At the end")
+        rows.append(
+            (name, f"{before:,.1f}", f"{after:,.1f}", f"{after / before:.2f}", f"{most:g}", steady)
+        )
+    report.table(
+        ("", f"minute {at + 1}", "at the end", "ratio", "at most", ""), rows, title="At the end"
+    )
 
 
 def draw(samples: Sequence[Sample]) -> None:

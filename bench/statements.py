@@ -1,7 +1,8 @@
-"""What webhookd's own statements cost the server, whoever runs them: calls, milliseconds and pages, out of pg_stat_statements.
+"""What webhookd's own statements cost the server, whoever runs them: calls, milliseconds and pages,
+out of pg_stat_statements.
 
-Pages are shared buffers, found there or read. Nothing is explained or run for the sake of measuring, so a fleet under load
-can be watched.
+Pages are shared buffers, found there or read. Nothing is explained or run for the sake of
+measuring, so a fleet under load can be watched.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,14 +33,26 @@ class Cost:
     rows: float = 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.calls + other.calls, self.ms + other.ms, self.pages + other.pages, self.rows + other.rows)
+        return Cost(
+            self.calls + other.calls,
+            self.ms + other.ms,
+            self.pages + other.pages,
+            self.rows + other.rows,
+        )
 
     def __sub__(self, other: "Cost") -> "Cost":
-        return Cost(self.calls - other.calls, self.ms - other.ms, self.pages - other.pages, self.rows - other.rows)
+        return Cost(
+            self.calls - other.calls,
+            self.ms - other.ms,
+            self.pages - other.pages,
+            self.rows - other.rows,
+        )
 
 
 class Statements:
-    """Costs since `start` in *connection*'s database, over all sessions, by the name that a statement bears (`queries.load`)."""
+    """Costs since `start` in *connection*'s database, over all sessions, by the name that a
+    statement bears (`queries.load`).
+    """
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self._connection = connection

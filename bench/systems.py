@@ -1,7 +1,9 @@
-"""webhookd and what it is compared with, each ready to be installed, started, fed and asked whether it is done.
+"""webhookd and what it is compared with, each ready to be installed, started, fed and asked whether
+it is done.
 
-All POST the same bodies to the same sink, each through the program in bench/peers that uses it by its own documentation. A peer's
-job is the body itself; its endpoint follows from the body's number, so no peer looks a URL up.
+All POST the same bodies to the same sink, each through the program in bench/peers that uses it by
+its own documentation. A peer's job is the body itself; its endpoint follows from the body's number,
+so no peer looks a URL up.
 """
 
 import subprocess
@@ -28,14 +30,20 @@ READY_WITHIN_S = 30.0
 
 _BODY = deliveries.body_sql("n")
 # psycopg sends a small number as a smallint, and the sum of two would be one.
-_NUMBERS = "FROM generate_series(%(first)s::int, %(first)s::int + %(count)s::int - 1) AS numbers (n)"
+_NUMBERS = (
+    "FROM generate_series(%(first)s::int, %(first)s::int + %(count)s::int - 1) AS numbers (n)"
+)
 
 
 class System(ABC):
-    """One system in one configuration. `name` is shown; `size` deliveries keep it busy for some seconds."""
+    """One system in one configuration. `name` is shown; `size` deliveries keep it busy for some
+    seconds.
+    """
 
     database: ClassVar[str]
-    insert_sql: ClassVar[str]  # its own way of inserting, of %(count)s deliveries numbered from %(first)s
+    insert_sql: ClassVar[
+        str
+    ]  # its own way of inserting, of %(count)s deliveries numbered from %(first)s
     incomplete_sql: ClassVar[str]
     empty_sql: ClassVar[str]
 
@@ -58,20 +66,28 @@ class System(ABC):
 
     @contextmanager
     def running(self, postgres: Postgres, sink: Sink) -> Iterator[list[int]]:
-        """Empty its queue, start its processes and block until they wait for work; yields their process ids."""
+        """Empty its queue, start its processes and block until they wait for work; yields their
+        process ids.
+        """
         with postgres.connect(self.database) as connection, ExitStack() as stack:
             connection.execute(self.empty_sql.encode())
-            variables = [f"{name}={value}" for name, value in postgres.environment(self.database).items()]
+            variables = [
+                f"{name}={value}" for name, value in postgres.environment(self.database).items()
+            ]
             pids = []
             for number in range(self.processes):
                 log = postgres.home / f"{self.database}-{number}.log"
-                process = stack.enter_context(local.program(["env", *variables, *self.command(sink.url)], log))
+                process = stack.enter_context(
+                    local.program(["env", *variables, *self.command(sink.url)], log)
+                )
                 pids.append(process.pid)
                 _await_ready(self.name, process, log)
             yield pids
 
     def insert(self, connection: Connection, *, first: int, count: int) -> None:
-        """Insert the deliveries numbered from *first* on; prepared, as all clients would, once it has been repeated."""
+        """Insert the deliveries numbered from *first* on; prepared, as all clients would, once it
+        has been repeated.
+        """
         connection.execute(self.insert_sql.encode(), {"first": first, "count": count})
 
     def incomplete(self, connection: Connection) -> int:
@@ -82,7 +98,8 @@ class System(ABC):
 
 
 class Webhookd(System):
-    """Defaults except the rate limit, which is off, and *options*. *webhooks* share the deliveries evenly.
+    """Defaults except the rate limit, which is off, and *options*. *webhooks* share the deliveries
+    evenly.
 
     *module* is what Python runs for it.
     """
@@ -124,22 +141,32 @@ class Webhookd(System):
             deliveries.register(connection, sink.url)
         dsn = postgres.dsn(self.database)
         with running_fleet(
-            dsn, *self._options, workers=self.processes, certificate=sink.certificate, module=self._module
+            dsn,
+            *self._options,
+            workers=self.processes,
+            certificate=sink.certificate,
+            module=self._module,
         ) as fleet:
             yield [fleet.pid]
 
     def insert(self, connection: Connection, *, first: int, count: int) -> None:
-        connection.execute(self.insert_sql.encode(), {"first": first, "count": count, "webhooks": self._webhooks})
+        connection.execute(
+            self.insert_sql.encode(), {"first": first, "count": count, "webhooks": self._webhooks}
+        )
 
 
 class Original(System):
-    """The shape that webhookd replaces, with *pause_s* between polls. More than one process would send everything twice."""
+    """The shape that webhookd replaces, with *pause_s* between polls. More than one process would
+    send everything twice.
+    """
 
     database = "original"
     insert_sql = f"""
         INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) SELECT 1 + n %% 50, ({_BODY})::jsonb {_NUMBERS}
     """
-    incomplete_sql = "SELECT count(*) FROM pggit.alert_delivery_queue WHERE delivery_status <> 'delivered'"
+    incomplete_sql = (
+        "SELECT count(*) FROM pggit.alert_delivery_queue WHERE delivery_status <> 'delivered'"
+    )
     empty_sql = "TRUNCATE pggit.alert_delivery_queue"
     schema = """
         CREATE SCHEMA pggit;
@@ -171,7 +198,9 @@ class Original(System):
 
 
 class PgQueuer(System):
-    """Its tables are `durable`, its default. The insert is the statement of its `enqueue`, less the order it returns."""
+    """Its tables are `durable`, its default. The insert is the statement of its `enqueue`, less the
+    order it returns.
+    """
 
     database = "pgqueuer"
     insert_sql = f"""
@@ -227,7 +256,11 @@ class Graphile(System):
         self._variant = variant
 
     def missing(self) -> str:
-        return "" if (PEERS / "node_modules").exists() else "bench/peers/node_modules (make bench installs it, given node)"
+        return (
+            ""
+            if (PEERS / "node_modules").exists()
+            else "bench/peers/node_modules (make bench installs it, given node)"
+        )
 
     def install(self, postgres: Postgres) -> None:
         postgres.create(self.database)
@@ -242,7 +275,9 @@ class Bound(System):
     """No system: what the same hardware does with batches and bare sockets and nothing else."""
 
     database = "bound"
-    insert_sql = f"INSERT INTO bound.queue (webhook_id, body) SELECT 1 + n %% 50, {_BODY} {_NUMBERS}"
+    insert_sql = (
+        f"INSERT INTO bound.queue (webhook_id, body) SELECT 1 + n %% 50, {_BODY} {_NUMBERS}"
+    )
     incomplete_sql = "SELECT count(*) FROM bound.queue WHERE status <> 'delivered'"
     empty_sql = "TRUNCATE bound.queue"
     schema = """
@@ -262,7 +297,9 @@ class Bound(System):
 
 
 def installed(systems: Sequence[System], postgres: Postgres) -> list[System]:
-    """Install *systems*, each database once, and return those that can run here; the others are named on the terminal."""
+    """Install *systems*, each database once, and return those that can run here; the others are
+    named on the terminal.
+    """
     able, made = [], set()
     for system in systems:
         if lacking := system.missing():
@@ -284,9 +321,13 @@ def _await_ready(name: str, process: "subprocess.Popen[bytes]", log: Path) -> No
 
 
 def _run(postgres: Postgres, database: str, *command: str) -> str:
-    """Run an installer against *database* and return what it prints; raise `UnusableError` with its last words."""
+    """Run an installer against *database* and return what it prints; raise `UnusableError` with its
+    last words.
+    """
     variables = [f"{name}={value}" for name, value in postgres.environment(database).items()]
-    done = subprocess.run(["env", *variables, *command], check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        ["env", *variables, *command], check=False, capture_output=True, text=True
+    )
     if done.returncode != 0:
         raise UnusableError(f"{' '.join(command)}: {(done.stderr or done.stdout)[-2000:]}")
     return done.stdout

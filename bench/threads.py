@@ -1,4 +1,5 @@
-"""webhookd with its threads named for the kernel, as Python does by itself from 3.14 on: for /proc, `top -H` and perf.
+"""webhookd with its threads named for the kernel, as Python does by itself from 3.14 on: for /proc,
+`top -H` and perf.
 
 python -m bench.threads --dsn ...
 """
@@ -12,7 +13,9 @@ _run = threading.Thread.run
 
 
 def _run_named(self: threading.Thread) -> None:
-    Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(self.name.removeprefix("webhookd-")[:15])
+    Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(
+        self.name.removeprefix("webhookd-")[:15]
+    )
     _run(self)
 
 

@@ -1,7 +1,9 @@
-"""`make monitoring`: three workers under load with Prometheus and Alertmanager on this machine, and what to look at.
+"""`make monitoring`: three workers under load with Prometheus and Alertmanager on this machine, and
+what to look at.
 
-Nothing needs to be installed before: Debian's prometheus and prometheus-alertmanager are, where they are missing. The
-database, all data and all logs are in a temporary folder that goes in the end; everything listens on loopback only.
+Nothing needs to be installed before: Debian's prometheus and prometheus-alertmanager are, where
+they are missing. The database, all data and all logs are in a temporary folder that goes in the
+end; everything listens on loopback only.
 """
 
 import argparse
@@ -29,7 +31,10 @@ from webhookd.schema.migrate import migrate
 
 HERE = Path(__file__).resolve().parent
 # Debian's packages, and the names of their programs: Debian's own, then everybody's.
-PACKAGES = {"prometheus": ("prometheus",), "prometheus-alertmanager": ("prometheus-alertmanager", "alertmanager")}
+PACKAGES = {
+    "prometheus": ("prometheus",),
+    "prometheus-alertmanager": ("prometheus-alertmanager", "alertmanager"),
+}
 READY_WITHIN_S = 60.0
 LOAD_EVERY_S = 0.5
 ENOUGH_WAITING = 200  # a webhook that has so many waiting gets no more, however long this runs
@@ -45,7 +50,9 @@ GRAPHS = {
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """*status* is answered after *delay_s*, 500 in every other *sick_minutes*; *each_time* deliveries come every half second."""
+    """*status* is answered after *delay_s*, 500 in every other *sick_minutes*; *each_time*
+    deliveries come every half second.
+    """
 
     what: str
     each_time: int = 1
@@ -67,8 +74,12 @@ WEBHOOKS = {
     2007: Webhook("answers 500 every other minute", sick_minutes=1),
     2008: Webhook("answers after its timeout of 1 s", delay_s=3, columns={"timeout_seconds": 1}),
     2009: Webhook("answers 404", status=404),
-    2010: Webhook("is limited to 1 a second", columns={"rate_limit_per_second": 1, "rate_limit_burst": 1}),
-    2011: Webhook("is paused", columns={"enabled": False, "disabled_reason": "paused to try it out"}),
+    2010: Webhook(
+        "is limited to 1 a second", columns={"rate_limit_per_second": 1, "rate_limit_burst": 1}
+    ),
+    2011: Webhook(
+        "is paused", columns={"enabled": False, "disabled_reason": "paused to try it out"}
+    ),
 }
 UNREGISTERED = 2012
 
@@ -101,11 +112,15 @@ class TryOut:
         self._dsn = ""
 
     def run(self) -> None:
-        """Start all, say what to open, then feed the queue. Raise `WebhookdError` for what does not start or ends early."""
+        """Start all, say what to open, then feed the queue. Raise `WebhookdError` for what does not
+        start or ends early.
+        """
         self._tell("starting PostgreSQL, three workers, Alertmanager and Prometheus ...")
         self._dsn = self._stack.enter_context(local.postgresql(self._home / "postgres"))
         migrate(self._dsn)
-        port = self._stack.enter_context(local.receivers(lambda webhook_id, _: WEBHOOKS[webhook_id].answer()))
+        port = self._stack.enter_context(
+            local.receivers(lambda webhook_id, _: WEBHOOKS[webhook_id].answer())
+        )
         try:
             with psycopg.connect(self._dsn, autocommit=True) as connection:
                 register(connection, port)
@@ -118,8 +133,13 @@ class TryOut:
     def _start(self) -> None:
         options = self._options
         configuration = self._copy_configuration()
-        self._program("webhookd", local.webhookd(self._dsn, "--metrics-port", str(options.metrics_port)))
-        self._program("alerts", [sys.executable, "-m", "webhookd", "listen", "--port", str(options.alerts_port)])
+        self._program(
+            "webhookd", local.webhookd(self._dsn, "--metrics-port", str(options.metrics_port))
+        )
+        self._program(
+            "alerts",
+            [sys.executable, "-m", "webhookd", "listen", "--port", str(options.alerts_port)],
+        )
         alertmanager = [
             _program_of("prometheus-alertmanager"),
             f"--config.file={configuration / 'alertmanager.yml'}",
@@ -136,31 +156,51 @@ class TryOut:
         ]
         self._program("prometheus", prometheus)
         ready = [f"{_loopback(options.metrics_port + i)}/readyz" for i in range(3)]
-        ready += [f"{_loopback(port)}/-/ready" for port in (options.alertmanager_port, options.prometheus_port)]
+        ready += [
+            f"{_loopback(port)}/-/ready"
+            for port in (options.alertmanager_port, options.prometheus_port)
+        ]
         deadline = time.monotonic() + READY_WITHIN_S
         while not all(_answers(url) for url in ready):
             self._check()
             if time.monotonic() > deadline:
-                raise WebhookdError(f"not everything was ready within {READY_WITHIN_S:g} s; the logs were in {self._home}")
+                raise WebhookdError(
+                    f"not everything was ready within {READY_WITHIN_S:g} s; the logs were in "
+                    f"{self._home}"
+                )
             time.sleep(0.1)
 
     def _copy_configuration(self) -> Path:
         """Copy monitoring/*.yml as shipped, but for other ports where options ask for them."""
         options = self._options
         ports = {8000 + number: options.metrics_port + number for number in range(3)}
-        ports |= {9090: options.prometheus_port, 9093: options.alertmanager_port, 9000: options.alerts_port}
+        ports |= {
+            9090: options.prometheus_port,
+            9093: options.alertmanager_port,
+            9000: options.alerts_port,
+        }
         copy = self._home / "monitoring"
         copy.mkdir()
         for path in HERE.glob("*.yml"):
-            text = re.sub(r"(?<=localhost:)\d+", lambda port: str(ports.get(int(port[0]), port[0])), path.read_text())
+            text = re.sub(
+                r"(?<=localhost:)\d+",
+                lambda port: str(ports.get(int(port[0]), port[0])),
+                path.read_text(),
+            )
             (copy / path.name).write_text(text)
         return copy
 
     def _program(self, name: str, command: Sequence[str]) -> None:
-        self._processes[name] = self._stack.enter_context(local.program(command, self._home / f"{name}.log"))
+        self._processes[name] = self._stack.enter_context(
+            local.program(command, self._home / f"{name}.log")
+        )
 
     def _feed(self, connection: psycopg.Connection[Any]) -> None:
-        end = time.monotonic() + self._options.seconds if self._options.seconds is not None else float("inf")
+        end = (
+            time.monotonic() + self._options.seconds
+            if self._options.seconds is not None
+            else float("inf")
+        )
         while time.monotonic() < end:
             self._check()
             insert(connection)
@@ -174,7 +214,10 @@ class TryOut:
 
     def _what_to_open(self) -> str:
         options = self._options
-        prometheus, alertmanager = _loopback(options.prometheus_port), _loopback(options.alertmanager_port)
+        prometheus, alertmanager = (
+            _loopback(options.prometheus_port),
+            _loopback(options.alertmanager_port),
+        )
         if not _answers(f"{prometheus}/targets"):
             prometheus += "/classic"  # Debian's has the older pages only, and its Alertmanager none
         webhookd = _shown(Path(sys.executable).with_name("webhookd"))
@@ -183,9 +226,16 @@ class TryOut:
             "the alerts; the first fire within a minute or two, others need ten": f"{prometheus}/alerts",
             **{f"graph: {what}": graph_url(prometheus, promql) for what, promql in GRAPHS.items()},
             "the alerts that reached Alertmanager": f"{alertmanager}/api/v2/alerts",
-            **{f"metrics of worker-{i + 1}": f"{_loopback(options.metrics_port + i)}/metrics" for i in range(3)},
+            **{
+                f"metrics of worker-{i + 1}": f"{_loopback(options.metrics_port + i)}/metrics"
+                for i in range(3)
+            },
         }
-        ending = f"Ctrl-C, or the end of {self._options.seconds:g} s, ends" if self._options.seconds else "Ctrl-C ends"
+        ending = (
+            f"Ctrl-C, or the end of {self._options.seconds:g} s, ends"
+            if self._options.seconds
+            else "Ctrl-C ends"
+        )
         lines = [
             "Three workers deliver to these webhooks:",
             *(f"  {webhook_id}  {webhook.what}" for webhook_id, webhook in WEBHOOKS.items()),
@@ -209,19 +259,30 @@ class TryOut:
 def register(connection: psycopg.Connection[Any], port: int) -> None:
     """Register all of WEBHOOKS, their receivers on *port*."""
     for webhook_id, webhook in WEBHOOKS.items():
-        row = {"webhook_id": webhook_id, "url": f"http://127.0.0.1:{port}/{webhook_id}", **webhook.columns}
+        row = {
+            "webhook_id": webhook_id,
+            "url": f"http://127.0.0.1:{port}/{webhook_id}",
+            **webhook.columns,
+        }
         columns, values = ", ".join(row), ", ".join(f"%({column})s" for column in row)
-        connection.execute(f"INSERT INTO pggit.webhooks ({columns}) VALUES ({values})".encode(), row)
+        connection.execute(
+            f"INSERT INTO pggit.webhooks ({columns}) VALUES ({values})".encode(), row
+        )
 
 
 def insert(connection: psycopg.Connection[Any]) -> None:
     """Insert what half a second brings."""
-    load = {**{webhook_id: webhook.each_time for webhook_id, webhook in WEBHOOKS.items()}, UNREGISTERED: 1}
+    load = {
+        **{webhook_id: webhook.each_time for webhook_id, webhook in WEBHOOKS.items()},
+        UNREGISTERED: 1,
+    }
     connection.execute(
         "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body)"
         " SELECT load.webhook_id, jsonb_build_object('number', number)"
-        " FROM unnest(%s::bigint[], %s::int[]) AS load (webhook_id, each_time), generate_series(1, each_time) number"
-        " WHERE (SELECT count(*) FROM pggit.v_waiting_deliveries w WHERE w.webhook_id = load.webhook_id) < %s",
+        " FROM unnest(%s::bigint[], %s::int[]) AS load (webhook_id, each_time), "
+        "generate_series(1, each_time) number"
+        " WHERE (SELECT count(*) FROM pggit.v_waiting_deliveries w WHERE w.webhook_id = "
+        "load.webhook_id) < %s",
         [list(load), list(load.values()), ENOUGH_WAITING],
     )
 
@@ -232,7 +293,9 @@ def graph_url(prometheus: str, promql: str) -> str:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="try_out.py", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="try_out.py", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--seconds", type=float, metavar="N", help="end by itself after so long")
     for name, port, what in (
         ("metrics", 8000, "worker-1's; the next two ports are the others'"),
@@ -240,7 +303,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         ("alertmanager", 9093, "Alertmanager's"),
         ("alerts", 9000, "that of a `webhookd listen` which the alerts are sent to"),
     ):
-        parser.add_argument(f"--{name}-port", type=int, default=port, metavar="PORT", help=f"{what} (default {port})")
+        parser.add_argument(
+            f"--{name}-port",
+            type=int,
+            default=port,
+            metavar="PORT",
+            help=f"{what} (default {port})",
+        )
     return parser.parse_args(arguments)
 
 
@@ -249,7 +318,8 @@ def _refuse_taken_ports(options: argparse.Namespace) -> None:
         first = getattr(options, option)
         for port in local.taken(range(first, first + (3 if option == "metrics_port" else 1))):
             raise WebhookdError(
-                f"port {port} is taken: stop what listens there, or give --{option.replace('_', '-')} "
+                f"port {port} is taken: stop what listens there, or give "
+                f"--{option.replace('_', '-')} "
                 '(as in `make monitoring TRY_OUT_ARGS="--prometheus-port 9190"`)'
             )
 
@@ -260,15 +330,29 @@ def _install_what_is_missing() -> None:
         return
     command = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        raise WebhookdError(f"Prometheus or Alertmanager is missing; run this and try again: sudo {shlex.join(command)}")
+        raise WebhookdError(
+            "Prometheus or Alertmanager is missing; run this and try again: sudo "
+            f"{shlex.join(command)}"
+        )
     print(f"installing {' and '.join(missing)} ...", flush=True)
     for step in (["apt-get", "update"], command):
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        done = subprocess.run(step, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        done = subprocess.run(
+            step,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
         if done.returncode:
-            raise WebhookdError(f"{shlex.join(step)} failed: {(done.stdout.strip().splitlines() or ['no reason given'])[-1]}")
+            raise WebhookdError(
+                f"{shlex.join(step)} failed: "
+                f"{(done.stdout.strip().splitlines() or ['no reason given'])[-1]}"
+            )
     if Path("/run/systemd/system").exists():
-        # Debian starts at once what it installs, on all addresses. Nobody asked for that, and the ports are needed here.
+        # Debian starts at once what it installs, on all addresses. Nobody asked for that, and the
+        # ports are needed here.
         subprocess.run(["systemctl", "--quiet", "disable", "--now", *missing], check=False)
 
 
@@ -281,7 +365,9 @@ def _loopback(port: int) -> str:
 
 
 def _addresses(port: int) -> list[str]:
-    """Return the options of Prometheus and Alertmanager for where they listen and how their links call them."""
+    """Return the options of Prometheus and Alertmanager for where they listen and how their links
+    call them.
+    """
     return [f"--web.listen-address=127.0.0.1:{port}", f"--web.external-url={_loopback(port)}"]
 
 

@@ -24,19 +24,29 @@ DEFAULT_PORT = ("test_commands.py", "test_mistakes.py", "test_doctor.py", "test_
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Only this file is read early enough for options; tests/storm uses them."""
-    parser.addoption("--storm-seed", type=int, help="repeat the choices of an earlier run (each storm prints its own)")
+    parser.addoption(
+        "--storm-seed",
+        type=int,
+        help="repeat the choices of an earlier run (each storm prints its own)",
+    )
     parser.addoption("--storm-table", type=Path, help="write the table of all storms to this file")
 
 
 def pytest_configure() -> None:
-    """Undo what a shell does that runs the tests in the background: it ignores these, and so would all that they start."""
+    """Undo what a shell does that runs the tests in the background: it ignores these, and so would
+    all that they start.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that is marked `every_postgres` on the embedded PostgreSQL and on the system's own."""
-    if "server" in metafunc.fixturenames and metafunc.definition.get_closest_marker("every_postgres"):
+    """Run a test that is marked `every_postgres` on the embedded PostgreSQL and on the system's
+    own.
+    """
+    if "server" in metafunc.fixturenames and metafunc.definition.get_closest_marker(
+        "every_postgres"
+    ):
         metafunc.parametrize("server", [EMBEDDED, SYSTEM], indirect=True)
 
 
@@ -50,14 +60,19 @@ def embedded_server() -> Iterator[Server]:
 def system_server() -> Iterator[Server]:
     binaries = system_binaries()
     if binaries is None:
-        pytest.skip("NO SYSTEM POSTGRESQL: install Debian's postgresql or set WEBHOOKD_TEST_PG_BIN to its bin folder")
+        pytest.skip(
+            "NO SYSTEM POSTGRESQL: install Debian's postgresql or set WEBHOOKD_TEST_PG_BIN to "
+            "its bin folder"
+        )
     with running_server(binaries) as server:
         yield server
 
 
 @pytest.fixture
 def server(request: pytest.FixtureRequest) -> Server:
-    """The PostgreSQL that all tests share: never stop it or change its settings (`private_server` is for that)."""
+    """The PostgreSQL that all tests share: never stop it or change its settings (`private_server`
+    is for that).
+    """
     param: str = getattr(request, "param", EMBEDDED)
     server: Server = request.getfixturevalue(f"{param}_server")
     return server
@@ -123,10 +138,18 @@ def module_database(embedded_server: Server) -> Iterator[Database]:
 
 @pytest.fixture
 def patient(module_database: Database, monkeypatch: pytest.MonkeyPatch) -> Database:
-    """For the doctor: nothing in the queue, and one living worker; nothing moves, so nothing needs to be waited for."""
+    """For the doctor: nothing in the queue, and one living worker; nothing moves, so nothing needs
+    to be waited for.
+    """
     monkeypatch.setattr(server_checks, "NOTIFY_S", 0.3)
     monkeypatch.setattr(queue_checks, "SETTLE_S", 0.0)
-    tables = ("alert_delivery_queue", "alert_delivery_log", "webhooks", "webhook_health_metrics", "workers")
+    tables = (
+        "alert_delivery_queue",
+        "alert_delivery_log",
+        "webhooks",
+        "webhook_health_metrics",
+        "workers",
+    )
     deletions = ";".join(f"DELETE FROM pggit.{table}" for table in tables)
     module_database.execute("SET session_replication_role = replica;" + deletions)
     add_worker(module_database)
@@ -142,9 +165,13 @@ def sender() -> Iterator[Transport]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one process of pytest-xdist run what belongs together: a file, users of the busy stack, those of the default port."""
+    """Let one process of pytest-xdist run what belongs together: a file, users of the busy stack,
+    those of the default port.
+    """
     for item in items:
-        group = "busy_stack" if "busy_stack" in getattr(item, "fixturenames", ()) else str(item.path)
+        group = (
+            "busy_stack" if "busy_stack" in getattr(item, "fixturenames", ()) else str(item.path)
+        )
         if item.path.name in DEFAULT_PORT:
             group = "default port"
         item.add_marker(pytest.mark.xdist_group(group))

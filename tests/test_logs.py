@@ -53,7 +53,11 @@ def parse_logfmt(line: str) -> dict[str, str]:
 
 
 def test_a_text_line_holds_the_event_its_fields_and_who_speaks() -> None:
-    line = parse_logfmt(TextFormatter("node/worker-1").format(record(webhook_id=3, reason="HTTP 503; no retries left")))
+    line = parse_logfmt(
+        TextFormatter("node/worker-1").format(
+            record(webhook_id=3, reason="HTTP 503; no retries left")
+        )
+    )
     assert line["event"] == "worker started"
     assert line["level"] == "info"
     assert line["logger"] == "webhookd.worker"
@@ -66,16 +70,29 @@ def test_a_text_line_holds_the_event_its_fields_and_who_speaks() -> None:
 
 def test_a_json_line_keeps_the_types_of_its_fields() -> None:
     line = json.loads(
-        JsonFormatter(None).format(record(webhook_id=3, delay_s=1.5, ids=(1, 2), flag=True, none=None, odd=float("nan")))
+        JsonFormatter(None).format(
+            record(webhook_id=3, delay_s=1.5, ids=(1, 2), flag=True, none=None, odd=float("nan"))
+        )
     )
-    assert (line["webhook_id"], line["delay_s"], line["ids"], line["flag"], line["none"]) == (3, 1.5, [1, 2], True, None)
+    assert (line["webhook_id"], line["delay_s"], line["ids"], line["flag"], line["none"]) == (
+        3,
+        1.5,
+        [1, 2],
+        True,
+        None,
+    )
     assert line["odd"] == "nan"
     assert "worker" not in line
 
 
 def test_a_field_cannot_pose_as_a_key_of_every_line() -> None:
     line = json.loads(JsonFormatter("worker-1").format(record(level="fake", pid=0, worker="fake")))
-    assert (line["level"], line["worker"], line["level_"], line["worker_"]) == ("info", "worker-1", "fake", "fake")
+    assert (line["level"], line["worker"], line["level_"], line["worker_"]) == (
+        "info",
+        "worker-1",
+        "fake",
+        "fake",
+    )
 
 
 @given(value=st.text())
@@ -139,17 +156,25 @@ def test_secrets_are_redacted_wherever_they_stand(text: str, hidden: str) -> Non
 
 def test_words_around_a_redaction_stay() -> None:
     assert redact("host=db password=abc user=me") == "host=db password=(hidden) user=me"
-    assert redact("see https://example.org/x?a=b for more") == "see https://example.org/x?(hidden) for more"
+    assert (
+        redact("see https://example.org/x?a=b for more")
+        == "see https://example.org/x?(hidden) for more"
+    )
 
 
-def test_configure_logs_ours_from_the_level_on_and_libraries_only_when_something_is_wrong(stderr: Callable[[], str]) -> None:
+def test_configure_logs_ours_from_the_level_on_and_libraries_only_when_something_is_wrong(
+    stderr: Callable[[], str],
+) -> None:
     logs.configure("json", "debug", worker="worker-2")
     logging.getLogger("webhookd.worker").debug("seen", extra={"fields": {"n": 1}})
     logging.getLogger("urllib3.connectionpool").info("not seen")
     logging.getLogger("urllib3.connectionpool").warning("seen as well")
     logging.getLogger("psycopg.pool").warning("said by the dispatcher already")
     lines = [json.loads(line) for line in stderr().splitlines()]
-    assert [(line["event"], line["worker"]) for line in lines] == [("seen", "worker-2"), ("seen as well", "worker-2")]
+    assert [(line["event"], line["worker"]) for line in lines] == [
+        ("seen", "worker-2"),
+        ("seen as well", "worker-2"),
+    ]
 
 
 def test_configure_again_replaces_the_handler(stderr: Callable[[], str]) -> None:

@@ -1,4 +1,6 @@
-"""The faults that reach a person. Each message is one line: what is wrong, where, and what to do about it."""
+"""The faults that reach a person. Each message is one line: what is wrong, where, and what to do
+about it.
+"""
 
 
 class WebhookdError(Exception):
@@ -10,5 +12,7 @@ class UnusableError(WebhookdError):
 
 
 def first_line(error: BaseException | None) -> str:
-    """Return the first line of what *error* says: a driver's messages go on with hints and positions."""
+    """Return the first line of what *error* says: a driver's messages go on with hints and
+    positions.
+    """
     return str(error).strip().partition("\n")[0]

@@ -1,6 +1,7 @@
 """What the supervisor hands to a worker at the fork, and the two pipes' words.
 
-Both pipes carry lines and single bytes, each written whole or not at all (they are shorter than PIPE_BUF):
+Both pipes carry lines and single bytes, each written whole or not at all (they are shorter than
+PIPE_BUF):
 
     heartbeat pipe, worker -> supervisor
         b"."                     the dispatcher's loop turns
@@ -33,11 +34,12 @@ class ExitCode(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Lifeline:
-    """One worker's place. *incarnation* is new with every process and owns its leases; *metrics_socket* listens
-    already.
+    """One worker's place. *incarnation* is new with every process and owns its leases;
+    *metrics_socket* listens already.
 
-    *heartbeat_fd* is the non-blocking write end, *lifeline_fd* the blocking read end. *lost* names dead siblings that
-    nobody else lived to hear of: release their leases as for a `lost` line. Read by the worker only.
+    *heartbeat_fd* is the non-blocking write end, *lifeline_fd* the blocking read end. *lost* names
+    dead siblings that nobody else lived to hear of: release their leases as for a `lost` line. Read
+    by the worker only.
     """
 
     number: int
@@ -53,17 +55,21 @@ class Lifeline:
 
         *worn*: replace this worker when its turn comes. It goes on until it is told to drain.
 
-        Never blocks, never raises for a full or broken pipe. Each call wakes the supervisor: not for each delivery.
+        Never blocks, never raises for a full or broken pipe. Each call wakes the supervisor: not
+        for each delivery.
         """
         self._tell(_WORN_BEAT if worn else _BEAT)
 
     def refuse(self, line: str) -> None:
-        """Tell the supervisor that no worker can ever run, and why in one line. Leave with `ExitCode.UNUSABLE` then."""
+        """Tell the supervisor that no worker can ever run, and why in one line. Leave with
+        `ExitCode.UNUSABLE` then.
+        """
         text = " ".join(line.split()).encode()[:_REFUSAL_BYTES]
         self._tell(b"U" + text + b"\n")
 
     def _tell(self, message: bytes) -> None:
-        # Full: 64 KiB of beats are waiting to be read, enough proof of life. Broken: the lifeline tells the same.
+        # Full: 64 KiB of beats are waiting to be read, enough proof of life. Broken: the lifeline
+        # tells the same.
         with suppress(BlockingIOError, BrokenPipeError):
             os.write(self.heartbeat_fd, message)
 
@@ -79,7 +85,9 @@ def lost_line(incarnation: UUID) -> bytes:
 
 
 def parse_lost_line(line: bytes) -> UUID:
-    """Return the incarnation in a line of the lifeline, newline or not. Raise `ValueError` for anything else."""
+    """Return the incarnation in a line of the lifeline, newline or not. Raise `ValueError` for
+    anything else.
+    """
     if not line.startswith(_LOST):
         raise ValueError(f"not a word of the lifeline: {line!r}")
     return UUID(line.removeprefix(_LOST).decode("ascii").strip())

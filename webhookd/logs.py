@@ -1,7 +1,8 @@
 """Structured logs on stderr: one line an event, as key=value or as JSON.
 
-The message of a record is a constant text, the event; what varies travels as `extra={"fields": {...}}`. Whatever ends up
-in a line passes `redact` first, so that neither a secret nor the query of a URL gets into a log by way of an exception.
+The message of a record is a constant text, the event; what varies travels as `extra={"fields":
+{...}}`. Whatever ends up in a line passes `redact` first, so that neither a secret nor the query of
+a URL gets into a log by way of an exception.
 """
 
 import json
@@ -25,7 +26,8 @@ _BARE = re.compile(r"[\w./:+@,()\[\]-]+", re.ASCII)
 
 
 def configure(log_format: str, level: str, *, worker: str | None = None) -> None:
-    """Send the process's logs to stderr as *log_format* (`text` or `json`), webhookd's own from *level* on.
+    """Send the process's logs to stderr as *log_format* (`text` or `json`), webhookd's own from
+    *level* on.
 
     Replaces what an earlier call has set up: a worker calls it again after the fork, with its name.
     """
@@ -35,17 +37,21 @@ def configure(log_format: str, level: str, *, worker: str | None = None) -> None
     for former in root.handlers[:]:
         root.removeHandler(former)
     root.addHandler(handler)
-    # Libraries speak up when something is wrong; at debug level urllib3 would log every URL in full.
+    # Libraries speak up when something is wrong; at debug level urllib3 would log every URL in
+    # full.
     root.setLevel(logging.WARNING)
     logging.getLogger("webhookd").setLevel(level.upper())
-    # The pool reports each failed connection in several lines; the dispatcher and the recorder say it once.
+    # The pool reports each failed connection in several lines; the dispatcher and the recorder say
+    # it once.
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
     # Python's own warnings (a deprecated call in a library) belong into the same stream.
     logging.captureWarnings(True)
 
 
 def safe_url(url: str) -> str:
-    """Return *url* as it may be shown: scheme, host, port and path, without user, password, query and fragment."""
+    """Return *url* as it may be shown: scheme, host, port and path, without user, password, query
+    and fragment.
+    """
     try:
         parts = urlsplit(url)
         port = f":{parts.port}" if parts.port is not None else ""
@@ -84,7 +90,9 @@ class _Formatter(logging.Formatter):
         line["pid"] = record.process
         fields = getattr(record, "fields", {})
         # A field must not pose as one of the keys above.
-        line.update((f"{name}_" if name in line else name, _plain(value)) for name, value in fields.items())
+        line.update(
+            (f"{name}_" if name in line else name, _plain(value)) for name, value in fields.items()
+        )
         return line
 
     def _traceback(self, record: logging.LogRecord) -> str | None:
@@ -95,7 +103,9 @@ class _Formatter(logging.Formatter):
 
 
 class TextFormatter(_Formatter):
-    """`key=value` pairs; values that are not plain words are quoted like JSON strings. Tracebacks follow, indented."""
+    """`key=value` pairs; values that are not plain words are quoted like JSON strings. Tracebacks
+    follow, indented.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         line = " ".join(f"{key}={_quoted(value)}" for key, value in self._keys(record).items())
@@ -134,7 +144,8 @@ def _quoted(value: object) -> str:
     if isinstance(value, str):
         if _BARE.fullmatch(value):
             return value
-        # Escaped throughout where anything is unprintable: a receiver's answer must not steer somebody's terminal.
+        # Escaped throughout where anything is unprintable: a receiver's answer must not steer
+        # somebody's terminal.
         return json.dumps(value, ensure_ascii=not value.isprintable())
     if isinstance(value, list | dict):
         text = json.dumps(value)

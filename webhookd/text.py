@@ -19,7 +19,9 @@ def shown(value: object) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Return a duration as people read it, with two digits or so: `0.8 s`, `12 s`, `3 min`, `5 h`, `2 d`."""
+    """Return a duration as people read it, with two digits or so: `0.8 s`, `12 s`, `3 min`, `5 h`,
+    `2 d`.
+    """
     if seconds is None:
         return "-"
     for size, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
@@ -29,5 +31,10 @@ def duration(seconds: float | None) -> str:
 
 
 def printable(text: str) -> str:
-    """Return *text* with everything escaped that is not printable, so that foreign text cannot steer a terminal."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+    """Return *text* with everything escaped that is not printable, so that foreign text cannot
+    steer a terminal.
+    """
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in text
+    )

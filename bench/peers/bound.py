@@ -1,6 +1,8 @@
-"""The bound: claims a batch, POSTs it one by one over a bare socket, completes the batch, and does nothing else.
+"""The bound: claims a batch, POSTs it one by one over a bare socket, completes the batch, and does
+nothing else.
 
-`python bound.py URL`. No signature, no health, no log, no metrics, no lease, no deadline, hardly a parser: nobody may use this.
+`python bound.py URL`. No signature, no health, no log, no metrics, no lease, no deadline, hardly a
+parser: nobody may use this.
 """
 
 import socket

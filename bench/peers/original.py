@@ -1,7 +1,9 @@
-"""The original shape of pggit's webhook worker: asyncio, aiohttp and asyncpg; it polls, and updates row by row.
+"""The original shape of pggit's webhook worker: asyncio, aiohttp and asyncpg; it polls, and updates
+row by row.
 
-`python original.py URL PAUSE`: PAUSE seconds after a poll that found work; the original has 1, as after one that found none.
-It counts and times each delivery for Prometheus and keeps the health table, as the original's document describes.
+`python original.py URL PAUSE`: PAUSE seconds after a poll that found work; the original has 1, as
+after one that found none. It counts and times each delivery for Prometheus and keeps the health
+table, as the original's document describes.
 """
 
 import asyncio
@@ -18,7 +20,10 @@ POLL_S = 1.0
 
 DELIVERIES = Counter("webhook_deliveries_total", "Deliveries attempted", ["status", "webhook_id"])
 DURATION = Histogram(
-    "webhook_delivery_duration_seconds", "Of a request", ["webhook_id"], buckets=(0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0)
+    "webhook_delivery_duration_seconds",
+    "Of a request",
+    ["webhook_id"],
+    buckets=(0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0),
 )
 DEPTH = Gauge("webhook_queue_depth", "Pending deliveries found by a poll")
 HEALTHY = Gauge("worker_health_status", "1: healthy", ["worker_id"])
@@ -47,7 +52,9 @@ async def deliver(pool: asyncpg.Pool, session: aiohttp.ClientSession, url: str, 
     webhook_id = row["webhook_id"]
     began = time.perf_counter()
     headers = {"content-type": "application/json"}
-    async with session.post(f"{url}/{webhook_id}", data=row["message_body"], headers=headers) as answer:
+    async with session.post(
+        f"{url}/{webhook_id}", data=row["message_body"], headers=headers
+    ) as answer:
         await answer.read()
         success = answer.status < 300
     took_s = time.perf_counter() - began
@@ -58,7 +65,10 @@ async def deliver(pool: asyncpg.Pool, session: aiohttp.ClientSession, url: str, 
 
 
 async def main(url: str, pause_s: float) -> None:
-    async with asyncpg.create_pool(min_size=10, max_size=10) as pool, aiohttp.ClientSession() as session:
+    async with (
+        asyncpg.create_pool(min_size=10, max_size=10) as pool,
+        aiohttp.ClientSession() as session,
+    ):
         print("ready", flush=True)
         while True:
             rows = await pool.fetch(POLL, BATCH)

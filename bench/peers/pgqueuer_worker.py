@@ -1,4 +1,6 @@
-"""pgqueuer as its documentation has it, with uvloop, batches, and aiohttp for the requests: `python pgqueuer_worker.py URL`."""
+"""pgqueuer as its documentation has it, with uvloop, batches, and aiohttp for the requests: `python
+pgqueuer_worker.py URL`.
+"""
 
 import json
 import sys
@@ -9,7 +11,8 @@ import uvloop
 from pgqueuer import PgQueuer
 from pgqueuer.models import Job
 
-# The best of five settings that were tried: batches of 50 to 250, fewer and more connections, a pool for the database.
+# The best of five settings that were tried: batches of 50 to 250, fewer and more connections, a
+# pool for the database.
 BATCH = 50
 CONCURRENT = 100  # pgqueuer wants at least two batches
 CONNECTIONS = 50
@@ -26,7 +29,9 @@ async def main(url: str) -> None:
             assert job.payload is not None
             webhook_id = 1 + json.loads(job.payload)["n"] % WEBHOOKS
             headers = {"content-type": "application/json"}
-            async with session.post(f"{url}/{webhook_id}", data=job.payload, headers=headers) as answer:
+            async with session.post(
+                f"{url}/{webhook_id}", data=job.payload, headers=headers
+            ) as answer:
                 await answer.read()
                 answer.raise_for_status()
 

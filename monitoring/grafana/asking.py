@@ -1,4 +1,6 @@
-"""Asks a panel's queries of the data sources themselves, as Grafana would, for the preview and the tests."""
+"""Asks a panel's queries of the data sources themselves, as Grafana would, for the preview and the
+tests.
+"""
 
 import json
 import re
@@ -25,12 +27,18 @@ class Window:
         return max(10, round((self.end - self.start) / 600))
 
     def fill_in(self, query: str, **chosen: str) -> str:
-        """Return *query* as Grafana would send it, with All for every variable that is not in *chosen* (name=value)."""
-        start, end = (datetime.fromtimestamp(when, UTC).isoformat() for when in (self.start, self.end))
+        """Return *query* as Grafana would send it, with All for every variable that is not in
+        *chosen* (name=value).
+        """
+        start, end = (
+            datetime.fromtimestamp(when, UTC).isoformat() for when in (self.start, self.end)
+        )
         query = query.replace("$__rate_interval", f"{max(4 * 10, self.step + 10)}s")
         query = re.sub(r"\$__timeFilter\((\w+)\)", rf"\1 BETWEEN '{start}' AND '{end}'", query)
         quoted = {name: "'" + value.replace("'", "''") + "'" for name, value in chosen.items()}
-        query = re.sub(r"\$\{(worker|webhook):sqlstring\}", lambda m: quoted.get(m[1], "'%'"), query)
+        query = re.sub(
+            r"\$\{(worker|webhook):sqlstring\}", lambda m: quoted.get(m[1], "'%'"), query
+        )
         return re.sub(r"\$(worker|webhook)\b", lambda m: chosen.get(m[1], ".*"), query)
 
 
@@ -43,19 +51,30 @@ class Frame:
 
 
 def ask_prometheus(url: str, target: Json, window: Window) -> list[Frame]:
-    """Return one frame a series (columns `time` and the legend), or one for all where the target asks for a table."""
+    """Return one frame a series (columns `time` and the legend), or one for all where the target
+    asks for a table.
+    """
     query = {"query": window.fill_in(target["expr"])}
-    when = {"time": window.end} if target["instant"] else {"start": window.start, "end": window.end, "step": window.step}
+    when = (
+        {"time": window.end}
+        if target["instant"]
+        else {"start": window.start, "end": window.end, "step": window.step}
+    )
     kind = "query" if target["instant"] else "query_range"
     with urlopen(f"{url}/api/v1/{kind}?{urlencode({**query, **when})}", timeout=20) as answer:
         result = json.load(answer)["data"]["result"]
     if target["format"] == "table":
         labels = sorted({label for series in result for label in series["metric"]})
-        rows = [[series["metric"].get(label, "") for label in labels] + [float(series["value"][1])] for series in result]
+        rows = [
+            [series["metric"].get(label, "") for label in labels] + [float(series["value"][1])]
+            for series in result
+        ]
         return [Frame([*labels, "Value"], rows)]
     frames = []
     for series in result:
-        legend = re.sub(r"\{\{(\w+)\}\}", lambda m, s=series: s["metric"].get(m[1], ""), target["legendFormat"])  # type: ignore[misc]
+        legend = re.sub(
+            r"\{\{(\w+)\}\}", lambda m, s=series: s["metric"].get(m[1], ""), target["legendFormat"]
+        )  # type: ignore[misc]
         points = series.get("values") or [series["value"]]
         frames.append(Frame(["time", legend], [[when, float(value)] for when, value in points]))
     return frames
@@ -65,4 +84,9 @@ def ask_postgresql(dsn: str, target: Json, window: Window) -> list[Frame]:
     """Return the answer's rows as one frame."""
     with psycopg.connect(dsn) as connection:
         cursor = connection.execute(window.fill_in(target["rawSql"]).encode())
-        return [Frame([column.name for column in cursor.description or ()], [list(row) for row in cursor.fetchall()])]
+        return [
+            Frame(
+                [column.name for column in cursor.description or ()],
+                [list(row) for row in cursor.fetchall()],
+            )
+        ]

@@ -1,4 +1,5 @@
-"""Writes the dashboards' JSON. Change a panel in overview.py, workers.py or postgresql.py, then, in the project's folder,
+"""Writes the dashboards' JSON. Change a panel in overview.py, workers.py or postgresql.py, then, in
+the project's folder,
 
     python -m monitoring.grafana.build
 

@@ -1,8 +1,22 @@
-"""What the dashboards share: frame, variables, links, and the words and colours that mean the same everywhere."""
+"""What the dashboards share: frame, variables, links, and the words and colours that mean the same
+everywhere.
+"""
 
 from typing import Any
 
-from monitoring.grafana.panels import BLUE, GREEN, GREY, ORANGE, POSTGRESQL, PROMETHEUS, PURPLE, RED, Json, colour, words
+from monitoring.grafana.panels import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    POSTGRESQL,
+    PROMETHEUS,
+    PURPLE,
+    RED,
+    Json,
+    colour,
+    words,
+)
 
 RUNBOOK = "https://github.com/webhookd/webhookd/blob/main/docs/runbook.md"
 TAG = "webhookd"
@@ -29,7 +43,8 @@ CAUSES = {
     "unregistered": "dark-red",
 }
 WHAT_CAUSES_MEAN = (
-    "What waits, and for what. due: for a worker; scheduled: for its next try; circuit, hold, rate, in_flight: its webhook is"
+    "What waits, and for what. due: for a worker; scheduled: for its next try; circuit, hold, "
+    "rate, in_flight: its webhook is"
     " held back; paused, unregistered: somebody must resume or register it."
 )
 
@@ -39,10 +54,14 @@ OF_WEBHOOK = [
         "url": "/d/webhookd-overview?var-webhook=${__value.raw}&${__url_time_range}",
     }
 ]
-OF_ALERT = [{"title": "What to do (runbook)", "url": RUNBOOK + "#${__value.raw}", "targetBlank": True}]
+OF_ALERT = [
+    {"title": "What to do (runbook)", "url": RUNBOOK + "#${__value.raw}", "targetBlank": True}
+]
 
 
-def dashboard(uid: str, title: str, description: str, variables: list[Json], panels: list[Json]) -> Json:
+def dashboard(
+    uid: str, title: str, description: str, variables: list[Json], panels: list[Json]
+) -> Json:
     """Return a dashboard of *panels*, numbered in their order."""
     return {
         "uid": uid,
@@ -57,8 +76,22 @@ def dashboard(uid: str, title: str, description: str, variables: list[Json], pan
         "time": {"from": "now-1h", "to": "now"},
         "timezone": "browser",
         "links": [
-            _link("webhookd", type="dashboards", tags=[TAG], icon="external link", includeVars=True, keepTime=True),
-            _link("Runbook", type="link", url=RUNBOOK, icon="doc", targetBlank=True, tooltip="What to do about each alert"),
+            _link(
+                "webhookd",
+                type="dashboards",
+                tags=[TAG],
+                icon="external link",
+                includeVars=True,
+                keepTime=True,
+            ),
+            _link(
+                "Runbook",
+                type="link",
+                url=RUNBOOK,
+                icon="doc",
+                targetBlank=True,
+                tooltip="What to do about each alert",
+            ),
         ],
         "templating": {"list": variables},
         "annotations": {"list": []},
@@ -70,27 +103,42 @@ def metrics_variables() -> list[Json]:
     """Return the variables of a dashboard that asks Prometheus."""
     return [
         _variable(
-            "prometheus", "Prometheus", "datasource", query="prometheus", current=_chosen("Prometheus", "webhookd-prometheus")
+            "prometheus",
+            "Prometheus",
+            "datasource",
+            query="prometheus",
+            current=_chosen("Prometheus", "webhookd-prometheus"),
         ),
         _choice("worker", PROMETHEUS, "label_values(worker_health_status, worker_id)", every=".*"),
-        _choice("webhook", PROMETHEUS, "label_values(webhook_deliveries_total, webhook_id)", every=".*"),
+        _choice(
+            "webhook", PROMETHEUS, "label_values(webhook_deliveries_total, webhook_id)", every=".*"
+        ),
     ]
 
 
 def database_variables() -> list[Json]:
-    """Return the variables of a dashboard that asks PostgreSQL. The 500 webhooks are those that were attempted last."""
+    """Return the variables of a dashboard that asks PostgreSQL. The 500 webhooks are those that
+    were attempted last.
+    """
     workers = "SELECT DISTINCT worker_id FROM pggit.workers ORDER BY worker_id"
-    webhooks = (
-        "SELECT webhook_id::text FROM pggit.webhook_health_metrics ORDER BY last_check_at DESC NULLS LAST, webhook_id LIMIT 500"
-    )
+    webhooks = "SELECT webhook_id::text FROM pggit.webhook_health_metrics ORDER BY last_check_at DESC NULLS LAST, webhook_id LIMIT 500"
     source = _variable(
-        "postgresql", "PostgreSQL", "datasource", query=POSTGRESQL["type"], current=_chosen("PostgreSQL", "webhookd-postgresql")
+        "postgresql",
+        "PostgreSQL",
+        "datasource",
+        query=POSTGRESQL["type"],
+        current=_chosen("PostgreSQL", "webhookd-postgresql"),
     )
-    return [source, _choice("worker", POSTGRESQL, workers, every="'%'"), _choice("webhook", POSTGRESQL, webhooks, every="'%'")]
+    return [
+        source,
+        _choice("worker", POSTGRESQL, workers, every="'%'"),
+        _choice("webhook", POSTGRESQL, webhooks, every="'%'"),
+    ]
 
 
 def _choice(name: str, source: Json, query: str, *, every: str) -> Json:
-    """Return a variable of which several values may be chosen. All is the pattern *every*, so what is new counts too.
+    """Return a variable of which several values may be chosen. All is the pattern *every*, so what
+    is new counts too.
 
     Grafana puts *every* in as it stands, whatever format the query asks for.
     """
@@ -110,7 +158,15 @@ def _choice(name: str, source: Json, query: str, *, every: str) -> Json:
 
 
 def _variable(name: str, label: str, kind: str, **more: Any) -> Json:
-    usual = {"hide": 0, "includeAll": False, "multi": False, "options": [], "refresh": 1, "regex": "", "skipUrlSync": False}
+    usual = {
+        "hide": 0,
+        "includeAll": False,
+        "multi": False,
+        "options": [],
+        "refresh": 1,
+        "regex": "",
+        "skipUrlSync": False,
+    }
     return {"name": name, "label": label, "type": kind} | usual | more
 
 

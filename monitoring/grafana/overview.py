@@ -32,7 +32,8 @@ from monitoring.grafana.panels import (
 ATTEMPTS = f"rate(webhook_deliveries_total{{{CHOSEN}}}[$__rate_interval])"
 UNDELIVERED = f'rate(webhook_deliveries_total{{status=~"failed|timeout",{CHOSEN}}}[5m])'
 BUCKETS = f"webhook_delivery_duration_seconds_bucket{{{CHOSEN}}}"
-# Milliseconds, as Grafana counts time. The alerts of other services in the same Prometheus carry another label.
+# Milliseconds, as Grafana counts time. The alerts of other services in the same Prometheus carry
+# another label.
 FIRING_SINCE = (
     f"1000 * min by (alertname, severity) (ALERTS_FOR_STATE{{{OURS}}}"
     f' and ignoring (alertstate) ALERTS{{alertstate="firing",{OURS}}})'
@@ -48,7 +49,8 @@ DASHBOARD = dashboard(
         gauge(
             (0, 0, 4, 6),
             "Queue Depth",
-            "Deliveries due or waiting to be retried, of all webhooks. Every worker reports the same queue, hence the max."
+            "Deliveries due or waiting to be retried, of all webhooks. Every worker reports the "
+            "same queue, hence the max."
             " Up to 100 is normal, above 1,000 is critical.",
             promql("max(webhook_queue_depth)", instant=True),
             min=0,
@@ -60,7 +62,8 @@ DASHBOARD = dashboard(
         stat(
             (4, 0, 4, 6),
             "Success Rate",
-            "Delivered attempts among all attempts of the last 5 minutes. Above 99 % is the target, below 95 % is critical.",
+            "Delivered attempts among all attempts of the last 5 minutes. Above 99 % is the "
+            "target, below 95 % is critical.",
             promql(
                 f'sum(rate(webhook_deliveries_total{{status="delivered",{CHOSEN}}}[5m]))'
                 f" / (sum(rate(webhook_deliveries_total{{{CHOSEN}}}[5m])) > 0)",
@@ -74,8 +77,10 @@ DASHBOARD = dashboard(
         stat(
             (8, 0, 4, 3),
             "Oldest Due",
-            "How long the oldest delivery that could go out has been waiting for a worker. What its webhook holds back (a"
-            " pause, a circuit, a rate) does not count. Seconds are normal; minutes mean that workers are missing or stuck.",
+            "How long the oldest delivery that could go out has been waiting for a worker. What "
+            "its webhook holds back (a"
+            " pause, a circuit, a rate) does not count. Seconds are normal; minutes mean that "
+            "workers are missing or stuck.",
             promql("max(webhookd_oldest_due_seconds)", instant=True),
             unit="s",
             decimals=0,
@@ -85,7 +90,8 @@ DASHBOARD = dashboard(
         stat(
             (8, 3, 4, 3),
             "P99 Now",
-            "99 of 100 attempts of the last 5 minutes took less. Below 2 s is the target, above 5 s is critical.",
+            "99 of 100 attempts of the last 5 minutes took less. Below 2 s is the target, above "
+            "5 s is critical.",
             promql(f"{P99_5M} >= 0", instant=True),
             unit="s",
             decimals=2,
@@ -95,7 +101,8 @@ DASHBOARD = dashboard(
         stat(
             (12, 0, 4, 3),
             "Workers Down",
-            "Workers that Prometheus knows and that cannot be scraped or say themselves that they cannot deliver.",
+            "Workers that Prometheus knows and that cannot be scraped or say themselves that "
+            "they cannot deliver.",
             promql(f"count(up{{{OURS}}}) - (sum(worker_health_status) or vector(0))", instant=True),
             decimals=0,
             steps=[(None, GREEN), (1, RED)],
@@ -122,7 +129,15 @@ DASHBOARD = dashboard(
                         "severity",
                         cell="color-background",
                         width=100,
-                        mappings=[words({"critical": ("critical", RED), "warning": ("warning", ORANGE), "info": ("info", BLUE)})],
+                        mappings=[
+                            words(
+                                {
+                                    "critical": ("critical", RED),
+                                    "warning": ("warning", ORANGE),
+                                    "info": ("info", BLUE),
+                                }
+                            )
+                        ],
                     ),
                     column("since", unit="dateTimeFromNow", width=160),
                 ],
@@ -136,7 +151,8 @@ DASHBOARD = dashboard(
         timeseries(
             (0, 6, 8, 8),
             "Delivery Rate",
-            "Attempts a second, by how they ended. An attempt that timed out is a timeout and not also failed.",
+            "Attempts a second, by how they ended. An attempt that timed out is a timeout and "
+            "not also failed.",
             [promql(f"sum by (status) ({ATTEMPTS})", "{{status}}")],
             label="deliveries/sec",
             min=0,
@@ -147,11 +163,14 @@ DASHBOARD = dashboard(
         timeseries(
             (8, 6, 8, 8),
             "Failed Deliveries",
-            "Attempts a second that did not deliver (most are tried again). More than 0.5 a second, the line, is a problem.",
+            "Attempts a second that did not deliver (most are tried again). More than 0.5 a "
+            "second, the line, is a problem.",
             [
                 promql(f"sum({UNDELIVERED})", "all"),
                 promql(
-                    f'sum by (status) (rate(webhook_deliveries_total{{status=~"failed|timeout",{CHOSEN}}}[5m]))', "{{status}}"
+                    "sum by (status) "
+                    f'(rate(webhook_deliveries_total{{status=~"failed|timeout",{CHOSEN}}}[5m]))',
+                    "{{status}}",
                 ),
             ],
             label="deliveries/sec",
@@ -163,8 +182,13 @@ DASHBOARD = dashboard(
         bars(
             (16, 6, 8, 8),
             "Webhooks Failing Most",
-            "Attempts a second that did not deliver, in the last 5 minutes: the ten worst webhooks. Red from 0.5.",
-            promql(f"sort_desc(topk(10, sum by (webhook_id) ({UNDELIVERED}) > 0))", "{{webhook_id}}", instant=True),
+            "Attempts a second that did not deliver, in the last 5 minutes: the ten worst "
+            "webhooks. Red from 0.5.",
+            promql(
+                f"sort_desc(topk(10, sum by (webhook_id) ({UNDELIVERED}) > 0))",
+                "{{webhook_id}}",
+                instant=True,
+            ),
             unit="suffix:/s",
             decimals=2,
             min=0,
@@ -174,11 +198,18 @@ DASHBOARD = dashboard(
         timeseries(
             (0, 14, 8, 8),
             "P99 Response Time",
-            "The whole exchange, from DNS to the last byte: 99 of 100 attempts, and half of them, took less."
+            "The whole exchange, from DNS to the last byte: 99 of 100 attempts, and half of "
+            "them, took less."
             " The lines are the target, 2 s, and critical, 5 s.",
             [
-                promql(f"histogram_quantile(0.99, sum by (le) (rate({BUCKETS}[$__rate_interval])))", "p99"),
-                promql(f"histogram_quantile(0.50, sum by (le) (rate({BUCKETS}[$__rate_interval])))", "p50"),
+                promql(
+                    f"histogram_quantile(0.99, sum by (le) (rate({BUCKETS}[$__rate_interval])))",
+                    "p99",
+                ),
+                promql(
+                    f"histogram_quantile(0.50, sum by (le) (rate({BUCKETS}[$__rate_interval])))",
+                    "p50",
+                ),
             ],
             label="seconds",
             unit="s",
@@ -202,9 +233,11 @@ DASHBOARD = dashboard(
         bars(
             (16, 14, 8, 8),
             "Slowest Webhooks (P99)",
-            "99 of 100 attempts of the last 5 minutes took less: the ten slowest webhooks. Orange from 2 s, red from 5 s.",
+            "99 of 100 attempts of the last 5 minutes took less: the ten slowest webhooks. "
+            "Orange from 2 s, red from 5 s.",
             promql(
-                'sort_desc(topk(10, webhookd:delivery_duration_seconds:p99_5m{webhook_id=~"$webhook"} >= 0))',
+                "sort_desc(topk(10, "
+                'webhookd:delivery_duration_seconds:p99_5m{webhook_id=~"$webhook"} >= 0))',
                 "{{webhook_id}}",
                 instant=True,
             ),

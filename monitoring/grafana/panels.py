@@ -1,4 +1,5 @@
-"""Panels of Grafana dashboards as plain dictionaries, in Grafana's classic JSON model (schema version 39: Grafana 11 and newer).
+"""Panels of Grafana dashboards as plain dictionaries, in Grafana's classic JSON model (schema
+version 39: Grafana 11 and newer).
 
 Only what these dashboards use. A panel has no id until `frame.dashboard` gives it one.
 """
@@ -16,7 +17,9 @@ GREEN, ORANGE, RED, BLUE, PURPLE, GREY = "green", "orange", "red", "blue", "purp
 
 
 class Shown(TypedDict, total=False):
-    """How values read. *steps*: (from, colour) pairs, the first one from None. *empty*: what to say where there is no data."""
+    """How values read. *steps*: (from, colour) pairs, the first one from None. *empty*: what to say
+    where there is no data.
+    """
 
     unit: str
     decimals: int
@@ -41,7 +44,9 @@ def promql(expr: str, legend: str = "", *, instant: bool = False, table: bool = 
 
 
 def sql(statement: str, *, time_series: bool = False) -> Json:
-    """Return a PostgreSQL query. A time series has a column `time`, and its other columns are numbers."""
+    """Return a PostgreSQL query. A time series has a column `time`, and its other columns are
+    numbers.
+    """
     return {
         "datasource": POSTGRESQL,
         "editorMode": "code",
@@ -56,14 +61,26 @@ def words(texts: dict[str, tuple[str, str]]) -> Json:
     return {
         "type": "value",
         "options": {
-            value: {"index": index, "text": text, "color": colour} for index, (value, (text, colour)) in enumerate(texts.items())
+            value: {"index": index, "text": text, "color": colour}
+            for index, (value, (text, colour)) in enumerate(texts.items())
         },
     }
 
 
-def column(name: str, *, links: list[Json] | None = None, cell: str = "", width: int = 0, **shown: Unpack[Shown]) -> Json:
-    """Return an override for a table's column. *cell*: `color-background` or `color-text`; *shown*: as in `Shown`."""
-    properties: list[Json] = [{"id": key, "value": value} for key, value in _standard(shown).items()]
+def column(
+    name: str,
+    *,
+    links: list[Json] | None = None,
+    cell: str = "",
+    width: int = 0,
+    **shown: Unpack[Shown],
+) -> Json:
+    """Return an override for a table's column. *cell*: `color-background` or `color-text`; *shown*:
+    as in `Shown`.
+    """
+    properties: list[Json] = [
+        {"id": key, "value": value} for key, value in _standard(shown).items()
+    ]
     if cell:
         properties.append({"id": "custom.cellOptions", "value": {"type": cell}})
     if width:
@@ -105,17 +122,37 @@ def timeseries(
         "thresholdsStyle": {"mode": "dashed" if "steps" in shown else "off"},
     }
     options = {
-        # `last` and not `lastNotNull`: what has fallen silent must not keep the number of its last busy minute.
-        "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": ["last"]},
+        # `last` and not `lastNotNull`: what has fallen silent must not keep the number of its last
+        # busy minute.
+        "legend": {
+            "displayMode": "list",
+            "placement": "bottom",
+            "showLegend": True,
+            "calcs": ["last"],
+        },
         "tooltip": {"mode": "multi", "sort": "desc"},
     }
-    empty = shown.pop("empty", "no data")  # without a colour here: it stands in the legend, where a line has ended
+    empty = shown.pop(
+        "empty", "no data"
+    )  # without a colour here: it stands in the legend, where a line has ended
     panel = _panel("timeseries", at, title, description, targets, shown, overrides, options)
-    panel["fieldConfig"]["defaults"] |= {"noValue": empty, "custom": custom, "color": {"mode": "palette-classic"}}
+    panel["fieldConfig"]["defaults"] |= {
+        "noValue": empty,
+        "custom": custom,
+        "color": {"mode": "palette-classic"},
+    }
     return panel
 
 
-def stat(at: At, title: str, description: str, target: Json, *, background: bool = True, **shown: Unpack[Shown]) -> Json:
+def stat(
+    at: At,
+    title: str,
+    description: str,
+    target: Json,
+    *,
+    background: bool = True,
+    **shown: Unpack[Shown],
+) -> Json:
     """Return big numbers, one a series or column; their colour is the *background*'s or the text's."""
     options = {
         "reduceOptions": _last(),
@@ -131,12 +168,23 @@ def stat(at: At, title: str, description: str, target: Json, *, background: bool
 
 def gauge(at: At, title: str, description: str, target: Json, **shown: Unpack[Shown]) -> Json:
     """Return a dial."""
-    options = {"reduceOptions": _last(), "showThresholdLabels": False, "showThresholdMarkers": True, "orientation": "auto"}
+    options = {
+        "reduceOptions": _last(),
+        "showThresholdLabels": False,
+        "showThresholdMarkers": True,
+        "orientation": "auto",
+    }
     return _panel("gauge", at, title, description, [target], shown, None, options)
 
 
 def bars(
-    at: At, title: str, description: str, target: Json, *, overrides: list[Json] | None = None, **shown: Unpack[Shown]
+    at: At,
+    title: str,
+    description: str,
+    target: Json,
+    *,
+    overrides: list[Json] | None = None,
+    **shown: Unpack[Shown],
 ) -> Json:
     """Return a list of named bars, one a series or column."""
     options = {
@@ -153,13 +201,26 @@ def bars(
     return _panel("bargauge", at, title, description, [target], shown, overrides, options)
 
 
-def pie(at: At, title: str, description: str, target: Json, *, overrides: list[Json], **shown: Unpack[Shown]) -> Json:
+def pie(
+    at: At,
+    title: str,
+    description: str,
+    target: Json,
+    *,
+    overrides: list[Json],
+    **shown: Unpack[Shown],
+) -> Json:
     """Return a pie, one piece a series or column."""
     options = {
         "reduceOptions": _last(),
         "pieType": "donut",
         "displayLabels": ["name", "value"],
-        "legend": {"displayMode": "table", "placement": "right", "showLegend": True, "values": ["value", "percent"]},
+        "legend": {
+            "displayMode": "table",
+            "placement": "right",
+            "showLegend": True,
+            "values": ["value", "percent"],
+        },
         "tooltip": {"mode": "single", "sort": "none"},
     }
     panel = _panel("piechart", at, title, description, [target], shown, overrides, options)
@@ -167,7 +228,9 @@ def pie(at: At, title: str, description: str, target: Json, *, overrides: list[J
     return panel
 
 
-def barchart(at: At, title: str, description: str, target: Json, *, x: str, **shown: Unpack[Shown]) -> Json:
+def barchart(
+    at: At, title: str, description: str, target: Json, *, x: str, **shown: Unpack[Shown]
+) -> Json:
     """Return bars over the column *x*, which must be text."""
     options = {
         "xField": x,
@@ -181,12 +244,26 @@ def barchart(at: At, title: str, description: str, target: Json, *, x: str, **sh
         "tooltip": {"mode": "single", "sort": "none"},
     }
     panel = _panel("barchart", at, title, description, [target], shown, None, options)
-    panel["fieldConfig"]["defaults"] |= {"custom": {"fillOpacity": 70, "lineWidth": 0}, "color": {"mode": "thresholds"}}
+    panel["fieldConfig"]["defaults"] |= {
+        "custom": {"fillOpacity": 70, "lineWidth": 0},
+        "color": {"mode": "thresholds"},
+    }
     return panel
 
 
-def table(at: At, title: str, description: str, target: Json, overrides: list[Json], *, empty: str, sort: str = "") -> Json:
-    """Return a table; *empty* is what it says without rows, and in cells without a value whose column does not say otherwise."""
+def table(
+    at: At,
+    title: str,
+    description: str,
+    target: Json,
+    overrides: list[Json],
+    *,
+    empty: str,
+    sort: str = "",
+) -> Json:
+    """Return a table; *empty* is what it says without rows, and in cells without a value whose
+    column does not say otherwise.
+    """
     options = {
         "cellHeight": "sm",
         "showHeader": True,
@@ -195,12 +272,17 @@ def table(at: At, title: str, description: str, target: Json, overrides: list[Js
     panel = _panel("table", at, title, description, [target], {}, overrides, options)
     if sort:
         panel["options"]["sortBy"] = [{"displayName": sort, "desc": False}]
-    panel["fieldConfig"]["defaults"] |= {"noValue": empty, "custom": {"align": "auto", "filterable": False, "inspect": False}}
+    panel["fieldConfig"]["defaults"] |= {
+        "noValue": empty,
+        "custom": {"align": "auto", "filterable": False, "inspect": False},
+    }
     return panel
 
 
 def arranged(panel: Json, **names: str) -> Json:
-    """Return a table of a Prometheus query with these labels (or `Value`) as its columns, in this order, under these names."""
+    """Return a table of a Prometheus query with these labels (or `Value`) as its columns, in this
+    order, under these names.
+    """
     options = {
         "excludeByName": {name: True for name in ("Time", "Value") if name not in names},
         "indexByName": {label: index for index, label in enumerate(names)},
@@ -210,8 +292,13 @@ def arranged(panel: Json, **names: str) -> Json:
 
 
 def by_row(panel: Json, name: str, value: str) -> Json:
-    """Return the panel with each row of its table made a column, so that an override can give each its colour."""
-    fields = [{"fieldName": name, "handlerKey": "field.name"}, {"fieldName": value, "handlerKey": "field.value"}]
+    """Return the panel with each row of its table made a column, so that an override can give each
+    its colour.
+    """
+    fields = [
+        {"fieldName": name, "handlerKey": "field.name"},
+        {"fieldName": value, "handlerKey": "field.value"},
+    ]
     return panel | {"transformations": [{"id": "rowsToFields", "options": {"mappings": fields}}]}
 
 
@@ -242,7 +329,9 @@ def _panel(
 
 def _standard(shown: Shown) -> Json:
     """Return *shown* (as `Shown`) as Grafana's standard options."""
-    standard: Json = {key: value for key, value in shown.items() if key in ("unit", "decimals", "min", "max")}
+    standard: Json = {
+        key: value for key, value in shown.items() if key in ("unit", "decimals", "min", "max")
+    }
     mappings = list(shown.get("mappings", []))
     if "steps" in shown:
         steps = [{"value": value, "color": colour} for value, colour in shown["steps"]]
@@ -250,7 +339,12 @@ def _standard(shown: Shown) -> Json:
     if "empty" in shown:
         standard["noValue"] = shown["empty"]
         # A number without a value would take the colour of the lowest step, which may be red.
-        mappings.append({"type": "special", "options": {"match": "null+nan", "result": {"text": shown["empty"], "color": GREY}}})
+        mappings.append(
+            {
+                "type": "special",
+                "options": {"match": "null+nan", "result": {"text": shown["empty"], "color": GREY}},
+            }
+        )
     if mappings:
         standard["mappings"] = mappings
     return standard

@@ -38,7 +38,8 @@ DASHBOARD = dashboard(
         stat(
             (0, 0, 12, 3),
             "Deliveries by Status",
-            "All deliveries in the queue table. One that is being sent counts as pending on its first attempt, then as retrying.",
+            "All deliveries in the queue table. One that is being sent counts as pending on its "
+            "first attempt, then as retrying.",
             sql(
                 """
                 SELECT pending_count AS "pending", retrying_count AS "retrying", delivered_count AS "delivered",
@@ -55,8 +56,12 @@ DASHBOARD = dashboard(
         stat(
             (0, 3, 4, 3),
             "Oldest Due",
-            "How long the oldest delivery that could go out has been waiting for a worker, when the queue was last counted.",
-            sql("SELECT coalesce(max(oldest_due_seconds), 0) AS oldest_due FROM pggit.queue_depth WHERE cause = 'due'"),
+            "How long the oldest delivery that could go out has been waiting for a worker, when "
+            "the queue was last counted.",
+            sql(
+                "SELECT coalesce(max(oldest_due_seconds), 0) AS oldest_due FROM "
+                "pggit.queue_depth WHERE cause = 'due'"
+            ),
             unit="s",
             decimals=0,
             steps=[(None, GREEN), (60, ORANGE), (300, RED)],
@@ -65,7 +70,8 @@ DASHBOARD = dashboard(
         stat(
             (4, 3, 4, 3),
             "Queue Counted",
-            "How long ago a worker counted the queue; they take turns, every few seconds. Longer ago: no worker is alive, none"
+            "How long ago a worker counted the queue; they take turns, every few seconds. Longer "
+            "ago: no worker is alive, none"
             " reaches the database, or counting takes long (millions waiting, an old snapshot).",
             sql(
                 """
@@ -84,7 +90,10 @@ DASHBOARD = dashboard(
             (8, 3, 4, 3),
             "Failed Attempts (1 h)",
             "Attempts of the last hour that did not deliver.",
-            sql("SELECT coalesce(sum(failures_1h), 0) AS failures_1h FROM pggit.v_webhook_health_dashboard"),
+            sql(
+                "SELECT coalesce(sum(failures_1h), 0) AS failures_1h FROM "
+                "pggit.v_webhook_health_dashboard"
+            ),
             background=False,
             decimals=0,
             unit="locale",
@@ -96,7 +105,10 @@ DASHBOARD = dashboard(
                 (12, 0, 12, 6),
                 "Queue by Cause",
                 WHAT_CAUSES_MEAN,
-                sql("SELECT cause, deliveries FROM pggit.queue_depth ORDER BY deliveries DESC, cause"),
+                sql(
+                    "SELECT cause, deliveries FROM pggit.queue_depth ORDER BY deliveries DESC, "
+                    "cause"
+                ),
                 decimals=0,
                 min=0,
                 overrides=[colour(cause, shade) for cause, shade in CAUSES.items()],
@@ -110,7 +122,10 @@ DASHBOARD = dashboard(
                 (0, 6, 6, 8),
                 "Webhook Status Distribution",
                 "Webhooks by health. unknown: no attempt yet.",
-                sql("SELECT health_status, COUNT(*) as count\nFROM pggit.webhook_health_metrics\nGROUP BY health_status"),
+                sql(
+                    "SELECT health_status, COUNT(*) as count\nFROM "
+                    "pggit.webhook_health_metrics\nGROUP BY health_status"
+                ),
                 overrides=[colour(status, shade) for status, shade in HEALTH.items()],
                 empty="No webhook yet",
             ),
@@ -140,14 +155,20 @@ DASHBOARD = dashboard(
                     cell="color-background",
                     mappings=[words({status: (status, shade) for status, shade in HEALTH.items()})],
                 ),
-                column("success_rate_pct", cell="color-text", unit="percent", steps=[(None, RED), (95, ORANGE), (99, GREEN)]),
+                column(
+                    "success_rate_pct",
+                    cell="color-text",
+                    unit="percent",
+                    steps=[(None, RED), (95, ORANGE), (99, GREEN)],
+                ),
             ],
             empty="Every webhook is healthy",
         ),
         barchart(
             (16, 6, 8, 8),
             "Average Response Time by Webhook",
-            "The mean over all attempts, since the first; the ten slowest webhooks. Orange from 2 s, red from 5 s.",
+            "The mean over all attempts, since the first; the ten slowest webhooks. Orange from "
+            "2 s, red from 5 s.",
             sql(
                 # As text: Grafana's bars stand over words.
                 f"""
@@ -193,7 +214,8 @@ DASHBOARD = dashboard(
         table(
             (8, 14, 8, 8),
             "Webhooks Held Back",
-            "Why nothing is sent to them, and for how long. A paused webhook waits for `webhookd webhook resume`, an"
+            "Why nothing is sent to them, and for how long. A paused webhook waits for `webhookd "
+            "webhook resume`, an"
             " unregistered one for `webhookd webhook add URL --id`.",
             sql(
                 f"""
@@ -224,7 +246,8 @@ DASHBOARD = dashboard(
         table(
             (16, 14, 8, 8),
             "Workers",
-            "Each says every few seconds that it lives; red from 20 s of silence. One that ended in order is not listed.",
+            "Each says every few seconds that it lives; red from 20 s of silence. One that ended "
+            "in order is not listed.",
             sql(
                 f"""
                 SELECT worker_id, greatest(0, extract(epoch FROM now() - seen_at))::float8 AS silent_for,
@@ -237,7 +260,11 @@ DASHBOARD = dashboard(
             ),
             [
                 column(
-                    "silent_for", cell="color-background", unit="s", decimals=0, steps=[(None, GREEN), (10, ORANGE), (20, RED)]
+                    "silent_for",
+                    cell="color-background",
+                    unit="s",
+                    decimals=0,
+                    steps=[(None, GREEN), (10, ORANGE), (20, RED)],
                 ),
                 column("up_for", unit="s", decimals=0),
                 column("pid"),
@@ -247,7 +274,8 @@ DASHBOARD = dashboard(
         table(
             (0, 22, 12, 8),
             "Failures of the Last Hour",
-            "The newest 10,000 failed attempts of the last hour, by webhook and answer. No status: no answer (timeout, refused,"
+            "The newest 10,000 failed attempts of the last hour, by webhook and answer. No "
+            "status: no answer (timeout, refused,"
             " DNS, TLS, ...). `webhookd delivery show ID` prints the reason.",
             sql(
                 f"""

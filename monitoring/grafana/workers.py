@@ -1,7 +1,20 @@
 """The dashboard "Worker Health": does every worker work, and what holds webhooks back?"""
 
 from monitoring.grafana.frame import CHOSEN, OURS, UP_OR_DOWN, WORKER, dashboard, metrics_variables
-from monitoring.grafana.panels import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, bars, colour, promql, stat, timeseries, words
+from monitoring.grafana.panels import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    RED,
+    bars,
+    colour,
+    promql,
+    stat,
+    timeseries,
+    words,
+)
 
 PHASES = f"webhookd_http_phase_seconds_bucket{{{WORKER}}}"
 
@@ -14,10 +27,12 @@ DASHBOARD = dashboard(
         stat(
             (0, 0, 12, 6),
             "Worker Status",
-            "healthy: the worker can deliver. DOWN: it says that it cannot, or it cannot be scraped.",
+            "healthy: the worker can deliver. DOWN: it says that it cannot, or it cannot be "
+            "scraped.",
             # A dead process exports nothing; its target's `up` is 0 then.
             promql(
-                f"sort(min by (worker_id) (worker_health_status{{{WORKER}}} or on (job, instance) (up{{{OURS},{WORKER}}} == 0)))",
+                f"sort(min by (worker_id) (worker_health_status{{{WORKER}}} or on (job, "
+                f"instance) (up{{{OURS},{WORKER}}} == 0)))",
                 "{{worker_id}}",
                 instant=True,
             ),
@@ -37,7 +52,8 @@ DASHBOARD = dashboard(
         stat(
             (16, 0, 4, 3),
             "Listeners",
-            "Whether every worker hears notifications of new deliveries. Without them deliveries start late.",
+            "Whether every worker hears notifications of new deliveries. Without them deliveries "
+            "start late.",
             promql(f"min(webhookd_listener_connected{{{WORKER}}})", instant=True),
             steps=[(None, RED), (1, GREEN)],
             mappings=UP_OR_DOWN,
@@ -56,7 +72,8 @@ DASHBOARD = dashboard(
         stat(
             (12, 3, 4, 3),
             "Lost Leases (1 h)",
-            "Deliveries that a worker held longer than its lease: they may have been sent twice. Rarely anything but 0.",
+            "Deliveries that a worker held longer than its lease: they may have been sent twice. "
+            "Rarely anything but 0.",
             promql(f"sum(increase(webhookd_lost_leases_total{{{WORKER}}}[1h]))", instant=True),
             decimals=0,
             steps=[(None, GREEN), (1, RED)],
@@ -65,7 +82,8 @@ DASHBOARD = dashboard(
         stat(
             (16, 3, 4, 3),
             "Given Back (1 h)",
-            "Claimed deliveries that went back to the queue without an attempt: a circuit opened meanwhile, or a worker drained.",
+            "Claimed deliveries that went back to the queue without an attempt: a circuit opened "
+            "meanwhile, or a worker drained.",
             promql(f"sum(increase(webhookd_given_back_total{{{WORKER}}}[1h]))", instant=True),
             background=False,
             decimals=0,
@@ -84,10 +102,12 @@ DASHBOARD = dashboard(
         bars(
             (0, 6, 8, 8),
             "Rate Limit Hits (5 min)",
-            "Claims in the last 5 minutes that left due deliveries because the rate was used up; ten webhooks with most."
+            "Claims in the last 5 minutes that left due deliveries because the rate was used up; "
+            "ten webhooks with most."
             " Below 10 a minute is the target, above 100 a minute critical.",
             promql(
-                f"sort_desc(topk(10, sum by (webhook_id) (increase(rate_limit_hits_total{{{CHOSEN}}}[5m])) > 0))",
+                "sort_desc(topk(10, sum by (webhook_id) "
+                f"(increase(rate_limit_hits_total{{{CHOSEN}}}[5m])) > 0))",
                 "{{webhook_id}}",
                 instant=True,
             ),
@@ -99,7 +119,8 @@ DASHBOARD = dashboard(
         bars(
             (8, 6, 8, 8),
             "Circuit Breaker Opens (1 h)",
-            "How often each webhook's circuit opened in the last hour over all workers, failed probes included."
+            "How often each webhook's circuit opened in the last hour over all workers, failed "
+            "probes included."
             " None is the target, more than 2 critical.",
             promql(
                 'sort_desc(topk(10, webhookd:circuit_opens:increase1h{webhook_id=~"$webhook"} > 0))',
@@ -115,7 +136,13 @@ DASHBOARD = dashboard(
             (16, 6, 8, 8),
             "Attempts by Worker",
             "Attempts a second. With little traffic one of them may do most of it.",
-            [promql(f"sum by (worker_id) (rate(webhook_deliveries_total{{{CHOSEN}}}[$__rate_interval]))", "{{worker_id}}")],
+            [
+                promql(
+                    "sum by (worker_id) "
+                    f"(rate(webhook_deliveries_total{{{CHOSEN}}}[$__rate_interval]))",
+                    "{{worker_id}}",
+                )
+            ],
             label="attempts/sec",
             min=0,
             stacked=True,
@@ -124,9 +151,12 @@ DASHBOARD = dashboard(
         timeseries(
             (0, 14, 8, 8),
             "Deliveries in Hand",
-            "Claimed and not yet recorded, by worker, and the threads that all of them have for sending at present.",
+            "Claimed and not yet recorded, by worker, and the threads that all of them have for "
+            "sending at present.",
             [
-                promql(f"sum by (worker_id) (webhookd_deliveries_in_hand{{{WORKER}}})", "{{worker_id}}"),
+                promql(
+                    f"sum by (worker_id) (webhookd_deliveries_in_hand{{{WORKER}}})", "{{worker_id}}"
+                ),
                 promql(f"sum(webhookd_sender_threads{{{WORKER}}})", "threads"),
             ],
             label="deliveries",
@@ -138,7 +168,8 @@ DASHBOARD = dashboard(
         timeseries(
             (8, 14, 8, 8),
             "Claims and Records",
-            "Statements a second, and deliveries that they carried. Refused: another worker had taken the delivery over.",
+            "Statements a second, and deliveries that they carried. Refused: another worker had "
+            "taken the delivery over.",
             [
                 promql(f"sum(rate(webhookd_{name}_total{{{WORKER}}}[$__rate_interval]))", legend)
                 for name, legend in (
@@ -158,7 +189,12 @@ DASHBOARD = dashboard(
             (16, 14, 8, 8),
             "Wakeups",
             "What woke the dispatchers, a second. Hardly any by notify: a busy queue needs none.",
-            [promql(f"sum by (reason) (rate(webhookd_wakeups_total{{{WORKER}}}[$__rate_interval]))", "{{reason}}")],
+            [
+                promql(
+                    f"sum by (reason) (rate(webhookd_wakeups_total{{{WORKER}}}[$__rate_interval]))",
+                    "{{reason}}",
+                )
+            ],
             label="wakeups/sec",
             min=0,
             stacked=True,
@@ -167,8 +203,15 @@ DASHBOARD = dashboard(
         timeseries(
             (0, 22, 8, 8),
             "HTTP Connections",
-            "Exchanges a second over a new and over a kept connection. Mostly new: receivers close them, or are rarely used.",
-            [promql(f"sum by (kind) (rate(webhookd_http_connections_total{{{WORKER}}}[$__rate_interval]))", "{{kind}}")],
+            "Exchanges a second over a new and over a kept connection. Mostly new: receivers "
+            "close them, or are rarely used.",
+            [
+                promql(
+                    "sum by (kind) "
+                    f"(rate(webhookd_http_connections_total{{{WORKER}}}[$__rate_interval]))",
+                    "{{kind}}",
+                )
+            ],
             label="exchanges/sec",
             min=0,
             stacked=True,
@@ -178,8 +221,15 @@ DASHBOARD = dashboard(
         timeseries(
             (8, 22, 8, 8),
             "HTTP Phases (P99)",
-            "Where the time goes: DNS, connect, TLS, and from the request to the first byte of the answer. 99 of 100 took less.",
-            [promql(f"histogram_quantile(0.99, sum by (phase, le) (rate({PHASES}[$__rate_interval])))", "{{phase}}")],
+            "Where the time goes: DNS, connect, TLS, and from the request to the first byte of "
+            "the answer. 99 of 100 took less.",
+            [
+                promql(
+                    "histogram_quantile(0.99, sum by (phase, le) "
+                    f"(rate({PHASES}[$__rate_interval])))",
+                    "{{phase}}",
+                )
+            ],
             label="seconds",
             unit="s",
             min=0,
@@ -188,11 +238,13 @@ DASHBOARD = dashboard(
         timeseries(
             (16, 22, 8, 8),
             "Record Batch Size",
-            "Results a record statement carried: half, and 99 of 100, carried fewer. Large batches mean that commits are slow.",
+            "Results a record statement carried: half, and 99 of 100, carried fewer. Large "
+            "batches mean that commits are slow.",
             [
                 promql(
                     f"histogram_quantile({quantile},"
-                    f" sum by (le) (rate(webhookd_record_batch_size_bucket{{{WORKER}}}[$__rate_interval])))",
+                    " sum by (le) "
+                    f"(rate(webhookd_record_batch_size_bucket{{{WORKER}}}[$__rate_interval])))",
                     legend,
                 )
                 for quantile, legend in (("0.99", "p99"), ("0.50", "p50"))

@@ -1,4 +1,6 @@
-"""A database that hangs with its connections open, as behind a frozen disk: nobody is killed for it and nothing is sent twice."""
+"""A database that hangs with its connections open, as behind a frozen disk: nobody is killed for it
+and nothing is sent twice.
+"""
 
 import os
 import signal
@@ -9,7 +11,14 @@ from contextlib import contextmanager
 
 from psycopg.conninfo import make_conninfo
 
-from tests.support.daemon import Daemon, arrivals, insert, register, wait_until_delivered, wait_until_ready
+from tests.support.daemon import (
+    Daemon,
+    arrivals,
+    insert,
+    register,
+    wait_until_delivered,
+    wait_until_ready,
+)
 from tests.support.postgres import Database
 from tests.support.receivers import OK, Peer, Receiver
 from tests.support.waiting import eventually
@@ -37,7 +46,9 @@ def hanging(database: Database) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-def test_workers_outlive_a_database_that_hangs_for_longer_than_the_heartbeat_timeout(database: Database) -> None:
+def test_workers_outlive_a_database_that_hangs_for_longer_than_the_heartbeat_timeout(
+    database: Database,
+) -> None:
     options = ("--heartbeat-timeout", str(HEARTBEAT_TIMEOUT_S), "--threads", "8")
     with Receiver(answer_slowly) as receiver, Daemon(database.dsn, *options) as daemon:
         register(database, receiver)
@@ -57,7 +68,10 @@ def test_workers_outlive_a_database_that_hangs_for_longer_than_the_heartbeat_tim
 
 
 def test_workers_told_to_leave_do_so_although_the_database_hangs(database: Database) -> None:
-    with Receiver(answer_slowly) as receiver, Daemon(database.dsn, "--drain-timeout", "1") as daemon:
+    with (
+        Receiver(answer_slowly) as receiver,
+        Daemon(database.dsn, "--drain-timeout", "1") as daemon,
+    ):
         register(database, receiver)
         wait_until_ready(database)
         insert(database, 600)
@@ -67,10 +81,14 @@ def test_workers_told_to_leave_do_so_although_the_database_hangs(database: Datab
         assert "worker killed" not in daemon.log()
 
 
-def test_a_listen_host_that_hangs_costs_deliveries_nothing_but_the_notice(database: Database) -> None:
+def test_a_listen_host_that_hangs_costs_deliveries_nothing_but_the_notice(
+    database: Database,
+) -> None:
     # It takes connections and never says anything.
     with socket.create_server(("127.0.0.1", 0)) as silent, Receiver(answer_slowly) as receiver:
-        listen_dsn = make_conninfo(database.dsn, host="127.0.0.1", port=silent.getsockname()[1], connect_timeout=12)
+        listen_dsn = make_conninfo(
+            database.dsn, host="127.0.0.1", port=silent.getsockname()[1], connect_timeout=12
+        )
         with Daemon(database.dsn, "--listen-dsn", listen_dsn, workers=1) as daemon:
             register(database, receiver)
             inserted = 0
@@ -83,5 +101,7 @@ def test_a_listen_host_that_hangs_costs_deliveries_nothing_but_the_notice(databa
             assert daemon.log().count("LISTEN connection not to be had") == 1, "said once"
             assert "unreachable" not in daemon.log()
             waited = "SELECT extract(epoch FROM max(delivered_at - created_at))::float8 FROM pggit.alert_delivery_queue"
-            assert database.execute(waited)[0][0] < 8.0, "a look every 2 s, and room for a busy machine"
+            assert database.execute(waited)[0][0] < 8.0, (
+                "a look every 2 s, and room for a busy machine"
+            )
             assert daemon.stop() == 0

@@ -1,4 +1,6 @@
-"""What keeps a worker small, through the real program: workers that are replaced, and claims bounded by their bytes."""
+"""What keeps a worker small, through the real program: workers that are replaced, and claims
+bounded by their bytes.
+"""
 
 import re
 import threading
@@ -8,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.daemon import Daemon, arrivals, insert, register, wait_until_delivered, wait_until_ready
+from tests.support.daemon import (
+    Daemon,
+    arrivals,
+    insert,
+    register,
+    wait_until_delivered,
+    wait_until_ready,
+)
 from tests.support.postgres import Database
 from tests.support.receivers import OK, Peer, Receiver
 from tests.support.waiting import eventually
@@ -44,10 +53,14 @@ def test_workers_replaced_under_load_lose_fail_and_repeat_nothing(database: Data
     assert len(receiver.requests) == deliveries
     assert set(arrivals(receiver).values()) == {1}
     assert database.execute("SELECT count(*)::int FROM pggit.alert_delivery_log") == [(deliveries,)]
-    assert " error " not in log.lower() and "worker exited" in log and "restart_in_s" not in log, log
+    assert " error " not in log.lower() and "worker exited" in log and "restart_in_s" not in log, (
+        log
+    )
 
 
-def test_a_worker_whose_memory_passes_the_limit_finishes_what_it_has_and_is_replaced(database: Database) -> None:
+def test_a_worker_whose_memory_passes_the_limit_finishes_what_it_has_and_is_replaced(
+    database: Database,
+) -> None:
     noticed = threading.Event()
 
     def answer_once_noticed(peer: Peer) -> None:
@@ -56,18 +69,24 @@ def test_a_worker_whose_memory_passes_the_limit_finishes_what_it_has_and_is_repl
             peer.send(OK)
 
     options = ("--worker-max-rss", "128M", "--timeout", "30")
-    with Receiver(answer_once_noticed) as receiver, Daemon(database.dsn, *options, workers=1) as daemon:
+    with (
+        Receiver(answer_once_noticed) as receiver,
+        Daemon(database.dsn, *options, workers=1) as daemon,
+    ):
         register(database, receiver)
         wait_until_ready(database, workers=1)
         (worker,) = daemon.workers()
         database.execute(
-            "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) VALUES (2000, to_jsonb(repeat('x', 60000000)))"
+            "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) VALUES (2000, "
+            "to_jsonb(repeat('x', 60000000)))"
         )
         eventually(lambda: "worker draining" in daemon.log(), what="the worker told to drain")
         assert "worker has passed its limit" in daemon.log()
         noticed.set()
         wait_until_delivered(database, 1)
-        eventually(lambda: daemon.workers() and worker not in daemon.workers(), what="another worker")
+        eventually(
+            lambda: daemon.workers() and worker not in daemon.workers(), what="another worker"
+        )
         assert daemon.stop() == 0
         assert "restart_in_s" not in daemon.log()
     assert set(arrivals(receiver).values()) == {1}
@@ -87,9 +106,16 @@ def peak_rss_mb(pid: int) -> int:
 
 
 @pytest.mark.storm
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
-def test_large_bodies_are_claimed_by_their_bytes_even_where_they_are_stored_compressed(database: Database) -> None:
-    with HeadsOnly(answer_after(0.3)) as receiver, Daemon(database.dsn, "--timeout", "30", workers=1) as daemon:
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc"
+)
+def test_large_bodies_are_claimed_by_their_bytes_even_where_they_are_stored_compressed(
+    database: Database,
+) -> None:
+    with (
+        HeadsOnly(answer_after(0.3)) as receiver,
+        Daemon(database.dsn, "--timeout", "30", workers=1) as daemon,
+    ):
         register(database, receiver)
         wait_until_ready(database, workers=1)
         (worker,) = daemon.workers()

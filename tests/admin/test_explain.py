@@ -1,17 +1,30 @@
-"""Whether a delivery is free, and what is told of the workers that may take, have or lost it; what is free, a claim takes."""
+"""Whether a delivery is free, and what is told of the workers that may take, have or lost it; what
+is free, a claim takes.
+"""
 
 import math
 import random
 from uuid import uuid4
 
-from tests.support.engine import ROOMY, TEN_MINUTES_S, Engine, engine, insert, let_pass, register, unseen
+from tests.support.engine import (
+    ROOMY,
+    TEN_MINUTES_S,
+    Engine,
+    engine,
+    insert,
+    let_pass,
+    register,
+    unseen,
+)
 from tests.support.explained import enlist, explained, explained_by, left_s, names, only
 from tests.support.postgres import Database
 
-# Nothing holds it ---------------------------------------------------------------------------------------------------
+# Nothing holds it
 
 
-def test_a_due_delivery_that_nothing_holds_is_said_to_be_free(database: Database, enlisted: Engine) -> None:
+def test_a_due_delivery_that_nothing_holds_is_said_to_be_free(
+    database: Database, enlisted: Engine
+) -> None:
     register(database, 1)
     [delivery_id] = insert(database, 1)
     free = only(explained(database, delivery_id), "free")
@@ -19,7 +32,9 @@ def test_a_due_delivery_that_nothing_holds_is_said_to_be_free(database: Database
     assert free.run == ()
 
 
-def test_one_that_has_been_due_for_long_points_to_the_doctor(database: Database, enlisted: Engine) -> None:
+def test_one_that_has_been_due_for_long_points_to_the_doctor(
+    database: Database, enlisted: Engine
+) -> None:
     register(database, 1)
     [delivery_id] = insert(database, 1, due_in_s=-600)
     free = only(explained(database, delivery_id), "free")
@@ -34,7 +49,7 @@ def test_workers_that_have_no_room_are_said_to_be_busy(database: Database) -> No
     only(explained(database, delivery_id), "busy")
 
 
-# The fleet ----------------------------------------------------------------------------------------------------------
+# The fleet
 
 
 def test_without_any_worker_that_comes_first(database: Database) -> None:
@@ -65,12 +80,16 @@ def test_a_lease_names_its_worker_and_its_end(database: Database, enlisted: Engi
     assert 5 < left_s(database, leased) <= 35, "5 s for the exchange, 30 s of margin"
 
 
-def test_a_lease_whose_worker_is_silent_or_struck_says_so(database: Database, enlisted: Engine) -> None:
+def test_a_lease_whose_worker_is_silent_or_struck_says_so(
+    database: Database, enlisted: Engine
+) -> None:
     enlist(database, "worker-2", uuid4())
     register(database, 1)
     [delivery_id] = insert(database, 1)
     assert len(enlisted.take()) == 1
-    database.execute("UPDATE pggit.workers SET seen_at = now() - interval '25 s' WHERE worker_id = 'worker-1'")
+    database.execute(
+        "UPDATE pggit.workers SET seen_at = now() - interval '25 s' WHERE worker_id = 'worker-1'"
+    )
     silent = only(explained(database, delivery_id), "leased_by_dead")
     assert "worker-1 (somehost, pid 4711) claimed it and was last seen 2" in silent.text
     database.execute("DELETE FROM pggit.workers WHERE worker_id = 'worker-1'")
@@ -87,7 +106,9 @@ def test_a_lease_that_ran_out_says_since_when(database: Database, enlisted: Engi
     assert "ran out 1" in expired.text
 
 
-def test_lost_leases_are_told_and_from_the_third_on_the_delivery_is_tried_alone(database: Database, enlisted: Engine) -> None:
+def test_lost_leases_are_told_and_from_the_third_on_the_delivery_is_tried_alone(
+    database: Database, enlisted: Engine
+) -> None:
     register(database, 1)
     [delivery_id] = insert(database, 1)
     for lost in range(1, 4):
@@ -103,16 +124,20 @@ def test_lost_leases_are_told_and_from_the_third_on_the_delivery_is_tried_alone(
     assert names(explained(database, delivery_id)) == ["free", "suspect"]
 
 
-# It agrees with the engine ------------------------------------------------------------------------------------------
+# It agrees with the engine
 
 
 def test_what_is_said_to_be_free_is_exactly_what_a_claim_takes(database: Database) -> None:
-    """Lanes and rows in states at random, each of one webhook; no instant so close that time decides."""
+    """Lanes and rows in states at random, each of one webhook; no instant so close that time
+    decides.
+    """
     chance = random.Random(0)
     webhooks = range(1, 101)
     register(database, *webhooks, rate_limit_per_second=0.001, rate_limit_burst=3, max_in_flight=2)
     for webhook_id in webhooks:
-        insert(database, webhook_id, chance.choice([1, 1, 3]) if webhook_id % 7 else 1)  # of suspects any may go first
+        insert(
+            database, webhook_id, chance.choice([1, 1, 3]) if webhook_id % 7 else 1
+        )  # of suspects any may go first
     when = [None, "now() - interval '1 hour'", "now() + interval '1 hour'"]
     with unseen(database) as connection:
         connection.execute("UPDATE pggit.webhooks SET enabled = false WHERE webhook_id % 11 = 0")
@@ -129,27 +154,44 @@ def test_what_is_said_to_be_free_is_exactly_what_a_claim_takes(database: Databas
                 "runnable_at": chance.choice([*when, when[1]]),
             }
             columns = ", ".join(f"{name} = {value or 'NULL'}" for name, value in lane.items())
-            connection.execute(f"UPDATE pggit.webhook_health_metrics SET {columns} WHERE webhook_id = {webhook_id}".encode())
+            connection.execute(
+                f"UPDATE pggit.webhook_health_metrics SET {columns} WHERE webhook_id = {webhook_id}".encode()
+            )
             row = {
                 "routed": chance.choice(["true", "false"]),
                 "leases_lost": chance.choice(["0", "0", "0", "1"]),
                 "next_retry_at": chance.choice([when[1], when[1], when[2]]),
             }
             columns = ", ".join(f"{name} = {value}" for name, value in row.items())
-            connection.execute(f"UPDATE pggit.alert_delivery_queue SET {columns} WHERE webhook_id = {webhook_id}".encode())
+            connection.execute(
+                f"UPDATE pggit.alert_delivery_queue SET {columns} WHERE webhook_id = {webhook_id}".encode()
+            )
         suspects = "webhook_id % 7 = 0 AND webhook_id > 50"
-        connection.execute(f"UPDATE pggit.alert_delivery_queue SET leases_lost = 4, routed = true WHERE {suspects}".encode())
-        # A suspect's claim believes the counter, until a claim of other rows or the sweep has counted anew.
-        connection.execute(f"UPDATE pggit.webhook_health_metrics SET in_flight = 0 WHERE {suspects}".encode())
+        connection.execute(
+            f"UPDATE pggit.alert_delivery_queue SET leases_lost = 4, routed = true WHERE {suspects}".encode()
+        )
+        # A suspect's claim believes the counter, until a claim of other rows or the sweep has
+        # counted anew.
+        connection.execute(
+            f"UPDATE pggit.webhook_health_metrics SET in_flight = 0 WHERE {suspects}".encode()
+        )
     with engine(database, defaults=ROOMY) as worker:
         enlist(database, worker.worker_id, worker.incarnation)
-        first_of = database.execute("SELECT min(delivery_id) FROM pggit.alert_delivery_queue GROUP BY webhook_id")
+        first_of = database.execute(
+            "SELECT min(delivery_id) FROM pggit.alert_delivery_queue GROUP BY webhook_id"
+        )
         with database.connect() as connection:
-            said = {delivery_id: explained_by(connection, delivery_id, ROOMY) for (delivery_id,) in sorted(first_of)}
+            said = {
+                delivery_id: explained_by(connection, delivery_id, ROOMY)
+                for (delivery_id,) in sorted(first_of)
+            }
         free = {one for one, found in said.items() if all(reason.until is None for reason in found)}
         taken = {claimed.delivery_id for claimed in worker.take_all(1000)}
         for _ in webhooks:
-            taken |= {claimed.delivery_id for claimed in worker.claimer.claim_suspect(worker.connection).deliveries}
+            taken |= {
+                claimed.delivery_id
+                for claimed in worker.claimer.claim_suspect(worker.connection).deliveries
+            }
     assert 10 < len(free) < 90, "the states are mixed"
     differing = sorted(free ^ (taken & said.keys()))
     assert differing == [], [(one, one in free, said[one]) for one in differing]

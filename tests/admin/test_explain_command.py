@@ -1,4 +1,6 @@
-"""`webhookd delivery explain` and its siblings: what they print about a delivery, and about one that cannot be seen."""
+"""`webhookd delivery explain` and its siblings: what they print about a delivery, and about one
+that cannot be seen.
+"""
 
 import json
 import shlex
@@ -13,7 +15,9 @@ from tests.support.postgres import Database
 from webhookd.cli.main import cli
 
 
-def test_the_command_prints_causes_what_to_run_and_the_attempts(database: Database, enlisted: Engine) -> None:
+def test_the_command_prints_causes_what_to_run_and_the_attempts(
+    database: Database, enlisted: Engine
+) -> None:
     register(database, 1)
     [delivery_id] = insert(database, 1)
     enlisted.finish(enlisted.take(), answered(503, excerpt="down for maintenance"))
@@ -21,23 +25,31 @@ def test_the_command_prints_causes_what_to_run_and_the_attempts(database: Databa
     done = webhookd("delivery", "explain", str(delivery_id), dsn=database.dsn)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0] == f"delivery {delivery_id} for webhook 1 (https://receiver.example/1): retrying"
+    assert (
+        lines[0] == f"delivery {delivery_id} for webhook 1 (https://receiver.example/1): retrying"
+    )
     assert lines[2:4] == ["- Webhook 1 is paused: by ops.", "    webhookd webhook resume 1"]
     assert lines[4].startswith("- Attempt 2 of 4 is due ")
     assert "down for maintenance" in lines[-1]
-    report = json.loads(webhookd("delivery", "explain", str(delivery_id), "--json", dsn=database.dsn).stdout)
+    report = json.loads(
+        webhookd("delivery", "explain", str(delivery_id), "--json", dsn=database.dsn).stdout
+    )
     paused, backoff = report["reasons"]
     assert (paused["reason"], paused["until"]) == ("paused", "never")
     assert backoff["until"].endswith("Z")
     assert report["log"][0]["http_status"] == 503
     # Pasted, a command must reach the same database.
-    elsewhere = webhookd("delivery", "explain", str(delivery_id), "--dsn", database.dsn, dsn="host=/nowhere")
+    elsewhere = webhookd(
+        "delivery", "explain", str(delivery_id), "--dsn", database.dsn, dsn="host=/nowhere"
+    )
     command = next(line for line in elsewhere.stdout.splitlines() if "webhook resume 1" in line)
     assert webhookd(*shlex.split(command)[1:], dsn="host=/nowhere").returncode == 0
     assert database.execute("SELECT enabled FROM pggit.webhooks") == [(True,)]
 
 
-def test_a_retry_says_what_the_delivery_then_waits_for(database: Database, enlisted: Engine) -> None:
+def test_a_retry_says_what_the_delivery_then_waits_for(
+    database: Database, enlisted: Engine
+) -> None:
     register(database, 1, enabled=False, disabled_reason="410 Gone")
     register(database, 2)
     insert(database, 2, 5)
@@ -46,42 +58,67 @@ def test_a_retry_says_what_the_delivery_then_waits_for(database: Database, enlis
     retry = ["delivery", "retry", "--dsn", database.dsn]
     lines = CliRunner().invoke(cli, [*retry, *ids], catch_exceptions=False).output.splitlines()
     assert lines[0] == "3 will be sent again"
-    for number, words in zip(ids, ("410 Gone", "circuit of webhook 2 is open", "registered webhook 3"), strict=True):
-        told = next(at for at, line in enumerate(lines) if line.startswith(f"delivery {number} waits."))
+    for number, words in zip(
+        ids, ("410 Gone", "circuit of webhook 2 is open", "registered webhook 3"), strict=True
+    ):
+        told = next(
+            at for at, line in enumerate(lines) if line.startswith(f"delivery {number} waits.")
+        )
         assert words in lines[told]
         assert f"delivery explain {number}" in lines[told + 1]
-    database.execute("UPDATE pggit.alert_delivery_queue SET delivery_status = 'failed' WHERE webhook_id <> 2")
+    database.execute(
+        "UPDATE pggit.alert_delivery_queue SET delivery_status = 'failed' WHERE webhook_id <> 2"
+    )
     failed = CliRunner().invoke(cli, [*retry, "--failed"], catch_exceptions=False).output
     assert failed.startswith("2 will be sent again\n") and failed.count("waits.") == 2
     register(database, 4)
     [free] = insert(database, 4)
-    assert CliRunner().invoke(cli, [*retry, str(free)], catch_exceptions=False).output == "1 will be sent again\n"
+    assert (
+        CliRunner().invoke(cli, [*retry, str(free)], catch_exceptions=False).output
+        == "1 will be sent again\n"
+    )
 
 
 @pytest.mark.parametrize("instant", ["infinity", "-infinity", "20000-01-01", "0044-03-15 BC"])
-def test_instants_that_no_calendar_has_are_shown_all_the_same(database: Database, enlisted: Engine, instant: str) -> None:
+def test_instants_that_no_calendar_has_are_shown_all_the_same(
+    database: Database, enlisted: Engine, instant: str
+) -> None:
     register(database, 1, 2)
     [waiting], [done] = insert(database, 1), insert(database, 2)
     enlisted.finish(enlisted.take(), answered(200))
     columns = "created_at = %(at)s, next_retry_at = %(at)s, attempted_at = %(at)s, delivered_at = %(at)s, lease_until = %(at)s"
     for status, number in (("pending", waiting), ("sending", waiting), ("delivered", done)):
         database.execute(
-            f"UPDATE pggit.alert_delivery_queue SET {columns}, delivery_status = %(status)s WHERE delivery_id = %(number)s",
+            f"UPDATE pggit.alert_delivery_queue SET {columns}, delivery_status = %(status)s "
+            "WHERE delivery_id = %(number)s",
             {"at": instant, "status": status, "number": number},
         )
         assert explained(database, number)
     database.execute("UPDATE pggit.alert_delivery_log SET created_at = %s", [instant])
-    for command in (["list"], ["list", "--json"], ["show", str(done)], ["show", str(done), "--json"]):
-        shown = CliRunner().invoke(cli, ["delivery", *command, "--dsn", database.dsn], catch_exceptions=False)
+    for command in (
+        ["list"],
+        ["list", "--json"],
+        ["show", str(done)],
+        ["show", str(done), "--json"],
+    ):
+        shown = CliRunner().invoke(
+            cli, ["delivery", *command, "--dsn", database.dsn], catch_exceptions=False
+        )
         assert (shown.exit_code, instant[:5] in shown.output) == (0, True)
-    assert CliRunner().invoke(cli, ["delivery", "explain", str(done), "--dsn", database.dsn]).exit_code == 0
+    assert (
+        CliRunner().invoke(cli, ["delivery", "explain", str(done), "--dsn", database.dsn]).exit_code
+        == 0
+    )
 
 
-def test_a_delivery_that_is_not_committed_yet_points_to_the_producers_open_transaction(database: Database) -> None:
+def test_a_delivery_that_is_not_committed_yet_points_to_the_producers_open_transaction(
+    database: Database,
+) -> None:
     insert(database, 1)
     with database.connect(autocommit=False, application_name="shop") as producer:
         row = producer.execute(
-            "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) VALUES (1, '{}') RETURNING delivery_id"
+            "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) VALUES (1, '{}') "
+            "RETURNING delivery_id"
         ).fetchone()
         assert row is not None
         done = webhookd("delivery", "explain", str(row[0]), dsn=database.dsn)
@@ -97,7 +134,9 @@ def test_a_delivery_that_is_not_committed_yet_points_to_the_producers_open_trans
 def test_a_prepared_transaction_is_named_too(database: Database) -> None:
     with database.connect(autocommit=False) as producer:
         producer.execute("SET LOCAL webhookd.notify = off")
-        producer.execute("INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) VALUES (1, '{}')")
+        producer.execute(
+            "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) VALUES (1, '{}')"
+        )
         producer.execute("PREPARE TRANSACTION 'order-9'")
         producer.rollback()
     try:

@@ -1,4 +1,6 @@
-"""What keeps a delivery from going out, in its webhook or in itself: each cause, put into the real tables, is told."""
+"""What keeps a delivery from going out, in its webhook or in itself: each cause, put into the real
+tables, is told.
+"""
 
 import time
 
@@ -9,10 +11,12 @@ from webhookd.admin import facts
 from webhookd.core.answer import Answer, AnswerKind
 from webhookd.core.model import Attempted
 
-# The webhook --------------------------------------------------------------------------------------------------------
+# The webhook
 
 
-def test_an_unregistered_webhook_says_how_to_register_it(database: Database, enlisted: Engine) -> None:
+def test_an_unregistered_webhook_says_how_to_register_it(
+    database: Database, enlisted: Engine
+) -> None:
     [delivery_id] = insert(database, 77)
     for _ in range(2):  # before a worker looked at it, and after
         missing = only(explained(database, delivery_id), "unregistered")
@@ -20,7 +24,9 @@ def test_an_unregistered_webhook_says_how_to_register_it(database: Database, enl
         assert enlisted.take_all() == []
 
 
-def test_a_paused_webhook_says_why_and_how_to_resume_it(database: Database, enlisted: Engine) -> None:
+def test_a_paused_webhook_says_why_and_how_to_resume_it(
+    database: Database, enlisted: Engine
+) -> None:
     register(database, 1, enabled=False, disabled_reason="HTTP 410")
     [delivery_id] = insert(database, 1)
     paused = only(explained(database, delivery_id), "paused")
@@ -28,7 +34,9 @@ def test_a_paused_webhook_says_why_and_how_to_resume_it(database: Database, enli
     assert paused.run == ("webhookd webhook resume 1",)
 
 
-def test_an_open_circuit_says_until_when_and_a_half_open_one_that_its_probe_is_out(database: Database, enlisted: Engine) -> None:
+def test_an_open_circuit_says_until_when_and_a_half_open_one_that_its_probe_is_out(
+    database: Database, enlisted: Engine
+) -> None:
     register(database, 1)
     earlier = insert(database, 1, 5)
     enlisted.finish(enlisted.take(), answered(500))
@@ -68,7 +76,9 @@ def test_the_in_flight_cap_counts_real_leases(database: Database, enlisted: Engi
     only(explained(database, delivery_id), "free")
 
 
-def test_the_rate_limit_tells_the_next_token_and_about_when_its_turn_comes(database: Database, enlisted: Engine) -> None:
+def test_the_rate_limit_tells_the_next_token_and_about_when_its_turn_comes(
+    database: Database, enlisted: Engine
+) -> None:
     register(database, 1, rate_limit_per_second=0.01, rate_limit_burst=3)
     rows = insert(database, 1, 13)
     assert len(enlisted.take()) == 3
@@ -80,12 +90,15 @@ def test_the_rate_limit_tells_the_next_token_and_about_when_its_turn_comes(datab
     assert 0 < left_s(database, rate) <= 100
 
 
-def test_several_causes_are_told_with_the_one_that_lasts_longest_first(database: Database, enlisted: Engine) -> None:
+def test_several_causes_are_told_with_the_one_that_lasts_longest_first(
+    database: Database, enlisted: Engine
+) -> None:
     register(database, 1)
     [delivery_id] = insert(database, 1, due_in_s=300)
     set_lane(
         database,
-        "circuit_state = 'open', circuit_until = now() + interval '1 minute', consecutive_failures = 5,"
+        "circuit_state = 'open', circuit_until = now() + interval '1 minute', "
+        "consecutive_failures = 5,"
         " hold_until = now() + interval '1 hour', tokens = 0, tokens_at = now()",
     )
     assert names(explained(database, delivery_id)) == ["hold", "scheduled", "circuit_open", "rate"]
@@ -103,10 +116,12 @@ def test_a_lane_that_waits_for_its_timer_is_parked(database: Database, enlisted:
     assert "sweep" in only(explained(database, delivery_id), "parked").text
 
 
-# The delivery itself ------------------------------------------------------------------------------------------------
+# The delivery itself
 
 
-def test_a_backoff_tells_the_attempt_its_time_and_the_last_answer(database: Database, enlisted: Engine) -> None:
+def test_a_backoff_tells_the_attempt_its_time_and_the_last_answer(
+    database: Database, enlisted: Engine
+) -> None:
     register(database, 1)
     [delivery_id] = insert(database, 1)
     enlisted.finish(enlisted.take(), timed_out())
@@ -123,7 +138,9 @@ def test_one_that_is_put_off_for_ever_says_so(database: Database, enlisted: Engi
     assert "for ever" in only(explained(database, delivery_id), "scheduled").text
 
 
-def test_a_long_line_before_it_is_counted_up_to_a_bound(database: Database, enlisted: Engine) -> None:
+def test_a_long_line_before_it_is_counted_up_to_a_bound(
+    database: Database, enlisted: Engine
+) -> None:
     register(database, 1, rate_limit_per_second=0)
     rows = insert(database, 1, facts.MOST_AHEAD + 5)
     free, behind = explained(database, rows[5])
@@ -145,7 +162,9 @@ def test_a_finished_delivery_tells_its_end(database: Database, enlisted: Engine)
     assert failed.run == (f"webhookd delivery retry {bad}",)
 
 
-def test_a_failed_delivery_whose_webhook_was_disabled_says_both(database: Database, enlisted: Engine) -> None:
+def test_a_failed_delivery_whose_webhook_was_disabled_says_both(
+    database: Database, enlisted: Engine
+) -> None:
     register(database, 1)
     [delivery_id] = insert(database, 1)
     enlisted.finish(enlisted.take(), answered(410))
@@ -157,15 +176,25 @@ def test_a_failed_delivery_whose_webhook_was_disabled_says_both(database: Databa
     assert only(explained(database, waiting), "gone").text == gone.text
 
 
-def test_a_target_that_is_not_allowed_says_that_a_retry_alone_is_no_help(database: Database, enlisted: Engine) -> None:
+def test_a_target_that_is_not_allowed_says_that_a_retry_alone_is_no_help(
+    database: Database, enlisted: Engine
+) -> None:
     register(database, 1)
     [delivery_id] = insert(database, 1)
     refusal = "the address 10.0.0.1 is private; --allow-network permits such targets"
-    enlisted.finish(enlisted.take(), Attempted(Answer(AnswerKind.NOT_ALLOWED, 0.0, error=refusal), time.monotonic()))
-    assert "Start the service with --allow-network first" in only(explained(database, delivery_id), "failed").text
+    enlisted.finish(
+        enlisted.take(),
+        Attempted(Answer(AnswerKind.NOT_ALLOWED, 0.0, error=refusal), time.monotonic()),
+    )
+    assert (
+        "Start the service with --allow-network first"
+        in only(explained(database, delivery_id), "failed").text
+    )
 
 
-def test_an_id_that_no_webhook_can_have_is_not_to_be_registered(database: Database, enlisted: Engine) -> None:
+def test_an_id_that_no_webhook_can_have_is_not_to_be_registered(
+    database: Database, enlisted: Engine
+) -> None:
     [delivery_id] = insert(database, 0)
     unregistered = only(explained(database, delivery_id), "unregistered")
     assert (unregistered.run, len(unregistered.sql)) == ((), 1)
@@ -173,7 +202,9 @@ def test_an_id_that_no_webhook_can_have_is_not_to_be_registered(database: Databa
     only(explained(database, delivery_id), "failed")
 
 
-def test_a_row_or_lane_that_somebody_else_has_locked_is_told(database: Database, enlisted: Engine) -> None:
+def test_a_row_or_lane_that_somebody_else_has_locked_is_told(
+    database: Database, enlisted: Engine
+) -> None:
     register(database, 1)
     [delivery_id] = insert(database, 1)
     with database.connect(autocommit=False, application_name="somebody") as connection:

@@ -15,9 +15,11 @@ from webhookd.metrics.counts import DURATION_BUCKETS_S
 from webhookd.schema import migrate
 
 MINUTE = (
-    "INSERT INTO pggit.worker_minutes (minute, worker_id, delivered, failed, timeouts, circuit_opens, rate_limit_hits, durations,"
+    "INSERT INTO pggit.worker_minutes (minute, worker_id, delivered, failed, timeouts, "
+    "circuit_opens, rate_limit_hits, durations,"
     " slowest_seconds)"
-    " VALUES (date_trunc('minute', now()) - %(minutes_ago)s * interval '1 minute', %(worker_id)s, %(delivered)s, %(failed)s, 0,"
+    " VALUES (date_trunc('minute', now()) - %(minutes_ago)s * interval '1 minute', "
+    "%(worker_id)s, %(delivered)s, %(failed)s, 0,"
     " %(opens)s, %(hits)s, %(durations)s, %(slowest)s)"
 )
 WORKER = (
@@ -35,15 +37,27 @@ def status(database: Database) -> tuple[dict[str, tuple[Any, str]], int]:
 
 def durations(**counts: int) -> list[int]:
     """Return counts by bucket: `up_to_2=5` are five attempts in the bucket that ends at 2 s."""
-    by_bound = {f"up_to_{bound:g}".replace(".", "_"): index for index, bound in enumerate(DURATION_BUCKETS_S)}
+    by_bound = {
+        f"up_to_{bound:g}".replace(".", "_"): index
+        for index, bound in enumerate(DURATION_BUCKETS_S)
+    }
     found = [0] * (len(DURATION_BUCKETS_S) + 1)
     for name, count in counts.items():
         found[by_bound.get(name, len(DURATION_BUCKETS_S))] = count
     return found
 
 
-def busy(database: Database, *, minutes_ago: int = 1, worker_id: str = "worker-1", **numbers: Any) -> None:
-    values = {"delivered": 0, "failed": 0, "opens": 0, "hits": 0, "durations": durations(), "slowest": 100.0} | numbers
+def busy(
+    database: Database, *, minutes_ago: int = 1, worker_id: str = "worker-1", **numbers: Any
+) -> None:
+    values = {
+        "delivered": 0,
+        "failed": 0,
+        "opens": 0,
+        "hits": 0,
+        "durations": durations(),
+        "slowest": 100.0,
+    } | numbers
     database.execute(MINUTE, {"minutes_ago": minutes_ago, "worker_id": worker_id, **values})
 
 
@@ -62,8 +76,12 @@ def test_a_quiet_night_with_living_workers_is_fine(database: Database) -> None:
     }
 
 
-@pytest.mark.parametrize("command", [["status"], ["metrics"], ["webhook", "list"], ["delivery", "list"]])
-def test_an_old_schema_is_one_line_that_says_migrate_or_no_matter(empty_database: Database, command: list[str]) -> None:
+@pytest.mark.parametrize(
+    "command", [["status"], ["metrics"], ["webhook", "list"], ["delivery", "list"]]
+)
+def test_an_old_schema_is_one_line_that_says_migrate_or_no_matter(
+    empty_database: Database, command: list[str]
+) -> None:
     migrate.migrate(empty_database.dsn, migrations=migrate.load()[:1])
     done = CliRunner().invoke(cli, [*command, "--dsn", empty_database.dsn])
     refused = isinstance(done.exception, WebhookdError) and str(done.exception)
@@ -74,8 +92,24 @@ def test_an_old_schema_is_one_line_that_says_migrate_or_no_matter(empty_database
 def test_the_last_hour_of_all_workers_is_added_up(database: Database) -> None:
     database.execute(WORKER, ["worker-1", 2])
     busy(database, delivered=97, failed=1, opens=1, hits=40, durations=durations(up_to_0_5=98))
-    busy(database, worker_id="worker-2", delivered=0, failed=2, opens=1, hits=35, durations=durations(up_to_5=2))
-    busy(database, minutes_ago=70, delivered=0, failed=999, opens=99, hits=999, durations=durations(up_to_120=999))
+    busy(
+        database,
+        worker_id="worker-2",
+        delivered=0,
+        failed=2,
+        opens=1,
+        hits=35,
+        durations=durations(up_to_5=2),
+    )
+    busy(
+        database,
+        minutes_ago=70,
+        delivered=0,
+        failed=999,
+        opens=99,
+        hits=999,
+        durations=durations(up_to_120=999),
+    )
     found, code = status(database)
     assert code == 0
     assert found["success rate, last hour"] == (97.0, "warning")
@@ -90,14 +124,25 @@ def test_the_last_hour_of_all_workers_is_added_up(database: Database) -> None:
 @pytest.mark.parametrize(
     ("name", "numbers"),
     [
-        ("delivery latency p99, last hour", {"delivered": 100, "durations": durations(up_to_0_5=90, up_to_10=10)}),
-        ("delivery latency p99, last hour", {"delivered": 100, "durations": durations(without_a_bound=100)}),
-        ("success rate, last hour", {"delivered": 94, "failed": 6, "durations": durations(up_to_0_5=100)}),
+        (
+            "delivery latency p99, last hour",
+            {"delivered": 100, "durations": durations(up_to_0_5=90, up_to_10=10)},
+        ),
+        (
+            "delivery latency p99, last hour",
+            {"delivered": 100, "durations": durations(without_a_bound=100)},
+        ),
+        (
+            "success rate, last hour",
+            {"delivered": 94, "failed": 6, "durations": durations(up_to_0_5=100)},
+        ),
         ("circuit openings, last hour", {"opens": 3}),
         ("rate limit hits a minute, last 5", {"hits": 505}),
     ],
 )
-def test_a_critical_baseline_makes_the_exit_code_1(database: Database, name: str, numbers: dict[str, Any]) -> None:
+def test_a_critical_baseline_makes_the_exit_code_1(
+    database: Database, name: str, numbers: dict[str, Any]
+) -> None:
     database.execute(WORKER, ["worker-1", 2])
     busy(database, **numbers)
     found, code = status(database)
@@ -105,8 +150,12 @@ def test_a_critical_baseline_makes_the_exit_code_1(database: Database, name: str
     assert [one for one, (_, verdict) in found.items() if verdict == "critical"] == [name]
 
 
-@pytest.mark.parametrize(("silences_s", "verdict"), [([], "critical"), ([2, 30], "warning"), ([2, 200], "critical")])
-def test_a_silent_worker_is_a_warning_and_after_two_minutes_down(database: Database, silences_s: list[int], verdict: str) -> None:
+@pytest.mark.parametrize(
+    ("silences_s", "verdict"), [([], "critical"), ([2, 30], "warning"), ([2, 200], "critical")]
+)
+def test_a_silent_worker_is_a_warning_and_after_two_minutes_down(
+    database: Database, silences_s: list[int], verdict: str
+) -> None:
     for number, silence_s in enumerate(silences_s):
         database.execute(WORKER, [f"worker-{number}", silence_s])
     found, code = status(database)
@@ -149,7 +198,13 @@ def worker_fails(worker: Engine, database: Database) -> None:
 
 
 def test_a_measure_at_its_target_is_ok_and_beyond_critical_is_critical() -> None:
-    falling = [Baseline("rate", value, " %", 99.0, 95.0).verdict for value in (100.0, 99.0, 98.9, 95.0, 94.9, None)]
-    rising = [Baseline("depth", value, "", 100.0, 1000.0).verdict for value in (0.0, 100.0, 101.0, 1000.0, 1001.0)]
+    falling = [
+        Baseline("rate", value, " %", 99.0, 95.0).verdict
+        for value in (100.0, 99.0, 98.9, 95.0, 94.9, None)
+    ]
+    rising = [
+        Baseline("depth", value, "", 100.0, 1000.0).verdict
+        for value in (0.0, 100.0, 101.0, 1000.0, 1001.0)
+    ]
     assert falling == ["ok", "ok", "warning", "warning", "critical", "-"]
     assert rising == ["ok", "ok", "warning", "warning", "critical"]

@@ -27,7 +27,9 @@ SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
 @pytest.mark.every_postgres
-def test_the_load_of_the_seed_is_delivered_exactly_once_by_three_workers(database: Database) -> None:
+def test_the_load_of_the_seed_is_delivered_exactly_once_by_three_workers(
+    database: Database,
+) -> None:
     with Receiver(answer_ok) as receiver, Daemon(database.dsn) as daemon:
         register(database, receiver)
         wait_until_ready(database)
@@ -35,11 +37,19 @@ def test_the_load_of_the_seed_is_delivered_exactly_once_by_three_workers(databas
         wait_until_delivered(database, 1000)
         assert set(arrivals(receiver).values()) == {1}
         assert len(receiver.requests) == 1000
-        workers = {row[0] for row in database.execute("SELECT DISTINCT worker_id FROM pggit.alert_delivery_queue")}
+        workers = {
+            row[0]
+            for row in database.execute("SELECT DISTINCT worker_id FROM pggit.alert_delivery_queue")
+        }
         assert workers == {"worker-1", "worker-2", "worker-3"}
-        log = database.execute("SELECT count(*)::int, count(DISTINCT delivery_id)::int FROM pggit.alert_delivery_log")
+        log = database.execute(
+            "SELECT count(*)::int, count(DISTINCT delivery_id)::int FROM pggit.alert_delivery_log"
+        )
         assert log == [(1000, 1000)]
-        health = database.execute("SELECT sum(total_deliveries)::int, sum(in_flight)::int FROM pggit.webhook_health_metrics")
+        health = database.execute(
+            "SELECT sum(total_deliveries)::int, sum(in_flight)::int FROM "
+            "pggit.webhook_health_metrics"
+        )
         assert health == [(1000, 0)]
         assert daemon.stop() == 0
 
@@ -51,7 +61,10 @@ def test_what_arrives_is_signed_and_is_the_body_byte_for_byte(database: Database
             "INSERT INTO pggit.webhooks (webhook_id, url, secret, headers) VALUES (1, %s, %s, %s)",
             [receiver.url("/path?q=1"), SECRET, '{"x-tenant": "blue"}'],
         )
-        database.execute("INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) VALUES (1, %s)", [body])
+        database.execute(
+            "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) VALUES (1, %s)",
+            [body],
+        )
         assert receiver.wait_for_requests(1)
         request = receiver.requests[0]
         stored = database.execute("SELECT message_body::text FROM pggit.alert_delivery_queue")[0][0]
@@ -69,9 +82,15 @@ def test_nothing_is_sent_unless_the_inserting_transaction_commits(database: Data
     with Receiver(answer_ok) as receiver, Daemon(database.dsn):
         register(database, receiver, count=1)
         with database.connect(autocommit=False) as connection:
-            connection.execute("INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) VALUES (2000, '1')")
+            connection.execute(
+                "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) VALUES (2000, "
+                "'1')"
+            )
             connection.rollback()
-            connection.execute("INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) VALUES (2000, '2')")
+            connection.execute(
+                "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) VALUES (2000, "
+                "'2')"
+            )
             insert(database, 5, webhooks=1)
             assert receiver.wait_for_requests(5)
             connection.commit()
@@ -81,17 +100,25 @@ def test_nothing_is_sent_unless_the_inserting_transaction_commits(database: Data
         assert b"2" in bodies
 
 
-def test_a_delivery_for_an_unregistered_webhook_waits_for_its_registration(database: Database) -> None:
+def test_a_delivery_for_an_unregistered_webhook_waits_for_its_registration(
+    database: Database,
+) -> None:
     with Receiver(answer_ok) as receiver, Daemon(database.dsn):
-        database.execute("INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) VALUES (9, '{}')")
+        database.execute(
+            "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) VALUES (9, '{}')"
+        )
         lane = "SELECT blocked_by FROM pggit.webhook_health_metrics WHERE webhook_id = 9"
         eventually(lambda: database.execute(lane) == [("unregistered",)])
         assert statuses(database) == {"pending": 1}
-        database.execute("INSERT INTO pggit.webhooks (webhook_id, url) VALUES (9, %s)", [receiver.url()])
+        database.execute(
+            "INSERT INTO pggit.webhooks (webhook_id, url) VALUES (9, %s)", [receiver.url()]
+        )
         wait_until_delivered(database, 1)
 
 
-def test_pausing_resuming_and_moving_a_webhook_take_effect_in_running_workers(database: Database) -> None:
+def test_pausing_resuming_and_moving_a_webhook_take_effect_in_running_workers(
+    database: Database,
+) -> None:
     with Receiver(answer_ok) as old, Receiver(answer_ok) as new, Daemon(database.dsn):
         register(database, old, count=1)
         insert(database, 1, webhooks=1)
@@ -111,26 +138,36 @@ def test_the_playbooks_update_closes_an_open_circuit_in_running_workers(database
 
     def sick(peer: Peer) -> None:
         while peer.read_request() is not None:
-            peer.send(OK if healthy else b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n")
+            peer.send(
+                OK if healthy else b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n"
+            )
 
-    with Receiver(sick) as receiver, Daemon(database.dsn, "--retry-base", "0.2", "--circuit-open", "3600"):
+    with (
+        Receiver(sick) as receiver,
+        Daemon(database.dsn, "--retry-base", "0.2", "--circuit-open", "3600"),
+    ):
         register(database, receiver, count=1)
         insert(database, 30, webhooks=1)
         state = "SELECT circuit_state, health_status FROM pggit.webhook_health_metrics WHERE webhook_id = 2000"
         eventually(lambda: database.execute(state) == [("open", "unavailable")])
         eventually(lambda: "sending" not in statuses(database))
-        # Each worker stops at its own fifth failure at the latest: a batch does not run on against a circuit that tripped.
+        # Each worker stops at its own fifth failure at the latest: a batch does not run on against
+        # a circuit that tripped.
         assert len(receiver.requests) <= 15
         healthy = True
         database.execute(
-            "UPDATE pggit.webhook_health_metrics SET consecutive_failures = 0, health_status = 'healthy',"
-            " last_check_at = CURRENT_TIMESTAMP WHERE webhook_id = 2000 AND health_status != 'healthy'"
+            "UPDATE pggit.webhook_health_metrics SET consecutive_failures = 0, health_status = "
+            "'healthy',"
+            " last_check_at = CURRENT_TIMESTAMP WHERE webhook_id = 2000 AND health_status != "
+            "'healthy'"
         )
         wait_until_delivered(database, 30)
         assert database.execute(state) == [("closed", "healthy")]
 
 
-def test_a_reload_replaces_the_workers_without_a_failed_or_repeated_delivery(database: Database) -> None:
+def test_a_reload_replaces_the_workers_without_a_failed_or_repeated_delivery(
+    database: Database,
+) -> None:
     with Receiver(answer_ok) as receiver, Daemon(database.dsn) as daemon:
         register(database, receiver)
         wait_until_ready(database)

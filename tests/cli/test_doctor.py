@@ -1,4 +1,6 @@
-"""`webhookd doctor` as an operator meets it: a healthy fleet, one fault, the printed command in a real shell, health again."""
+"""`webhookd doctor` as an operator meets it: a healthy fleet, one fault, the printed command in a
+real shell, health again.
+"""
 
 import json
 import os
@@ -7,14 +9,26 @@ import sys
 
 from psycopg.conninfo import conninfo_to_dict
 
-from tests.support.daemon import LOOPBACK, Daemon, answer_ok, insert, register, wait_until_delivered, wait_until_ready
+from tests.support.daemon import (
+    LOOPBACK,
+    Daemon,
+    answer_ok,
+    insert,
+    register,
+    wait_until_delivered,
+    wait_until_ready,
+)
 from tests.support.postgres import Database, Server
 from tests.support.receivers import Receiver
 from webhookd.embedded.programs import package_binaries
 
 
 def doctor(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("WEBHOOKD_", "DATABASE_URL"))}
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("WEBHOOKD_", "DATABASE_URL"))
+    }
     return subprocess.run(
         [sys.executable, "-m", "webhookd", "doctor", *arguments],
         capture_output=True,
@@ -38,7 +52,9 @@ def test_a_healthy_fleet_then_a_fault_and_its_mending(database: Database) -> Non
         report = json.loads(healthy.stdout)
         assert (healthy.returncode, report["wrong"]) == (0, 0)
         assert {finding["severity"] for finding in report["findings"]} == {"ok"}
-        assert {"server", "workers", "endpoints", "lanes"} < {finding["name"] for finding in report["findings"]}
+        assert {"server", "workers", "endpoints", "lanes"} < {
+            finding["name"] for finding in report["findings"]
+        }
 
         database.execute("ALTER TABLE pggit.alert_delivery_queue DISABLE TRIGGER wake_after_insert")
         ill = doctor(*LOOPBACK, **environment)
@@ -50,12 +66,20 @@ def test_a_healthy_fleet_then_a_fault_and_its_mending(database: Database) -> Non
         assert (indent.strip(), colon) == ("", "run: ")
         assert command.startswith('psql "$DATABASE_URL" -c ')
         path = f"{package_binaries()}:{os.environ['PATH']}"
-        subprocess.run(["/bin/sh", "-c", command], check=True, capture_output=True, env=environment | {"PATH": path})
+        subprocess.run(
+            ["/bin/sh", "-c", command],
+            check=True,
+            capture_output=True,
+            env=environment | {"PATH": path},
+        )
         assert doctor(*LOOPBACK, **environment).returncode == 0
         assert daemon.stop() == 0
         insert(database, 1)
         # Whoever pastes it must not end the backlog by refusing its targets.
-        assert "run: webhookd --allow-http --allow-network 127.0.0.0/8" in doctor(*LOOPBACK, **environment).stdout
+        assert (
+            "run: webhookd --allow-http --allow-network 127.0.0.0/8"
+            in doctor(*LOOPBACK, **environment).stdout
+        )
 
 
 def test_a_database_that_is_away_is_one_line() -> None:
@@ -76,7 +100,9 @@ def test_arguments_that_cannot_be_used_are_refused() -> None:
 
 
 def test_the_embedded_postgresql_is_for_trying_out(embedded_server: Server) -> None:
-    """That of the tests is one, and its first database has no schema. No password is printed with the commands."""
+    """That of the tests is one, and its first database has no schema. No password is printed with
+    the commands.
+    """
     folder = str(embedded_server.process.directory)
     embedded = doctor("--embedded", folder)
     assert embedded.returncode == 1

@@ -1,4 +1,6 @@
-"""`webhookd metrics` on a real fleet: the sum of what its workers say, sent where it is wanted, and what is missing is named."""
+"""`webhookd metrics` on a real fleet: the sum of what its workers say, sent where it is wanted, and
+what is missing is named.
+"""
 
 import gzip
 import json
@@ -10,7 +12,14 @@ import pytest
 import trustme
 
 from tests.cli.test_commands import assert_refused, webhookd
-from tests.support.daemon import Daemon, answer_ok, insert, register, wait_until_delivered, wait_until_ready
+from tests.support.daemon import (
+    Daemon,
+    answer_ok,
+    insert,
+    register,
+    wait_until_delivered,
+    wait_until_ready,
+)
 from tests.support.postgres import Database
 from tests.support.receivers import OK, Peer, Receiver, answering
 from tests.support.waiting import eventually
@@ -23,7 +32,9 @@ def lines(text: str) -> dict[str, float]:
     """Read an exposition: what stands before the last space is the series."""
     return {
         series: float(value)
-        for series, _, value in (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+        for series, _, value in (
+            line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")
+        )
     }
 
 
@@ -33,7 +44,9 @@ def scraped(port: int) -> dict[str, float]:
 
 
 def attempts(series: dict[str, float]) -> float:
-    return sum(value for name, value in series.items() if name.startswith("webhook_deliveries_total"))
+    return sum(
+        value for name, value in series.items() if name.startswith("webhook_deliveries_total")
+    )
 
 
 def test_a_fleets_metrics_are_merged_sent_and_found(database: Database) -> None:
@@ -45,7 +58,9 @@ def test_a_fleets_metrics_are_merged_sent_and_found(database: Database) -> None:
         ports = daemon.metrics_ports()
         # A result is counted a moment after it was written.
         eventually(lambda: sum(attempts(scraped(port)) for port in ports) == DELIVERED)
-        assert_merged(webhookd("metrics", *PATIENT, dsn=database.dsn), [scraped(port) for port in ports])
+        assert_merged(
+            webhookd("metrics", *PATIENT, dsn=database.dsn), [scraped(port) for port in ports]
+        )
         assert_sent(database)
         assert_found(database, ports)
         assert_others_are_printed_where_one_is_missing(database)
@@ -54,7 +69,11 @@ def test_a_fleets_metrics_are_merged_sent_and_found(database: Database) -> None:
 def assert_merged(done: "subprocess.CompletedProcess[str]", each: list[dict[str, float]]) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     fleet = lines(done.stdout)
-    for name in ("webhook_deliveries_total", "webhook_delivery_duration_seconds_count", "webhookd_recorded_results_total"):
+    for name in (
+        "webhook_deliveries_total",
+        "webhook_delivery_duration_seconds_count",
+        "webhookd_recorded_results_total",
+    ):
         chosen = {series for one in each for series in one if series.startswith(name)}
         assert chosen
         assert {series: fleet[series] for series in chosen} == {
@@ -67,7 +86,14 @@ def assert_merged(done: "subprocess.CompletedProcess[str]", each: list[dict[str,
 
 def assert_sent(database: Database) -> None:
     with Receiver(answering(b"HTTP/1.1 204 No Content\r\n\r\n")) as ingest:
-        sent = webhookd("metrics", *PATIENT, "--json", "--post", ingest.url("/ingest?source=webhookd"), dsn=database.dsn)
+        sent = webhookd(
+            "metrics",
+            *PATIENT,
+            "--json",
+            "--post",
+            ingest.url("/ingest?source=webhookd"),
+            dsn=database.dsn,
+        )
         assert sent.returncode == 0, sent.stderr
         head, _, body = ingest.requests[0].partition(b"\r\n\r\n")
     assert head.startswith(b"POST /ingest?source=webhookd HTTP/1.1\r\n")
@@ -75,7 +101,10 @@ def assert_sent(database: Database) -> None:
     report = json.loads(body)
     assert report == json.loads(sent.stdout)
     assert [worker["error"] for worker in report["workers"]] == [None] * 3
-    assert sum(one["value"] for one in report["metrics"] if one["name"] == "webhook_deliveries_total") == DELIVERED
+    assert (
+        sum(one["value"] for one in report["metrics"] if one["name"] == "webhook_deliveries_total")
+        == DELIVERED
+    )
     assert f"{len(report['metrics'])} series sent: HTTP 204" in sent.stderr
 
 
@@ -89,20 +118,26 @@ def assert_found(database: Database, ports: list[int]) -> None:
 
 def assert_others_are_printed_where_one_is_missing(database: Database) -> None:
     database.execute(
-        "INSERT INTO pggit.workers (incarnation, worker_id, host, pid, version, metrics_address) VALUES"
-        " (gen_random_uuid(), 'worker-9', (SELECT max(host) FROM pggit.workers), 1, '0', '127.0.0.1:1'),"
+        "INSERT INTO pggit.workers (incarnation, worker_id, host, pid, version, metrics_address) "
+        "VALUES"
+        " (gen_random_uuid(), 'worker-9', (SELECT max(host) FROM pggit.workers), 1, '0', "
+        "'127.0.0.1:1'),"
         " (gen_random_uuid(), 'far/worker-1', 'far.example', 1, '0', '127.0.0.1:8000')"
     )
     done = webhookd("metrics", *PATIENT, dsn=database.dsn)
     assert done.returncode == 1
     far, dead = sorted(done.stderr.splitlines(), key=lambda line: "127.0.0.1:1/" in line)
-    assert "127.0.0.1:8000" in far and "far/worker-1 on far.example" in far and "--metrics-host" in far
+    assert (
+        "127.0.0.1:8000" in far and "far/worker-1 on far.example" in far and "--metrics-host" in far
+    )
     assert "http://127.0.0.1:1/metrics" in dead and "refused" in dead
     assert attempts(lines(done.stdout)) == DELIVERED
 
 
 def test_what_answers_is_merged_whatever_the_others_do() -> None:
-    """--url asks no database. One worker is well; the rest are not there, slow for ever, no worker, or in error."""
+    """--url asks no database. One worker is well; the rest are not there, slow for ever, no worker,
+    or in error.
+    """
 
     def slow(peer: Peer) -> None:
         peer.read_request()
@@ -134,7 +169,9 @@ def test_an_endless_answer_is_cut_off() -> None:
     def endless(peer: Peer) -> None:
         peer.read_request()
         bomb = gzip.compress(b"#" * 70_000_000)
-        head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(bomb)
+        head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(
+            bomb
+        )
         peer.send(head + bomb)
 
     with Receiver(endless) as receiver:
@@ -144,7 +181,9 @@ def test_an_endless_answer_is_cut_off() -> None:
 
 
 def test_without_any_worker_it_fails_in_one_line(database: Database) -> None:
-    assert_refused(webhookd("metrics", *PATIENT, dsn=database.dsn), "no worker has reported", code=1)
+    assert_refused(
+        webhookd("metrics", *PATIENT, dsn=database.dsn), "no worker has reported", code=1
+    )
     done = webhookd("metrics", "--json", "--url", "http://127.0.0.1:1")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[-1] == "webhookd: no worker answered"
@@ -153,13 +192,17 @@ def test_without_any_worker_it_fails_in_one_line(database: Database) -> None:
 def test_a_post_that_is_not_taken_is_one_line_and_exit_1() -> None:
     ca = trustme.CA()
     with Receiver(answering(b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nup 1 \r\n ")) as worker:
-        with Receiver(answering(b"HTTP/1.1 307 Elsewhere\r\nlocation: /b\r\ncontent-length: 0\r\n\r\n")) as ingest:
+        with Receiver(
+            answering(b"HTTP/1.1 307 Elsewhere\r\nlocation: /b\r\ncontent-length: 0\r\n\r\n")
+        ) as ingest:
             done = webhookd("metrics", *PATIENT, "--url", worker.url(), "--post", ingest.url())
             assert_refused(done, "--post", "HTTP 307", code=1)
             assert len(ingest.requests) == 1, "redirects are not followed"
         tls = trustme_context(ca)
         with Receiver(answering(OK), tls=tls) as untrusted:
-            refused = webhookd("metrics", *PATIENT, "--url", worker.url(), "--post", untrusted.url())
+            refused = webhookd(
+                "metrics", *PATIENT, "--url", worker.url(), "--post", untrusted.url()
+            )
             assert_refused(refused, "--post", "certificate verify failed", code=1)
         gone = webhookd("metrics", *PATIENT, "--url", worker.url(), "--post", "http://127.0.0.1:1/")
         assert_refused(gone, "--post", "refused", code=1)

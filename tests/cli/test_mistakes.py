@@ -1,4 +1,6 @@
-"""Mistakes a user makes at the command line, each answered by one line; and what SIGHUP makes of a changed file."""
+"""Mistakes a user makes at the command line, each answered by one line; and what SIGHUP makes of a
+changed file.
+"""
 
 import json
 import os
@@ -36,8 +38,12 @@ def test_a_command_is_not_taken_for_the_embedded_databases_folder(tmp_path: Path
 
 
 @pytest.mark.parametrize("option", ["--dsn", "--listen-dsn"])
-def test_the_daemon_refuses_a_dsn_that_libpq_cannot_parse_before_any_worker_starts(option: str) -> None:
-    done = webhookd(option, "host=h sslmoed=require password=hunter2", "--metrics-port", "0", dsn=NO_SUCH_SERVER)
+def test_the_daemon_refuses_a_dsn_that_libpq_cannot_parse_before_any_worker_starts(
+    option: str,
+) -> None:
+    done = webhookd(
+        option, "host=h sslmoed=require password=hunter2", "--metrics-port", "0", dsn=NO_SUCH_SERVER
+    )
     assert_refused(done, option)
     assert "hunter2" not in done.stderr
 
@@ -68,8 +74,13 @@ def test_webhook_add_refuses_settings_that_no_delivery_could_use(
     assert database.execute("SELECT count(*)::int FROM pggit.webhooks") == [(0,)]
 
 
-def test_a_secret_that_was_written_wrongly_with_sql_is_one_line_and_nothing_is_sent(database: Database) -> None:
-    database.execute("INSERT INTO pggit.webhooks (webhook_id, url, secret) VALUES (5, 'https://127.0.0.1:1/', 'hunter2')")
+def test_a_secret_that_was_written_wrongly_with_sql_is_one_line_and_nothing_is_sent(
+    database: Database,
+) -> None:
+    database.execute(
+        "INSERT INTO pggit.webhooks (webhook_id, url, secret) VALUES (5, 'https://127.0.0.1:1/', "
+        "'hunter2')"
+    )
     done = webhookd("webhook", "test", "5", "--allow-network", "127.0.0.0/8", dsn=database.dsn)
     assert_refused(done, "webhook 5", "rotate-secret")
     assert "hunter2" not in done.stderr
@@ -87,7 +98,10 @@ def test_headers_that_nobody_can_read_are_one_line_and_nothing_is_sent(database:
 
 
 def test_a_long_list_of_webhooks_is_cut_off_and_says_so(database: Database) -> None:
-    database.execute("INSERT INTO pggit.webhooks (webhook_id, url) SELECT n, 'https://a.test/' FROM generate_series(1, 1001) n")
+    database.execute(
+        "INSERT INTO pggit.webhooks (webhook_id, url) SELECT n, 'https://a.test/' FROM "
+        "generate_series(1, 1001) n"
+    )
     cut = webhookd("webhook", "list", dsn=database.dsn)
     assert (cut.returncode, len(cut.stdout.splitlines())) == (0, 1001)  # with the heading
     assert "more than 1000: give --limit" in cut.stderr
@@ -95,39 +109,68 @@ def test_a_long_list_of_webhooks_is_cut_off_and_says_so(database: Database) -> N
     assert len(json.loads(webhookd("webhook", "list", "--json", dsn=database.dsn).stdout)) == 1001
 
 
-def test_a_target_that_is_not_allowed_is_one_line_and_says_what_allows_it(database: Database) -> None:
+def test_a_target_that_is_not_allowed_is_one_line_and_says_what_allows_it(
+    database: Database,
+) -> None:
     database.execute(
-        "INSERT INTO pggit.webhooks (webhook_id, url) VALUES (5, 'https://127.0.0.1:1/'), (6, 'http://example.org/')"
+        "INSERT INTO pggit.webhooks (webhook_id, url) VALUES (5, 'https://127.0.0.1:1/'), (6, "
+        "'http://example.org/')"
     )
-    assert_refused(webhookd("webhook", "test", "5", dsn=database.dsn), "nothing was sent", "loopback", "--allow-network")
-    assert_refused(webhookd("webhook", "test", "6", dsn=database.dsn), "nothing was sent", "--allow-http")
+    assert_refused(
+        webhookd("webhook", "test", "5", dsn=database.dsn),
+        "nothing was sent",
+        "loopback",
+        "--allow-network",
+    )
+    assert_refused(
+        webhookd("webhook", "test", "6", dsn=database.dsn), "nothing was sent", "--allow-http"
+    )
 
 
-def test_a_name_that_resolves_to_what_is_not_allowed_is_registered_with_a_warning(database: Database) -> None:
+def test_a_name_that_resolves_to_what_is_not_allowed_is_registered_with_a_warning(
+    database: Database,
+) -> None:
     done = webhookd("webhook", "add", "https://localhost:1/", dsn=database.dsn)
     assert done.returncode == 0
     assert "warning: localhost: the address" in done.stderr
     assert "--allow-network" in done.stderr
-    allowed = webhookd("webhook", "add", "https://localhost:1/", "--allow-network", "127.0.0.0/8,::1", dsn=database.dsn)
+    allowed = webhookd(
+        "webhook",
+        "add",
+        "https://localhost:1/",
+        "--allow-network",
+        "127.0.0.0/8,::1",
+        dsn=database.dsn,
+    )
     assert (allowed.returncode, allowed.stderr) == (0, "")
 
 
-def test_sighup_takes_a_changed_dsn_and_refuses_a_broken_one(database: Database, server: Server, tmp_path: Path) -> None:
+def test_sighup_takes_a_changed_dsn_and_refuses_a_broken_one(
+    database: Database, server: Server, tmp_path: Path
+) -> None:
     def registered(where: Database) -> bool:
         return where.execute("SELECT count(*)::int FROM pggit.workers") == [(1,)]
 
     other = server.create_migrated()
     file, log_file = tmp_path / "webhookd.toml", tmp_path / "log"
     file.write_text(f'dsn = """{database.dsn}"""\nworkers = 1\nmetrics_port = 0\n')
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("WEBHOOKD_", "DATABASE_URL"))}
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("WEBHOOKD_", "DATABASE_URL"))
+    }
     with log_file.open("wb") as log:
-        daemon = subprocess.Popen([sys.executable, "-m", "webhookd", "--config", str(file)], stderr=log, env=clean)
+        daemon = subprocess.Popen(
+            [sys.executable, "-m", "webhookd", "--config", str(file)], stderr=log, env=clean
+        )
     try:
         eventually(lambda: registered(database))
         good = file.read_text()
         file.write_text('dsn = "host=h sslmoed=require"\nworkers = 1\nmetrics_port = 0\n')
         daemon.send_signal(signal.SIGHUP)
-        eventually(lambda: "reload refused" in log_file.read_text(), what="a refused reload in the log")
+        eventually(
+            lambda: "reload refused" in log_file.read_text(), what="a refused reload in the log"
+        )
         assert registered(database), "a refused reload changes nothing"
         file.write_text(good.replace(database.name, other.name))
         daemon.send_signal(signal.SIGHUP)

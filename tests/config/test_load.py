@@ -54,9 +54,18 @@ def test_every_option_has_help_and_a_default_that_its_own_kind_accepts() -> None
 
 def test_the_command_line_wins_over_the_environment_and_that_over_the_file(toml: Path) -> None:
     toml.write_text('workers = 5\nthreads = 5\nrate_burst = 5\nnode = "from-file"\n')
-    environ = {"WEBHOOKD_WORKERS": "6", "WEBHOOKD_THREADS": "6", "WEBHOOKD_CONFIG": str(toml), "WEBHOOKD_NODE": ""}
+    environ = {
+        "WEBHOOKD_WORKERS": "6",
+        "WEBHOOKD_THREADS": "6",
+        "WEBHOOKD_CONFIG": str(toml),
+        "WEBHOOKD_NODE": "",
+    }
     settings = load({"workers": "7"}, environ)
-    assert (settings.config.workers, settings.config.threads, settings.config.rate_burst) == (7, 6, 5)
+    assert (settings.config.workers, settings.config.threads, settings.config.rate_burst) == (
+        7,
+        6,
+        5,
+    )
     assert settings.config.node == "from-file", "an empty variable is none"
     assert settings.sources["workers"] == "command line"
     assert settings.sources["threads"] == "environment WEBHOOKD_THREADS"
@@ -72,13 +81,20 @@ def test_the_config_option_wins_over_its_variable(toml: Path) -> None:
 def test_keys_of_the_file_may_be_written_with_dashes(toml: Path) -> None:
     toml.write_text('retry-base = "250ms"\nallow-network = ["10.0.0.0/8"]\nallow-http = true')
     loaded = load(file=toml).config
-    assert (loaded.retry_base, loaded.allow_network, loaded.allow_http) == (0.25, ("10.0.0.0/8",), True)
+    assert (loaded.retry_base, loaded.allow_network, loaded.allow_http) == (
+        0.25,
+        ("10.0.0.0/8",),
+        True,
+    )
 
 
 def test_database_url_is_the_weakest_source_of_a_dsn(toml: Path) -> None:
     environ = {"DATABASE_URL": "postgresql://url/x"}
     settings = load(environ=environ)
-    assert (settings.config.dsn, settings.sources["dsn"]) == ("postgresql://url/x", "environment DATABASE_URL")
+    assert (settings.config.dsn, settings.sources["dsn"]) == (
+        "postgresql://url/x",
+        "environment DATABASE_URL",
+    )
     toml.write_text('dsn = "host=file"')
     assert load(environ=environ, file=toml).config.dsn == "host=file"
     assert load(environ={**environ, "WEBHOOKD_DSN": "host=variable"}).config.dsn == "host=variable"
@@ -91,32 +107,38 @@ def test_the_stronger_of_dsn_and_embedded_wins_and_a_tie_is_refused() -> None:
     assert settings.sources["dsn"] == "set aside for embedded (environment WEBHOOKD_EMBEDDED)"
     settings = load({"dsn": "host=line"}, environ)
     assert (settings.config.dsn, settings.config.embedded) == ("host=line", None)
-    assert refused({"dsn": "host=a", "embedded": "/b"}).startswith("--dsn and --embedded exclude each other")
+    assert refused({"dsn": "host=a", "embedded": "/b"}).startswith(
+        "--dsn and --embedded exclude each other"
+    )
 
 
 @pytest.mark.parametrize(
-    ("raw", "value"), [("1", ""), ("TRUE", ""), ("no", None), ("/srv/pg", "/srv/pg"), (True, ""), (False, None)]
+    ("raw", "value"),
+    [("1", ""), ("TRUE", ""), ("no", None), ("/srv/pg", "/srv/pg"), (True, ""), (False, None)],
 )
 def test_embedded_is_a_switch_or_a_folder(raw: object, value: str | None) -> None:
     assert load({"embedded": raw}).config.embedded == value
 
 
 @pytest.mark.parametrize(
-    ("raw", "value"), [("1", True), ("0", False), ("true", True), ("False", False), ("yes", True), ("no", False)]
+    ("raw", "value"),
+    [("1", True), ("0", False), ("true", True), ("False", False), ("yes", True), ("no", False)],
 )
 def test_switches_in_the_environment(raw: str, value: bool) -> None:
     assert load(environ={"WEBHOOKD_ALLOW_HTTP": raw}).config.allow_http is value
 
 
 @pytest.mark.parametrize(
-    ("raw", "value"), [("2", 2.0), ("0.5", 0.5), ("500ms", 0.5), ("5 s", 5.0), ("2m", 120.0), ("1h", 3600.0)]
+    ("raw", "value"),
+    [("2", 2.0), ("0.5", 0.5), ("500ms", 0.5), ("5 s", 5.0), ("2m", 120.0), ("1h", 3600.0)],
 )
 def test_durations_may_carry_a_unit(raw: str, value: float) -> None:
     assert load({"drain_timeout": raw}).config.drain_timeout == value
 
 
 @pytest.mark.parametrize(
-    ("raw", "value"), [("0", 0), ("500M", 500 << 20), ("1.5g", 3 << 29), ("262144 KiB", 1 << 28), (1 << 30, 1 << 30)]
+    ("raw", "value"),
+    [("0", 0), ("500M", 500 << 20), ("1.5g", 3 << 29), ("262144 KiB", 1 << 28), (1 << 30, 1 << 30)],
 )
 def test_amounts_of_memory_may_carry_a_unit(raw: object, value: int) -> None:
     assert load({"worker_max_rss": raw}).config.worker_max_rss == value
@@ -175,18 +197,30 @@ BAD: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("name", "raw", "allowed"), BAD)
-def test_a_bad_value_is_refused_with_its_name_the_value_and_what_is_allowed(name: str, raw: str, allowed: str) -> None:
+def test_a_bad_value_is_refused_with_its_name_the_value_and_what_is_allowed(
+    name: str, raw: str, allowed: str
+) -> None:
     message = refused({name: raw})
     assert message.startswith(config.flag_of(name) + " must be ")
     assert allowed in message
     assert repr(raw) in message
     if raw:
-        assert refused(environ={config.variable_of(name): raw}).startswith(config.variable_of(name) + " must be ")
+        assert refused(environ={config.variable_of(name): raw}).startswith(
+            config.variable_of(name) + " must be "
+        )
 
 
 @pytest.mark.parametrize(
     "line",
-    ["workers = true", "workers = 1.0", "timeout = true", "allow_network = [1]", "dsn = 1", "node = 1", "allow_http = 1"],
+    [
+        "workers = true",
+        "workers = 1.0",
+        "timeout = true",
+        "allow_network = [1]",
+        "dsn = 1",
+        "node = 1",
+        "allow_http = 1",
+    ],
 )
 def test_a_value_of_the_wrong_type_in_the_file_names_the_file(line: str, toml: Path) -> None:
     toml.write_text(line)
@@ -251,7 +285,9 @@ def test_an_unknown_parameter_in_a_dsn_is_refused() -> None:
 
 
 def test_secrets_are_not_in_the_repr() -> None:
-    assert "hunter2" not in repr(load({"dsn": "postgresql://u:hunter2@h/x", "listen_dsn": "password=hunter2"}).config)
+    assert "hunter2" not in repr(
+        load({"dsn": "postgresql://u:hunter2@h/x", "listen_dsn": "password=hunter2"}).config
+    )
 
 
 def test_reload_reads_file_and_environment_anew_and_keeps_the_command_line(toml: Path) -> None:

@@ -18,7 +18,9 @@ from webhookd.core.model import WebhookSettings
 
 NOW = 1000.0
 RECOUNT_S = 5.0
-PLAIN = WebhookSettings(1, "https://example.com/", True, None, (), 5.0, 3, 0.0, 3, 1.0, 64.0, 2, 30.0)
+PLAIN = WebhookSettings(
+    1, "https://example.com/", True, None, (), 5.0, 3, 0.0, 3, 1.0, 64.0, 2, 30.0
+)
 
 instants = st.sampled_from([None, None, None, NOW - 1.0, NOW, NOW + 1.0, NOW + 8.0])
 registered = st.builds(
@@ -33,9 +35,15 @@ lane_states = st.builds(
     webhook_id=st.just(1),
     breaker=st.one_of(
         st.just(Breaker()),
-        st.builds(Breaker, st.sampled_from(CircuitState), st.integers(0, 2), st.integers(0, 2), instants),
+        st.builds(
+            Breaker, st.sampled_from(CircuitState), st.integers(0, 2), st.integers(0, 2), instants
+        ),
     ),
-    bucket=st.builds(Bucket, st.sampled_from([None, 0.0, 0.5, 1.0, 2.0, 4.0]), st.sampled_from([NOW - 1.0, NOW, NOW + 1.0])),
+    bucket=st.builds(
+        Bucket,
+        st.sampled_from([None, 0.0, 0.5, 1.0, 2.0, 4.0]),
+        st.sampled_from([NOW - 1.0, NOW, NOW + 1.0]),
+    ),
     in_flight=st.sampled_from([0, 0, 1, 2, 3, 4, 5]),
     hold_until=instants,
     runnable_at=instants,
@@ -47,7 +55,9 @@ wishes = st.integers(1, 5)
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """A lane's state in the words of CONTRACT: what blocks it (the first of them counts), and what it has to give."""
+    """A lane's state in the words of CONTRACT: what blocks it (the first of them counts), and what
+    it has to give.
+    """
 
     blocks: Sequence[tuple[str, float | None]]
     rows: float
@@ -63,11 +73,19 @@ class Room:
         found: list[tuple[bool, str, float | None]] = [
             (not setting.enabled, "paused", None),
             ((lane.hold_until or 0.0) > NOW, "hold", lane.hold_until),
-            (lane.breaker.state is not CircuitState.CLOSED and circuit_until > NOW, "circuit", circuit_until),
+            (
+                lane.breaker.state is not CircuitState.CLOSED and circuit_until > NOW,
+                "circuit",
+                circuit_until,
+            ),
             (rows <= 0, "in_flight", NOW + RECOUNT_S),
             (level < 1, "rate", NOW + (1 - level) / (setting.rate or math.inf)),
         ]
-        return cls([(name, ends) for applies, name, ends in found if applies], rows, math.floor(min(level, 10.0**9)))
+        return cls(
+            [(name, ends) for applies, name, ends in found if applies],
+            rows,
+            math.floor(min(level, 10.0**9)),
+        )
 
 
 def the_first_block_is_named_with_its_end(core: ModuleType, how: settings) -> None:
@@ -78,7 +96,10 @@ def the_first_block_is_named_with_its_end(core: ModuleType, how: settings) -> No
         admission = core.admit(lane, setting, now=NOW, wish=wish)
         assert (admission.quota == 0) == bool(blocks)
         if blocks:
-            assert (admission.blocked_by, admission.runnable_at, admission.probe) == (*blocks[0], False)
+            assert (admission.blocked_by, admission.runnable_at, admission.probe) == (
+                *blocks[0],
+                False,
+            )
 
     holds()
 
@@ -100,7 +121,9 @@ def a_probe_is_one_row(core: ModuleType, how: settings) -> None:
 
     @how
     @given(lane_states, registered, wishes, states, st.sampled_from([None, NOW - 1.0, NOW]))
-    def holds(lane: Lane, setting: WebhookSettings, wish: int, state: CircuitState, until: float | None) -> None:
+    def holds(
+        lane: Lane, setting: WebhookSettings, wish: int, state: CircuitState, until: float | None
+    ) -> None:
         lane, setting = unblocked(lane, setting, Breaker(state, 1, 2, until))
         admission = core.admit(lane, setting, now=NOW, wish=wish)
         assert (admission.quota, admission.probe, admission.blocked_by) == (1, True, "circuit")
@@ -112,8 +135,14 @@ def a_probe_needs_room_and_a_token_too(core: ModuleType, how: settings) -> None:
     @how
     @given(lane_states, registered, st.booleans(), st.sampled_from([0.0, 0.5]))
     def holds(lane: Lane, setting: WebhookSettings, full: bool, tokens: float) -> None:
-        lane, setting = unblocked(lane, setting._replace(rate=0.5), Breaker(CircuitState.OPEN, 1, 2, NOW))
-        lane = replace(lane, in_flight=setting.max_in_flight) if full else replace(lane, bucket=Bucket(tokens, NOW))
+        lane, setting = unblocked(
+            lane, setting._replace(rate=0.5), Breaker(CircuitState.OPEN, 1, 2, NOW)
+        )
+        lane = (
+            replace(lane, in_flight=setting.max_in_flight)
+            if full
+            else replace(lane, bucket=Bucket(tokens, NOW))
+        )
         admission = core.admit(lane, setting, now=NOW, wish=1)
         assert (admission.quota, admission.probe) == (0, False)
         assert (admission.blocked_by, admission.runnable_at) == Room.of(lane, setting).blocks[0]
@@ -122,7 +151,9 @@ def a_probe_needs_room_and_a_token_too(core: ModuleType, how: settings) -> None:
 
 
 def says_what_the_lane_waits_for_next(core: ModuleType, how: settings) -> None:
-    """Once the quota is taken, another look now brings a row exactly if the admission named nothing to wait for."""
+    """Once the quota is taken, another look now brings a row exactly if the admission named nothing
+    to wait for.
+    """
 
     @how
     @given(lane_states, registered, wishes)
@@ -138,7 +169,9 @@ def says_what_the_lane_waits_for_next(core: ModuleType, how: settings) -> None:
     holds()
 
 
-def unblocked(lane: Lane, setting: WebhookSettings, breaker: Breaker) -> tuple[Lane, WebhookSettings]:
+def unblocked(
+    lane: Lane, setting: WebhookSettings, breaker: Breaker
+) -> tuple[Lane, WebhookSettings]:
     """Return the two with *breaker*, and changed as far as something blocks them."""
     return replace(
         lane,
@@ -171,7 +204,9 @@ def test_an_admission_has_the_property(holds: Callable[[ModuleType, settings], N
     holds(lanes, settings(CHECK, max_examples=150))
 
 
-@pytest.mark.parametrize("mutant", [mutant for mutant in planted_in("lane") if mutant.killed_by in ADMIT], ids=str)
+@pytest.mark.parametrize(
+    "mutant", [mutant for mutant in planted_in("lane") if mutant.killed_by in ADMIT], ids=str
+)
 def test_a_planted_mutant_is_caught_by_its_property(mutant: Mutant) -> None:
     with pytest.raises(AssertionError):
         ADMIT[mutant.killed_by](mutant.plant(), HUNT)

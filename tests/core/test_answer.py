@@ -1,4 +1,6 @@
-"""The table of answers, written out once more for every status, and both forms of Retry-After; and planted mistakes."""
+"""The table of answers, written out once more for every status, and both forms of Retry-After; and
+planted mistakes.
+"""
 
 import string
 from collections.abc import Callable
@@ -23,13 +25,17 @@ DATE_PIECES = (
 def every_status_is_in_the_table(core: ModuleType, _: settings) -> None:
     for status in range(100, 1000):
         verdict = core.classify(core.Answer(core.AnswerKind.RESPONSE, 0.1, status), now_at=NOW_AT)
-        assert (verdict.decision, verdict.vote, verdict.disables_webhook) == expected(status), status
+        assert (verdict.decision, verdict.vote, verdict.disables_webhook) == expected(status), (
+            status
+        )
         assert verdict.reason == f"HTTP {status}"
         assert (verdict.retry_after_s, verdict.holds_webhook) == (None, False)
 
 
 def expected(status: int) -> tuple[str, str, bool]:
-    """Return CONTRACT's row for *status*: the decision, the circuit's vote, and whether the webhook is disabled."""
+    """Return CONTRACT's row for *status*: the decision, the circuit's vote, and whether the webhook
+    is disabled.
+    """
     if status // 100 == 2:
         return "delivered", "success", False
     if status // 100 == 1 or status in (408, 425) or status >= 500:
@@ -43,12 +49,20 @@ def expected(status: int) -> tuple[str, str, bool]:
 
 def retry_after_is_obeyed_where_the_table_says_so(core: ModuleType, _: settings) -> None:
     for status in range(100, 1000):
-        for header, wished_s in (("120", 120.0), ("Sun, 01 Mar 2026 12:02:00 GMT", 120.0), ("soon", None)):
-            verdict = core.classify(core.Answer(core.AnswerKind.RESPONSE, 0.1, status, header), now_at=NOW_AT)
+        for header, wished_s in (
+            ("120", 120.0),
+            ("Sun, 01 Mar 2026 12:02:00 GMT", 120.0),
+            ("soon", None),
+        ):
+            verdict = core.classify(
+                core.Answer(core.AnswerKind.RESPONSE, 0.1, status, header), now_at=NOW_AT
+            )
             obeyed = status in (408, 425, 429) or status >= 500
             assert verdict.retry_after_s == (wished_s if obeyed else None), status
             assert verdict.holds_webhook == (status in (429, 503) and wished_s is not None), status
-            assert (verdict.decision, verdict.vote, verdict.disables_webhook) == expected(status), status
+            assert (verdict.decision, verdict.vote, verdict.disables_webhook) == expected(status), (
+                status
+            )
 
 
 def an_exchange_without_an_answer_is_in_the_table(core: ModuleType, how: settings) -> None:
@@ -66,7 +80,11 @@ def an_exchange_without_an_answer_is_in_the_table(core: ModuleType, how: setting
             raise AssertionError("an answer without a status breaks the worker") from fault
         table = ("fail", "neutral") if kind == "not_allowed" else ("retry", "failure")
         assert (verdict.decision, verdict.vote) == table
-        assert (verdict.retry_after_s, verdict.holds_webhook, verdict.disables_webhook) == (None, False, False)
+        assert (verdict.retry_after_s, verdict.holds_webhook, verdict.disables_webhook) == (
+            None,
+            False,
+            False,
+        )
         assert verdict.reason == (error or verdict.reason) != ""
 
     holds()
@@ -74,7 +92,11 @@ def an_exchange_without_an_answer_is_in_the_table(core: ModuleType, how: setting
 
 def seconds_are_read(core: ModuleType, how: settings) -> None:
     @how
-    @given(st.integers(0, 10**40), st.sampled_from(["", "0", "0" * 20]), st.sampled_from(["", " ", "\t "]))
+    @given(
+        st.integers(0, 10**40),
+        st.sampled_from(["", "0", "0" * 20]),
+        st.sampled_from(["", " ", "\t "]),
+    )
     @example(1, "0" * 20, "")
     def holds(seconds: int, zeros: str, space: str) -> None:
         read_s = core.parse_retry_after(f"{space}{zeros}{seconds}{space}", now_at=NOW_AT)
@@ -86,7 +108,9 @@ def seconds_are_read(core: ModuleType, how: settings) -> None:
 
 
 def dates_are_read(core: ModuleType, how: settings) -> None:
-    """The three forms of RFC 9110, section 5.6.7, all of them in GMT; a time gone by asks for nothing."""
+    """The three forms of RFC 9110, section 5.6.7, all of them in GMT; a time gone by asks for
+    nothing.
+    """
     forms = ("%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y")
 
     @how
@@ -99,7 +123,9 @@ def dates_are_read(core: ModuleType, how: settings) -> None:
 
 
 def garbage_is_no_wish(core: ModuleType, how: settings) -> None:
-    """A receiver may send anything: it is read as nothing, or as a time of nought or more, and never raises."""
+    """A receiver may send anything: it is read as nothing, or as a time of nought or more, and
+    never raises.
+    """
     pieces = st.lists(st.sampled_from(DATE_PIECES), max_size=7).map(" ".join)
     scribble = st.text(string.printable, max_size=30)
 

@@ -14,7 +14,9 @@ from webhookd.core import backoff
 tries_counts = st.one_of(st.integers(0, 12), st.integers(0, 5000))
 bases = st.sampled_from([0.001, 1.0, 5.0])
 caps = st.sampled_from([0.5, 1800.0, 1e300])
-draws = st.one_of(st.sampled_from([0.0, 0.5, math.nextafter(1.0, 0.0)]), st.floats(0.0, 1.0, exclude_max=True))
+draws = st.one_of(
+    st.sampled_from([0.0, 0.5, math.nextafter(1.0, 0.0)]), st.floats(0.0, 1.0, exclude_max=True)
+)
 
 
 def never_exceeds_the_cap(core: ModuleType, how: settings) -> None:
@@ -78,7 +80,9 @@ def spreads_what_failed_together(core: ModuleType, how: settings) -> None:
     @how
     @given(st.integers(0, 5), st.floats(0.0, 0.4), st.floats(0.6, 1.0, exclude_max=True))
     def holds(tries: int, low: float, high: float) -> None:
-        early_s, late_s = (core.backoff_s(tries, base_s=5.0, cap_s=1800.0, u=u) for u in (low, high))
+        early_s, late_s = (
+            core.backoff_s(tries, base_s=5.0, cap_s=1800.0, u=u) for u in (low, high)
+        )
         assert early_s < 5.0 * 2**tries < late_s
 
     holds()

@@ -1,4 +1,6 @@
-"""The circuit breaker through claims, votes, resets and time; each property is shown to catch the mistakes planted for it."""
+"""The circuit breaker through claims, votes, resets and time; each property is shown to catch the
+mistakes planted for it.
+"""
 
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
@@ -7,7 +9,13 @@ from types import ModuleType
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from tests.support.mutants import CHECK, HUNT, Mutant, planted_in
 from webhookd.core import breaker
@@ -17,7 +25,9 @@ OPEN_S = 30.0
 LEASE_S = 35.0
 spans = st.sampled_from([30.0, 29.0, 35.0, 1.0])
 # Failures in a row are what it takes to get anywhere.
-votes = st.sampled_from([CircuitVote.FAILURE, CircuitVote.FAILURE, CircuitVote.SUCCESS, CircuitVote.NEUTRAL])
+votes = st.sampled_from(
+    [CircuitVote.FAILURE, CircuitVote.FAILURE, CircuitVote.SUCCESS, CircuitVote.NEUTRAL]
+)
 
 
 class Event(Enum):
@@ -30,14 +40,23 @@ class Event(Enum):
 
 
 class Circuit(RuleBasedStateMachine):
-    """One webhook's breaker. Every step leaves what was, what happened and what is, and the properties look at that."""
+    """One webhook's breaker. Every step leaves what was, what happened and what is, and the
+    properties look at that.
+    """
 
     core: ModuleType = breaker
     properties: Sequence[Callable[["Circuit"], None]] = ()
 
-    @initialize(threshold=st.integers(1, 3), under_way=st.integers(0, 2), failed=st.sampled_from([3, 2, 1, 0]), waited_s=spans)
+    @initialize(
+        threshold=st.integers(1, 3),
+        under_way=st.integers(0, 2),
+        failed=st.sampled_from([3, 2, 1, 0]),
+        waited_s=spans,
+    )
     def start(self, threshold: int, under_way: int, failed: int, waited_s: float) -> None:
-        """Begin anywhere between a new breaker and one that is being probed, with attempts of the first epoch under way."""
+        """Begin anywhere between a new breaker and one that is being probed, with attempts of the
+        first epoch under way.
+        """
         self.threshold = threshold
         self.now = 1000.0
         self.before = self.after = self.core.Breaker()
@@ -82,7 +101,9 @@ class Circuit(RuleBasedStateMachine):
     @rule(which=st.integers(0, 3), vote=votes)
     def attempt_ends(self, which: int, vote: CircuitVote) -> None:
         epoch = self.flying.pop(-1 - which % len(self.flying))
-        after = self.after.vote(vote, epoch=epoch, now=self.now, threshold=self.threshold, open_s=OPEN_S)
+        after = self.after.vote(
+            vote, epoch=epoch, now=self.now, threshold=self.threshold, open_s=OPEN_S
+        )
         self.step(Event.VOTE, after, epoch=epoch, vote=vote)
 
     @rule(sequence=st.lists(votes, min_size=1, max_size=3))
@@ -107,7 +128,14 @@ class Circuit(RuleBasedStateMachine):
     def owner_sets_the_threshold(self, threshold: int) -> None:
         self.threshold = threshold
 
-    def step(self, event: Event, after: breaker.Breaker, *, epoch: int = -1, vote: CircuitVote | None = None) -> None:
+    def step(
+        self,
+        event: Event,
+        after: breaker.Breaker,
+        *,
+        epoch: int = -1,
+        vote: CircuitVote | None = None,
+    ) -> None:
         self.before, self.after, self.event, self.vote = self.after, after, event, vote
         self.counts = epoch == self.before.epoch
         if event is Event.RESET or (self.counts and vote is CircuitVote.SUCCESS):
@@ -163,7 +191,10 @@ def an_attempt_of_another_epoch_changes_nothing(circuit: Circuit) -> None:
 def an_attempt_that_says_nothing_lets_the_next_probe_go(circuit: Circuit) -> None:
     says_nothing = circuit.event is Event.ABANDON or circuit.vote is CircuitVote.NEUTRAL
     if says_nothing and circuit.counts:
-        assert (circuit.after.state, circuit.after.failures) == (circuit.before.state, circuit.before.failures)
+        assert (circuit.after.state, circuit.after.failures) == (
+            circuit.before.state,
+            circuit.before.failures,
+        )
         if circuit.before.state == "half_open":
             assert circuit.after.blocked_until is not None
             assert circuit.after.blocked_until <= circuit.now
@@ -172,12 +203,20 @@ def an_attempt_that_says_nothing_lets_the_next_probe_go(circuit: Circuit) -> Non
 
 
 def a_probe_that_succeeds_closes(circuit: Circuit) -> None:
-    if circuit.counts and circuit.before.state == "half_open" and circuit.vote is CircuitVote.SUCCESS:
+    if (
+        circuit.counts
+        and circuit.before.state == "half_open"
+        and circuit.vote is CircuitVote.SUCCESS
+    ):
         assert (circuit.after.state, circuit.after.failures) == ("closed", 0)
 
 
 def a_probe_that_fails_opens_again(circuit: Circuit) -> None:
-    if circuit.counts and circuit.before.state == "half_open" and circuit.vote is CircuitVote.FAILURE:
+    if (
+        circuit.counts
+        and circuit.before.state == "half_open"
+        and circuit.vote is CircuitVote.FAILURE
+    ):
         assert circuit.after.state == "open"
 
 
@@ -188,12 +227,19 @@ def a_reset_closes(circuit: Circuit) -> None:
 
 
 def each_transition_starts_an_epoch(circuit: Circuit) -> None:
-    moved = circuit.before.state != circuit.after.state or circuit.event in (Event.PROBE, Event.RESET)
+    moved = circuit.before.state != circuit.after.state or circuit.event in (
+        Event.PROBE,
+        Event.RESET,
+    )
     assert circuit.after.epoch == circuit.before.epoch + moved
 
 
 def health_follows_the_circuit(circuit: Circuit) -> None:
-    health = {"open": "unavailable", "half_open": "degraded", "closed": "degraded" if circuit.failures else "healthy"}
+    health = {
+        "open": "unavailable",
+        "half_open": "degraded",
+        "closed": "degraded" if circuit.failures else "healthy",
+    }
     assert circuit.after.health() == health[circuit.after.state]
 
 

@@ -1,6 +1,8 @@
-"""The token bucket under any order of takes, returns and clocks, and under the mistakes planted for each property.
+"""The token bucket under any order of takes, returns and clocks, and under the mistakes planted for
+each property.
 
-Rates and times are dyadic fractions, so that sums are exact and "never above" can be asked without a tolerance.
+Rates and times are dyadic fractions, so that sums are exact and "never above" can be asked without
+a tolerance.
 """
 
 import math
@@ -10,7 +12,13 @@ from types import ModuleType
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from tests.support.mutants import CHECK, HUNT, Mutant, planted_in
 from webhookd.core import bucket
@@ -78,7 +86,9 @@ def is_never_below_nothing(tap: Tap) -> None:
 
 
 def lets_through_at_most_burst_and_rate(tap: Tap) -> None:
-    """In every interval that begins and ends with a take. Tokens that were given back may go out once more."""
+    """In every interval that begins and ends with a take. Tokens that were given back may go out
+    once more.
+    """
     for first, (since_s, _) in enumerate(tap.taken):
         through = 0
         for until_s, count in tap.taken[first:]:
@@ -93,7 +103,11 @@ def gains_nothing_from_a_clock_that_steps_back(tap: Tap) -> None:
 
 def refills_at_its_rate(tap: Tap) -> None:
     # After a step back the bucket waits until the clock has caught up; before that it gains less.
-    if tap.stepped_s > 0 and tap.bucket.tokens is not None and tap.bucket.at <= tap.now - tap.stepped_s:
+    if (
+        tap.stepped_s > 0
+        and tap.bucket.tokens is not None
+        and tap.bucket.at <= tap.now - tap.stepped_s
+    ):
         assert tap.level() == min(tap.burst, tap.before + tap.rate * tap.stepped_s)
 
 
@@ -105,7 +119,8 @@ def names_the_first_instant_of_the_next_token(tap: Tap) -> None:
         assert tap.bucket.level(at, rate=tap.rate, burst=tap.burst) >= 1
         assert tap.bucket.level(at - TICK_S, rate=tap.rate, burst=tap.burst) < 1
     else:
-        # The clock stepped back: an early look costs a little, a late one nothing is lost by either.
+        # The clock stepped back: an early look costs a little, a late one nothing is lost by
+        # either.
         assert at > tap.now
 
 
@@ -113,7 +128,9 @@ def rate_nought_is_unlimited(tap: Tap) -> None:
     assert tap.bucket.level(tap.now, rate=0.0, burst=tap.burst) == math.inf
     emptied = tap.bucket.take(10**9, tap.now, rate=0.0, burst=tap.burst)
     assert emptied.level(tap.now, rate=0.0, burst=tap.burst) == math.inf
-    assert emptied.level(tap.now, rate=tap.rate, burst=tap.burst) == tap.burst, "a limit set later starts with a full bucket"
+    assert emptied.level(tap.now, rate=tap.rate, burst=tap.burst) == tap.burst, (
+        "a limit set later starts with a full bucket"
+    )
     assert tap.bucket.next_token_at(tap.now, rate=0.0, burst=tap.burst) == tap.now
 
 

@@ -1,7 +1,8 @@
 """A backlog that is claimed and settled in any order, and its lane; and planted mistakes.
 
-`Backlog` does to its rows what claim.sql does to the queue's, so that the two halves of the lane, `admit` and `settle_lane`,
-are seen together: a row that comes back must be looked at in time, whatever blocked its lane meanwhile.
+`Backlog` does to its rows what claim.sql does to the queue's, so that the two halves of the lane,
+`admit` and `settle_lane`, are seen together: a row that comes back must be looked at in time,
+whatever blocked its lane meanwhile.
 
 A mutated module has enums of its own, so members of `BlockedBy` are compared with ==.
 """
@@ -14,7 +15,13 @@ from types import ModuleType
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from tests.core.test_admission import ADMIT, NOW, PLAIN, taken
 from tests.support.mutants import CHECK, HUNT, Mutant, planted_in
@@ -38,21 +45,50 @@ def answered(status: int, retry_after: str | None = None) -> Attempted:
 
 good, bad, bad_for_long = answered(200), answered(500), answered(500, "50")
 short_hold, long_hold = answered(429, "8"), answered(503, "50")
-outcomes = st.sampled_from([good, bad, bad_for_long, answered(404), answered(429), short_hold, long_hold, GivenBack(), Lost()])
-telling = [[bad], [good, bad], [bad, bad_for_long], [long_hold, short_hold], [GivenBack()], [answered(429)], [answered(429), bad]]
+outcomes = st.sampled_from(
+    [
+        good,
+        bad,
+        bad_for_long,
+        answered(404),
+        answered(429),
+        short_hold,
+        long_hold,
+        GivenBack(),
+        Lost(),
+    ]
+)
+telling = [
+    [bad],
+    [good, bad],
+    [bad, bad_for_long],
+    [long_hold, short_hold],
+    [GivenBack()],
+    [answered(429)],
+    [answered(429), bad],
+]
 some_outcomes = st.one_of(st.sampled_from(telling), st.lists(outcomes, min_size=1, max_size=3))
 rated = st.sampled_from([0.0, 0.0, 0.125])
 
 
 class Backlog(RuleBasedStateMachine):
-    """One webhook's rows, waiting and under way, and its lane. A row is the time at which it is due."""
+    """One webhook's rows, waiting and under way, and its lane. A row is the time at which it is
+    due.
+    """
 
     core: ModuleType = lanes
     properties: Sequence[Callable[["Backlog"], None]] = ()
 
-    @initialize(rate=rated, cap=st.integers(1, 4), threshold=st.integers(1, 3), rows=st.sampled_from([1, 2, 3, 6]))
+    @initialize(
+        rate=rated,
+        cap=st.integers(1, 4),
+        threshold=st.integers(1, 3),
+        rows=st.sampled_from([1, 2, 3, 6]),
+    )
     def start(self, rate: float, cap: int, threshold: int, rows: int) -> None:
-        """Begin with a few claims of a new lane under way, or with a probe beside claims from before the circuit opened."""
+        """Begin with a few claims of a new lane under way, or with a probe beside claims from
+        before the circuit opened.
+        """
         self.settings = PLAIN._replace(rate=rate, max_in_flight=cap, circuit_threshold=threshold)
         self.now = NOW
         self.lane = self.before = FRESH
@@ -92,12 +128,18 @@ class Backlog(RuleBasedStateMachine):
             self.waiting, self.new = self.waiting + self.new, []
         self.before, self.ended = self.lane, []
         self.lane = self.claimed(admission, len(due))
-        self.flying += [DELIVERY._replace(breaker=self.lane.breaker, settings=self.settings)] * len(due)
+        self.flying += [DELIVERY._replace(breaker=self.lane.breaker, settings=self.settings)] * len(
+            due
+        )
 
     def claimed(self, admission: Admission, count: int) -> Lane:
         lane = taken(self.lane, count, self.settings, now=self.now)
         if admission.probe and count:
-            lane = replace(lane, breaker=lane.breaker.begin_probe(lease_until=self.now + LEASE_S), health="degraded")
+            lane = replace(
+                lane,
+                breaker=lane.breaker.begin_probe(lease_until=self.now + LEASE_S),
+                health="degraded",
+            )
         if count >= admission.quota:
             return replace(lane, blocked_by=admission.blocked_by, runnable_at=admission.runnable_at)
         later = min((at for at in self.waiting if at > self.now), default=None)
@@ -123,7 +165,14 @@ class Backlog(RuleBasedStateMachine):
     @rule()
     def operator_resets(self) -> None:
         closed = self.lane.breaker.reset()
-        self.lane = replace(self.lane, breaker=closed, hold_until=None, runnable_at=self.now, blocked_by=None, health="healthy")
+        self.lane = replace(
+            self.lane,
+            breaker=closed,
+            hold_until=None,
+            runnable_at=self.now,
+            blocked_by=None,
+            health="healthy",
+        )
         self.reset_epoch = closed.epoch
 
     def outcomes(self) -> list[Outcome]:
@@ -155,7 +204,10 @@ def a_trip_parks_the_lane(backlog: Backlog) -> None:
     if breaker.state is CircuitState.OPEN and breaker.epoch != backlog.before.breaker.epoch:
         assert breaker.until == backlog.now + OPEN_S
         assert backlog.lane.runnable_at is not None
-        assert backlog.lane.runnable_at >= breaker.until or backlog.lane.runnable_at == backlog.lane.hold_until
+        assert (
+            backlog.lane.runnable_at >= breaker.until
+            or backlog.lane.runnable_at == backlog.lane.hold_until
+        )
         assert backlog.lane.blocked_by in (BlockedBy.CIRCUIT, BlockedBy.HOLD)
 
 
@@ -172,7 +224,9 @@ def a_hold_is_the_longest_that_was_asked_for(backlog: Backlog) -> None:
 
 
 def a_block_that_still_holds_is_kept(backlog: Backlog) -> None:
-    """An attempt of another epoch ends while a circuit or a hold blocks the lane: nothing looks at it any earlier."""
+    """An attempt of another epoch ends while a circuit or a hold blocks the lane: nothing looks at
+    it any earlier.
+    """
     before, lane = backlog.before, backlog.lane
     untouched = (lane.breaker, lane.hold_until) == (before.breaker, before.hold_until)
     if untouched and before.blocked_by in (BlockedBy.CIRCUIT, BlockedBy.HOLD):
@@ -180,7 +234,10 @@ def a_block_that_still_holds_is_kept(backlog: Backlog) -> None:
 
 
 def room_is_used_at_once(backlog: Backlog) -> None:
-    if backlog.before.blocked_by == BlockedBy.IN_FLIGHT and backlog.lane.blocked_by not in (BlockedBy.HOLD, BlockedBy.CIRCUIT):
+    if backlog.before.blocked_by == BlockedBy.IN_FLIGHT and backlog.lane.blocked_by not in (
+        BlockedBy.HOLD,
+        BlockedBy.CIRCUIT,
+    ):
         assert (backlog.lane.runnable_at, backlog.lane.blocked_by) == (backlog.now, None)
 
 
@@ -198,7 +255,9 @@ def the_breaker_hears_every_vote_in_order(backlog: Backlog) -> None:
             breaker = breaker.abandon_probe(epoch=epoch, now=backlog.now)
         else:
             threshold = backlog.settings.circuit_threshold
-            breaker = breaker.vote(vote, epoch=epoch, now=backlog.now, threshold=threshold, open_s=OPEN_S)
+            breaker = breaker.vote(
+                vote, epoch=epoch, now=backlog.now, threshold=threshold, open_s=OPEN_S
+            )
     assert backlog.lane.breaker == breaker
 
 
@@ -207,11 +266,15 @@ def what_is_given_back_returns_its_token(backlog: Backlog) -> None:
     if rate:
         before = backlog.before.bucket.level(backlog.now, rate=rate, burst=burst)
         returned = sum(isinstance(outcome, GivenBack) for outcome in backlog.outcomes())
-        assert backlog.lane.bucket.level(backlog.now, rate=rate, burst=burst) == min(burst, before + returned)
+        assert backlog.lane.bucket.level(backlog.now, rate=rate, burst=burst) == min(
+            burst, before + returned
+        )
 
 
 def only_a_success_makes_healthy(backlog: Backlog) -> None:
-    """What was healthy stays so after attempts from before a reset, but not after an answer that says nothing."""
+    """What was healthy stays so after attempts from before a reset, but not after an answer that
+    says nothing.
+    """
     if backlog.lane.health == "healthy" and good not in backlog.outcomes():
         assert backlog.before.health == "healthy"
         assert answered(429) not in backlog.outcomes()
@@ -252,7 +315,9 @@ def test_a_backlog_keeps_its_properties_whatever_happens() -> None:
     drive(lanes, list(SETTLE.values()), settings(CHECK, max_examples=200))
 
 
-@pytest.mark.parametrize("mutant", [mutant for mutant in planted_in("lane") if mutant.killed_by in SETTLE], ids=str)
+@pytest.mark.parametrize(
+    "mutant", [mutant for mutant in planted_in("lane") if mutant.killed_by in SETTLE], ids=str
+)
 def test_a_planted_mutant_is_caught_by_its_property(mutant: Mutant) -> None:
     with pytest.raises(AssertionError):
         drive(mutant.plant(), [SETTLE[mutant.killed_by]], HUNT)

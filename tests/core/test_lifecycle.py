@@ -1,4 +1,6 @@
-"""One delivery from its insert to its end, through every outcome in any order; and planted mistakes."""
+"""One delivery from its insert to its end, through every outcome in any order; and planted
+mistakes.
+"""
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -7,7 +9,13 @@ from types import ModuleType
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from tests.support.mutants import CHECK, HUNT, Mutant, planted_in
 from webhookd.core import lifecycle
@@ -19,7 +27,9 @@ NOW_AT = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 DAY_S = 86_400.0
 BASE_S, CAP_S = 1.0, 8.0
 WAITING = ("pending", "retrying")
-SETTINGS = WebhookSettings(1, "https://example.com/", True, None, (), 5.0, 50, 10.0, 20, BASE_S, CAP_S, 5, 60.0)
+SETTINGS = WebhookSettings(
+    1, "https://example.com/", True, None, (), 5.0, 50, 10.0, 20, BASE_S, CAP_S, 5, 60.0
+)
 
 NEW = Delivery(
     delivery_id=1,
@@ -46,8 +56,19 @@ TIMED_OUT = Attempted(Answer(AnswerKind.TIMEOUT, 5.0), 0.0)
 REFUSED = Attempted(Answer(AnswerKind.NO_ANSWER, 0.1), 0.0)
 NOT_ALLOWED = Attempted(Answer(AnswerKind.NOT_ALLOWED, 0.0, error="loopback"), 0.0)
 
-retried = st.sampled_from([answered(500), answered(503, "3"), answered(503, "3600"), answered(408, "3"), TIMED_OUT, REFUSED])
-throttled = st.sampled_from([answered(429), answered(429, "0"), answered(429, "3"), answered(429, "3600")])
+retried = st.sampled_from(
+    [
+        answered(500),
+        answered(503, "3"),
+        answered(503, "3600"),
+        answered(408, "3"),
+        TIMED_OUT,
+        REFUSED,
+    ]
+)
+throttled = st.sampled_from(
+    [answered(429), answered(429, "0"), answered(429, "3"), answered(429, "3600")]
+)
 final = st.sampled_from([answered(200), answered(404), answered(410), answered(302), NOT_ALLOWED])
 draws = st.sampled_from([0.0, 0.5, 0.999])
 
@@ -92,10 +113,17 @@ class Life(RuleBasedStateMachine):
         self.start(max_retries, leases_lost)
 
     def step(self, outcome: Outcome, u: float) -> None:
-        self.before, self.before_status, self.outcome, self.u = self.delivery, self.status, outcome, u
+        self.before, self.before_status, self.outcome, self.u = (
+            self.delivery,
+            self.status,
+            outcome,
+            u,
+        )
         self.answer = outcome.answer if isinstance(outcome, Attempted) else None
         self.http_status = self.answer.http_status if self.answer else None
-        self.settlement: lifecycle.Settlement = self.core.settle(self.before, outcome, now_at=NOW_AT, u=u)
+        self.settlement: lifecycle.Settlement = self.core.settle(
+            self.before, outcome, now_at=NOW_AT, u=u
+        )
         self.spending += self.answer is not None and self.http_status != 429
         self.status = self.settlement.status.value
         self.delivery = self.before._replace(
@@ -115,7 +143,9 @@ def retries_never_exceed_their_limit(life: Life) -> None:
 def all_retries_are_used(life: Life) -> None:
     if life.http_status == 500:
         left = life.before.retry_count < life.before.max_retries
-        assert (life.status, life.settlement.spends_retry) == (("retrying", True) if left else ("failed", False))
+        assert (life.status, life.settlement.spends_retry) == (
+            ("retrying", True) if left else ("failed", False)
+        )
         assert left or life.settlement.reason == "HTTP 500; no retries left"
 
 
@@ -126,7 +156,11 @@ def only_success_delivers(life: Life) -> None:
 def refusals_fail_at_once(life: Life) -> None:
     if life.http_status in (404, 410, 302) or life.outcome is NOT_ALLOWED:
         assert life.status == "failed"
-        assert (life.settlement.delay_s, life.settlement.hold_s, life.settlement.spends_retry) == (None, None, False)
+        assert (life.settlement.delay_s, life.settlement.hold_s, life.settlement.spends_retry) == (
+            None,
+            None,
+            False,
+        )
     assert life.settlement.disables_webhook == (life.http_status == 410)
 
 
@@ -144,12 +178,17 @@ def only_throttling_ends_after_a_day(life: Life) -> None:
 def what_was_given_back_is_as_it_was(life: Life) -> None:
     if isinstance(life.outcome, GivenBack):
         assert life.delivery == life.before
-        assert (life.settlement.delay_s, life.settlement.hold_s) == (None, None), "it is due at once"
+        assert (life.settlement.delay_s, life.settlement.hold_s) == (None, None), (
+            "it is due at once"
+        )
 
 
 def without_an_attempt_nothing_is_said_or_spent(life: Life) -> None:
     if life.answer is None:
-        assert (life.delivery.retry_count, life.delivery.attempts) == (life.before.retry_count, life.before.attempts)
+        assert (life.delivery.retry_count, life.delivery.attempts) == (
+            life.before.retry_count,
+            life.before.attempts,
+        )
         assert life.settlement.vote is None
         assert life.status in (("retrying" if life.before.attempts else "pending"), "failed")
 
@@ -161,7 +200,9 @@ def a_row_that_loses_leases_is_tried_alone_and_given_up(life: Life) -> None:
         assert (life.status == "failed") == (lost >= 6)
         assert (life.settlement.delay_s is None) == (lost < 3 or lost >= 6)
         if life.settlement.delay_s is not None:
-            assert life.settlement.delay_s == pytest.approx(BASE_S * 2 ** (lost - 3) * (0.8 + 0.4 * life.u))
+            assert life.settlement.delay_s == pytest.approx(
+                BASE_S * 2 ** (lost - 3) * (0.8 + 0.4 * life.u)
+            )
         if life.status == "failed":
             assert (life.settlement.event, life.settlement.reason) == ("failed", "lost 6 leases")
 
@@ -174,13 +215,21 @@ def the_delay_is_the_receivers_wish_or_the_backoff(life: Life) -> None:
     else:
         # A 429 moves no retry_count, so its backoff grows with the attempts.
         tries = life.before.attempts if life.http_status == 429 else life.before.retry_count
-        assert life.settlement.delay_s == pytest.approx(min(CAP_S, BASE_S * 2**tries * (0.8 + 0.4 * life.u)))
+        assert life.settlement.delay_s == pytest.approx(
+            min(CAP_S, BASE_S * 2**tries * (0.8 + 0.4 * life.u))
+        )
 
 
 def a_wish_holds_the_whole_webhook(life: Life) -> None:
-    wished = life.http_status in (429, 503) and life.answer is not None and life.answer.retry_after is not None
+    wished = (
+        life.http_status in (429, 503)
+        and life.answer is not None
+        and life.answer.retry_after is not None
+    )
     expected_s = min(float(life.answer.retry_after or 0), CAP_S) if wished and life.answer else None
-    assert life.settlement.hold_s == expected_s, "also where this row has failed: the others would be told the same"
+    assert life.settlement.hold_s == expected_s, (
+        "also where this row has failed: the others would be told the same"
+    )
 
 
 def every_attempt_is_logged_and_votes(life: Life) -> None:
@@ -188,7 +237,13 @@ def every_attempt_is_logged_and_votes(life: Life) -> None:
         assert life.settlement.event == life.status
         neutral = life.http_status == 429 or life.outcome is NOT_ALLOWED
         success = life.http_status == 200
-        vote = CircuitVote.SUCCESS if success else CircuitVote.NEUTRAL if neutral else CircuitVote.FAILURE
+        vote = (
+            CircuitVote.SUCCESS
+            if success
+            else CircuitVote.NEUTRAL
+            if neutral
+            else CircuitVote.FAILURE
+        )
         assert life.settlement.vote is vote
     elif life.status != "failed":
         assert life.settlement.event is None

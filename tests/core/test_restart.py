@@ -1,4 +1,6 @@
-"""The restart policy against a model that remembers the whole history, and against planted mutants that must fail."""
+"""The restart policy against a model that remembers the whole history, and against planted mutants
+that must fail.
+"""
 
 import math
 from collections.abc import Callable
@@ -13,7 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 
 from webhookd.core.restart import BACKOFF_MAX_S, HEALTHY_LIFE_S, Phase, Restart, backoff_s
 
-SETTINGS = settings(max_examples=60, stateful_step_count=40, deadline=None, database=None, derandomize=True)
+SETTINGS = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, database=None, derandomize=True
+)
 # A mutant has to be caught, not to be explained.
 HUNT = settings(
     SETTINGS,
@@ -31,7 +35,9 @@ spans = st.one_of(short_spans, st.floats(1.0, 100.0))
 
 
 class Slot(RuleBasedStateMachine):
-    """One place through starts, beats and deaths. The model keeps plain lists and works everything out from them."""
+    """One place through starts, beats and deaths. The model keeps plain lists and works everything
+    out from them.
+    """
 
     kind: type[Restart] = Restart
 
@@ -41,7 +47,9 @@ class Slot(RuleBasedStateMachine):
         self.restart = self.kind.fresh(self.now)
         assert self.restart.since == self.now, "a new place is filled at once"
         self.beats: list[float] = []
-        self.lives: list[float] = []  # each ended worker's healthy life, from its first beat to its last
+        self.lives: list[
+            float
+        ] = []  # each ended worker's healthy life, from its first beat to its last
 
     @precondition(lambda self: self.restart.phase is Phase.WAITING)
     @rule(late_s=short_spans)
@@ -50,7 +58,9 @@ class Slot(RuleBasedStateMachine):
         self.restart = self.restart.started(self.now)
         self.beats = []
         assert self.restart.phase is Phase.STARTING
-        assert self.restart.silent_at(7.0) == self.now + 7.0, "a new worker has the whole timeout for its first beat"
+        assert self.restart.silent_at(7.0) == self.now + 7.0, (
+            "a new worker has the whole timeout for its first beat"
+        )
 
     @precondition(lambda self: self.restart.phase is not Phase.WAITING)
     @rule(span_s=spans)
@@ -59,7 +69,9 @@ class Slot(RuleBasedStateMachine):
         self.restart = self.restart.beat(self.now)
         self.beats.append(self.now)
         assert self.restart.phase is Phase.RUNNING
-        assert self.restart.silent_at(7.0) == self.now + 7.0, "each beat gives the whole timeout again"
+        assert self.restart.silent_at(7.0) == self.now + 7.0, (
+            "each beat gives the whole timeout again"
+        )
 
     @precondition(lambda self: self.restart.phase is not Phase.WAITING)
     @rule(span_s=spans, u=draws)
@@ -67,7 +79,10 @@ class Slot(RuleBasedStateMachine):
         self.now += span_s
         self.restart = self.restart.died(self.now, u=u)
         self.lives.append(self.beats[-1] - self.beats[0] if self.beats else 0.0)
-        deaths = next((n for n, life in enumerate(reversed(self.lives), 1) if life >= HEALTHY_LIFE_S), len(self.lives))
+        deaths = next(
+            (n for n, life in enumerate(reversed(self.lives), 1) if life >= HEALTHY_LIFE_S),
+            len(self.lives),
+        )
         delay_s = self.restart.since - self.now
         assert self.restart.phase is Phase.WAITING
         if deaths == 1:
@@ -84,7 +99,11 @@ class Slot(RuleBasedStateMachine):
         # In the model an excuse is no beat; only silence up to here is forgotten.
         excused = before.excused(self.now)
         assert excused.silent_at(7.0) == self.now + 7.0
-        assert (excused.phase, excused.since, excused.failures) == (before.phase, before.since, before.failures)
+        assert (excused.phase, excused.since, excused.failures) == (
+            before.phase,
+            before.since,
+            before.failures,
+        )
 
 
 def property_model(kind: type[Restart], how: settings) -> None:
@@ -92,7 +111,9 @@ def property_model(kind: type[Restart], how: settings) -> None:
 
 
 def property_crash_loop_never_spins(kind: type[Restart], how: settings) -> None:
-    """A worker that dies at its start is started at most 30 times in the first five minutes, whatever the dice."""
+    """A worker that dies at its start is started at most 30 times in the first five minutes,
+    whatever the dice.
+    """
 
     @how
     @given(st.lists(draws, min_size=40, max_size=40))
@@ -154,7 +175,11 @@ class NeverBacksOff(Restart):
 class NoCeiling(Restart):
     def died(self, now: float, *, u: float) -> Self:
         after = super().died(now, u=u)
-        delay_s = 0.0 if after.failures == 1 else 0.5 * 2.0 ** min(after.failures - 2, 1000) * (0.5 + 0.5 * u)
+        delay_s = (
+            0.0
+            if after.failures == 1
+            else 0.5 * 2.0 ** min(after.failures - 2, 1000) * (0.5 + 0.5 * u)
+        )
         return replace(after, since=now + delay_s)
 
 
@@ -249,8 +274,14 @@ def test_the_policy_has(check: Callable[[type[Restart], settings], None]) -> Non
 
 @pytest.mark.parametrize(
     ("check", "mutant"),
-    [pytest.param(check, mutant, id=mutant.__name__) for check, mutants in PROPERTIES.items() for mutant in mutants],
+    [
+        pytest.param(check, mutant, id=mutant.__name__)
+        for check, mutants in PROPERTIES.items()
+        for mutant in mutants
+    ],
 )
-def test_a_planted_mutant_is_caught(check: Callable[[type[Restart], settings], None], mutant: type[Restart]) -> None:
+def test_a_planted_mutant_is_caught(
+    check: Callable[[type[Restart], settings], None], mutant: type[Restart]
+) -> None:
     with pytest.raises((AssertionError, OverflowError)):
         check(mutant, HUNT)

@@ -12,7 +12,8 @@ from webhookd.core import signing
 
 NOW = 1_700_000_000
 
-# The test suites of standard-webhooks: libraries/python/tests/test_webhooks.py and libraries/rust/src/lib.rs.
+# The test suites of standard-webhooks: libraries/python/tests/test_webhooks.py and
+# libraries/rust/src/lib.rs.
 VECTORS = [
     pytest.param(
         "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
@@ -42,7 +43,14 @@ def test_published_vectors_are_signed_and_verified(
 ) -> None:
     key = signing.parse_secret(secret)
     assert signing.sign(key, webhook_id=webhook_id, timestamp=timestamp, body=body) == signature
-    assert signing.verify(key, webhook_id=webhook_id, timestamp=timestamp, body=body, signature=signature, now=timestamp)
+    assert signing.verify(
+        key,
+        webhook_id=webhook_id,
+        timestamp=timestamp,
+        body=body,
+        signature=signature,
+        now=timestamp,
+    )
     assert signing.format_secret(key) == secret
 
 
@@ -79,40 +87,66 @@ def test_a_malformed_secret_is_refused_without_being_repeated(secret: str) -> No
 def test_a_dot_in_the_id_is_refused() -> None:
     with pytest.raises(ValueError, match="dot"):
         signing.sign(b"k" * 24, webhook_id="a.b", timestamp=NOW, body=b"")
-    assert not signing.verify(b"k" * 24, webhook_id="a.b", timestamp=NOW, body=b"", signature="v1,", now=NOW)
+    assert not signing.verify(
+        b"k" * 24, webhook_id="a.b", timestamp=NOW, body=b"", signature="v1,", now=NOW
+    )
 
 
-@pytest.mark.parametrize(("age", "verifies"), [(0, True), (300, True), (-300, True), (301, False), (-301, False)])
+@pytest.mark.parametrize(
+    ("age", "verifies"), [(0, True), (300, True), (-300, True), (301, False), (-301, False)]
+)
 def test_only_timestamps_within_the_tolerance_verify(age: int, verifies: bool) -> None:
     key = b"k" * 24
     signature = signing.sign(key, webhook_id="m", timestamp=NOW, body=b"{}")
-    assert verifies is signing.verify(key, webhook_id="m", timestamp=NOW, body=b"{}", signature=signature, now=NOW + age)
+    assert verifies is signing.verify(
+        key, webhook_id="m", timestamp=NOW, body=b"{}", signature=signature, now=NOW + age
+    )
 
 
 @pytest.mark.parametrize("stray", ["", "v1", "v1,", "v1a,AAAA", "v2,x", "\u2028", "\udcff", "v1,é"])
-def test_one_good_signature_among_strange_ones_is_enough_and_the_strange_ones_alone_are_not(stray: str) -> None:
+def test_one_good_signature_among_strange_ones_is_enough_and_the_strange_ones_alone_are_not(
+    stray: str,
+) -> None:
     key = b"k" * 24
     good = signing.sign(key, webhook_id="m", timestamp=NOW, body=b"{}")
-    for signature, verifies in ((f"{stray} {good}", True), (f"{good} {stray}", True), (stray, False)):
-        assert verifies is signing.verify(key, webhook_id="m", timestamp=NOW, body=b"{}", signature=signature, now=NOW)
+    for signature, verifies in (
+        (f"{stray} {good}", True),
+        (f"{good} {stray}", True),
+        (stray, False),
+    ):
+        assert verifies is signing.verify(
+            key, webhook_id="m", timestamp=NOW, body=b"{}", signature=signature, now=NOW
+        )
 
 
-@given(key=keys, webhook_id=message_ids, body=st.binary(max_size=300), other=st.binary(max_size=300))
-def test_a_signature_verifies_for_its_own_bytes_only(key: bytes, webhook_id: str, body: bytes, other: bytes) -> None:
+@given(
+    key=keys, webhook_id=message_ids, body=st.binary(max_size=300), other=st.binary(max_size=300)
+)
+def test_a_signature_verifies_for_its_own_bytes_only(
+    key: bytes, webhook_id: str, body: bytes, other: bytes
+) -> None:
     signature = signing.sign(key, webhook_id=webhook_id, timestamp=NOW, body=body)
     for sent in (body, other):
         assert (sent == body) is signing.verify(
             key, webhook_id=webhook_id, timestamp=NOW, body=sent, signature=signature, now=NOW
         )
-    assert not signing.verify(key, webhook_id=webhook_id, timestamp=NOW + 1, body=body, signature=signature, now=NOW)
-    assert not signing.verify(key, webhook_id=webhook_id + "x", timestamp=NOW, body=body, signature=signature, now=NOW)
+    assert not signing.verify(
+        key, webhook_id=webhook_id, timestamp=NOW + 1, body=body, signature=signature, now=NOW
+    )
+    assert not signing.verify(
+        key, webhook_id=webhook_id + "x", timestamp=NOW, body=body, signature=signature, now=NOW
+    )
 
 
-json_bodies = st.dictionaries(st.text(max_size=20), st.one_of(st.integers(), st.text(max_size=50)), max_size=5)
+json_bodies = st.dictionaries(
+    st.text(max_size=20), st.one_of(st.integers(), st.text(max_size=50)), max_size=5
+)
 
 
 @given(key=keys, webhook_id=message_ids, payload=json_bodies)
-def test_the_reference_package_verifies_our_signatures(key: bytes, webhook_id: str, payload: dict[str, object]) -> None:
+def test_the_reference_package_verifies_our_signatures(
+    key: bytes, webhook_id: str, payload: dict[str, object]
+) -> None:
     body = json.dumps(payload, ensure_ascii=False).encode()
     now = int(datetime.now(UTC).timestamp())
     headers = {
@@ -127,8 +161,12 @@ def test_the_reference_package_verifies_our_signatures(key: bytes, webhook_id: s
 
 
 @given(key=keys, webhook_id=message_ids, payload=json_bodies)
-def test_we_verify_signatures_of_the_reference_package(key: bytes, webhook_id: str, payload: dict[str, object]) -> None:
+def test_we_verify_signatures_of_the_reference_package(
+    key: bytes, webhook_id: str, payload: dict[str, object]
+) -> None:
     body = json.dumps(payload)
     at = datetime.fromtimestamp(NOW, UTC)
     signature = Webhook(signing.format_secret(key)).sign(webhook_id, at, body)
-    assert signing.verify(key, webhook_id=webhook_id, timestamp=NOW, body=body.encode(), signature=signature, now=NOW)
+    assert signing.verify(
+        key, webhook_id=webhook_id, timestamp=NOW, body=body.encode(), signature=signature, now=NOW
+    )

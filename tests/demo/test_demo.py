@@ -30,7 +30,9 @@ def test_the_demo_delivers_a_thousand_and_shows_a_circuit_open_and_close() -> No
 def test_an_interrupted_demo_stops_what_it_started() -> None:
     before = set(leftovers())
     terminal, inside = pty.openpty()
-    with subprocess.Popen(COMMAND, stdin=inside, stdout=inside, stderr=inside, start_new_session=True) as demo:
+    with subprocess.Popen(
+        COMMAND, stdin=inside, stdout=inside, stderr=inside, start_new_session=True
+    ) as demo:
         os.close(inside)
         shown = b""
         while b"delivered" not in shown:

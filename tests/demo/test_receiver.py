@@ -1,4 +1,6 @@
-"""`webhookd listen`: a local receiver that prints what arrives and says whether the signature holds."""
+"""`webhookd listen`: a local receiver that prints what arrives and says whether the signature
+holds.
+"""
 
 import http.client
 import json
@@ -20,7 +22,9 @@ BODY = b'{"a": 1}'
 
 
 @contextmanager
-def receiver(arrivals: list[Arrival], *, key: bytes | None = KEY, status: int = 200) -> Iterator[tuple[str, int]]:
+def receiver(
+    arrivals: list[Arrival], *, key: bytes | None = KEY, status: int = 200
+) -> Iterator[tuple[str, int]]:
     """Run a receiver on a free port of loopback and yield its address."""
     running = Receiver("127.0.0.1", 0, key=key, status=status, show=arrivals.append)
     thread = threading.Thread(target=running.serve)
@@ -39,7 +43,9 @@ def signed(key: bytes, *, body: bytes = BODY, timestamp: int | None = None) -> d
     return {"webhook-id": "msg_1", "webhook-timestamp": str(at), "webhook-signature": signature}
 
 
-def post(address: tuple[str, int], headers: dict[str, str], body: bytes = BODY, path: str = "/hook") -> int:
+def post(
+    address: tuple[str, int], headers: dict[str, str], body: bytes = BODY, path: str = "/hook"
+) -> int:
     connection = http.client.HTTPConnection(*address, timeout=20)
     try:
         connection.request("POST", path, body=body, headers=headers)
@@ -54,7 +60,9 @@ def test_an_arrival_is_shown_with_its_path_id_and_body() -> None:
     arrivals: list[Arrival] = []
     with receiver(arrivals) as address:
         assert post(address, signed(KEY), path="/hook?x=1") == 200
-    assert [(one.path, one.webhook_id, one.signature, one.body) for one in arrivals] == [("/hook?x=1", "msg_1", "valid", BODY)]
+    assert [(one.path, one.webhook_id, one.signature, one.body) for one in arrivals] == [
+        ("/hook?x=1", "msg_1", "valid", BODY)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -65,11 +73,15 @@ def test_an_arrival_is_shown_with_its_path_id_and_body() -> None:
         pytest.param({**signed(KEY), "webhook-id": "msg_2"}, BODY, "invalid", id="another id"),
         pytest.param(signed(KEY, timestamp=1_600_000_000), BODY, "invalid", id="replayed"),
         pytest.param({**signed(KEY), "webhook-timestamp": "soon"}, BODY, "invalid", id="no number"),
-        pytest.param({**signed(KEY), "webhook-timestamp": "9" * 400}, BODY, "invalid", id="a huge number"),
+        pytest.param(
+            {**signed(KEY), "webhook-timestamp": "9" * 400}, BODY, "invalid", id="a huge number"
+        ),
         pytest.param({"webhook-id": "msg_1"}, BODY, "missing", id="unsigned"),
     ],
 )
-def test_what_is_not_signed_with_the_secret_does_not_pass(headers: dict[str, str], body: bytes, verdict: str) -> None:
+def test_what_is_not_signed_with_the_secret_does_not_pass(
+    headers: dict[str, str], body: bytes, verdict: str
+) -> None:
     arrivals: list[Arrival] = []
     with receiver(arrivals) as address:
         assert post(address, headers, body) == 200
@@ -104,7 +116,9 @@ def test_a_port_in_use_is_one_line_that_says_what_to_do() -> None:
         Receiver(host, port, key=None, status=200, show=lambda arrival: None)
 
 
-def test_lines_for_people_are_bounded_and_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_for_people_are_bounded_and_cannot_steer_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     show = printer(as_json=False, printable=printable)
     show(Arrival(0.0, "/\x1b[2J", "\x9b31m", "valid", b"\x1b]0;x\x07" + b"a" * 100_000))
     out = capsys.readouterr().out
@@ -117,5 +131,11 @@ def test_lines_for_programs_are_json_one_an_arrival(capsys: pytest.CaptureFixtur
     show(Arrival(1.5, "/hook", "msg_1", "valid", BODY))
     show(Arrival(2.5, "/hook", "msg_2", "missing", b"not json\n\xff"))
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
-    assert first == {"at": 1.5, "path": "/hook", "webhook_id": "msg_1", "signature": "valid", "body": {"a": 1}}
+    assert first == {
+        "at": 1.5,
+        "path": "/hook",
+        "webhook_id": "msg_1",
+        "signature": "valid",
+        "body": {"a": 1},
+    }
     assert second["body"] == "not json\n\ufffd"

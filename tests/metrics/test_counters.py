@@ -13,7 +13,13 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from webhookd import __version__
 from webhookd.core.answer import Answer, AnswerKind
 from webhookd.metrics.counters import Metrics
-from webhookd.metrics.counts import AttemptStatus, ObservedAttempt, QueueCause, QueueCounts, WakeupCause
+from webhookd.metrics.counts import (
+    AttemptStatus,
+    ObservedAttempt,
+    QueueCause,
+    QueueCounts,
+    WakeupCause,
+)
 from webhookd.metrics.exposition import Exposition
 
 SEED_BUCKETS = {"0.01", "0.05", "0.1", "0.5", "1.0", "2.0", "5.0"}
@@ -38,11 +44,17 @@ class Scrape:
         return self.samples.get((name, *sorted(labels.items())))
 
     def webhook_ids(self) -> set[str]:
-        return {labels["webhook_id"] for _, *pairs in self.samples if "webhook_id" in (labels := dict(pairs))}
+        return {
+            labels["webhook_id"]
+            for _, *pairs in self.samples
+            if "webhook_id" in (labels := dict(pairs))
+        }
 
 
 class Clock:
-    """Monotonic seconds, at a test's will. Starts late: idleness must not depend on when the machine was started."""
+    """Monotonic seconds, at a test's will. Starts late: idleness must not depend on when the
+    machine was started.
+    """
 
     def __init__(self) -> None:
         self.now = 1e6
@@ -54,14 +66,20 @@ class Clock:
         self.now += hours * 3600
 
 
-def attempt(webhook_id: int, status: AttemptStatus = AttemptStatus.DELIVERED, elapsed_s: float = 0.02) -> ObservedAttempt:
+def attempt(
+    webhook_id: int, status: AttemptStatus = AttemptStatus.DELIVERED, elapsed_s: float = 0.02
+) -> ObservedAttempt:
     return ObservedAttempt(webhook_id, status, elapsed_s)
 
 
 def busy_metrics() -> Metrics:
     metrics = Metrics("worker-1", max_webhooks=2)
-    answer = Answer(AnswerKind.RESPONSE, 0.2, 200, dns_s=0.001, connect_s=0.01, tls_s=0.02, first_byte_s=0.15)
-    metrics.observe_attempts([ObservedAttempt(1001, AttemptStatus.DELIVERED, 0.2, answer), attempt(7), attempt(8)])
+    answer = Answer(
+        AnswerKind.RESPONSE, 0.2, 200, dns_s=0.001, connect_s=0.01, tls_s=0.02, first_byte_s=0.15
+    )
+    metrics.observe_attempts(
+        [ObservedAttempt(1001, AttemptStatus.DELIVERED, 0.2, answer), attempt(7), attempt(8)]
+    )
     metrics.recorded(3, refused=1)
     metrics.claimed(4)
     metrics.woken(WakeupCause.NOTIFY)
@@ -74,7 +92,9 @@ def busy_metrics() -> Metrics:
 
 def test_one_attempt_is_counted_once_under_its_status_and_webhook() -> None:
     metrics = Metrics("worker-1", max_webhooks=10)
-    metrics.observe_attempts([attempt(1001)] * 42 + [attempt(1001, AttemptStatus.TIMEOUT), attempt(2)])
+    metrics.observe_attempts(
+        [attempt(1001)] * 42 + [attempt(1001, AttemptStatus.TIMEOUT), attempt(2)]
+    )
     scrape = Scrape(metrics)
     assert 'webhook_deliveries_total{status="delivered",webhook_id="1001"} 42' in scrape.text
     assert scrape.value("webhook_deliveries_total", status="timeout", webhook_id="1001") == 1
@@ -84,10 +104,15 @@ def test_one_attempt_is_counted_once_under_its_status_and_webhook() -> None:
 
 def test_a_histogram_has_inclusive_cumulative_buckets_a_count_and_a_sum() -> None:
     metrics = Metrics("worker-1", max_webhooks=10)
-    metrics.observe_attempts([attempt(5, elapsed_s=elapsed_s) for elapsed_s in (0.0, 0.01, 0.011, 4.0, 7.0, 500.0)])
+    metrics.observe_attempts(
+        [attempt(5, elapsed_s=elapsed_s) for elapsed_s in (0.0, 0.01, 0.011, 4.0, 7.0, 500.0)]
+    )
     scrape = Scrape(metrics)
     name = "webhook_delivery_duration_seconds"
-    buckets = {bound: scrape.value(f"{name}_bucket", le=bound, webhook_id="5") for bound in ("0.01", "0.05", "2.0")}
+    buckets = {
+        bound: scrape.value(f"{name}_bucket", le=bound, webhook_id="5")
+        for bound in ("0.01", "0.05", "2.0")
+    }
     assert buckets == {"0.01": 2, "0.05": 3, "2.0": 3}
     assert scrape.value(f"{name}_bucket", le="5.0", webhook_id="5") == 4
     assert scrape.value(f"{name}_bucket", le="10.0", webhook_id="5") == 5
@@ -97,7 +122,9 @@ def test_a_histogram_has_inclusive_cumulative_buckets_a_count_and_a_sum() -> Non
     assert scrape.value(f"{name}_sum", webhook_id="5") == pytest.approx(511.021)
 
 
-def test_the_duration_buckets_hold_those_of_the_first_dashboards_and_reach_beyond_five_seconds() -> None:
+def test_the_duration_buckets_hold_those_of_the_first_dashboards_and_reach_beyond_five_seconds() -> (
+    None
+):
     metrics = Metrics("worker-1", max_webhooks=1)
     metrics.observe_attempts([attempt(5)])
     family = Scrape(metrics).families["webhook_delivery_duration_seconds"]
@@ -109,7 +136,10 @@ def test_a_named_webhook_stays_named_and_other_never_jumps() -> None:
     metrics = Metrics("worker-1", max_webhooks=1)
     assert Scrape(metrics).webhook_ids() == set()
     metrics.observe_attempts([attempt(1)] * 10)
-    assert Scrape(metrics).value("webhook_deliveries_total", status="delivered", webhook_id="other") == 0
+    assert (
+        Scrape(metrics).value("webhook_deliveries_total", status="delivered", webhook_id="other")
+        == 0
+    )
     metrics.observe_attempts([attempt(2), attempt(1)])
     scrape = Scrape(metrics)
     assert scrape.value("webhook_deliveries_total", status="delivered", webhook_id="other") == 1
@@ -169,7 +199,9 @@ def test_prometheus_sees_new_series_at_zero_once_and_everybody_else_sees_what_wa
     assert Scrape(metrics).value(name, webhook_id="1", **labels) == 1
     first = Scrape(metrics, OPENMETRICS, for_prometheus=True)
     assert first.webhook_ids() == {"1", "other"}
-    assert {value for (_, *pairs), value in first.samples.items() if "webhook_id" in dict(pairs)} == {0}
+    assert {
+        value for (_, *pairs), value in first.samples.items() if "webhook_id" in dict(pairs)
+    } == {0}
     metrics.observe_attempts([attempt(1)])
     assert Scrape(metrics).value(name, webhook_id="1", **labels) == 2
     second = Scrape(metrics, OPENMETRICS, for_prometheus=True)
@@ -220,12 +252,21 @@ def test_a_rate_limit_hit_counts_at_most_once_a_second_a_webhook() -> None:
 def test_the_queue_is_absent_until_it_was_counted_and_again_once_it_cannot_be() -> None:
     metrics = Metrics("worker-1", max_webhooks=10)
     assert Scrape(metrics).value("webhook_queue_depth") is None
-    metrics.set_queue(QueueCounts(12, {QueueCause.DUE: 3, QueueCause.UNREGISTERED: 2}, oldest_due_s=4.5))
+    metrics.set_queue(
+        QueueCounts(12, {QueueCause.DUE: 3, QueueCause.UNREGISTERED: 2}, oldest_due_s=4.5)
+    )
     scrape = Scrape(metrics)
     assert scrape.value("webhook_queue_depth") == 12
     assert scrape.value("webhookd_oldest_due_seconds") == 4.5
-    by_cause = {cause: scrape.value("webhookd_queue_depth_by_cause", cause=cause.value) for cause in QueueCause}
-    assert by_cause == {**dict.fromkeys(QueueCause, 0), QueueCause.DUE: 3, QueueCause.UNREGISTERED: 2}
+    by_cause = {
+        cause: scrape.value("webhookd_queue_depth_by_cause", cause=cause.value)
+        for cause in QueueCause
+    }
+    assert by_cause == {
+        **dict.fromkeys(QueueCause, 0),
+        QueueCause.DUE: 3,
+        QueueCause.UNREGISTERED: 2,
+    }
     metrics.set_queue(None)
     assert Scrape(metrics).value("webhook_queue_depth") is None
 
@@ -262,7 +303,11 @@ def test_claims_records_and_gauges_show_what_was_reported() -> None:
     metrics.set_listener_connected(True)
     metrics.set_database_up(True)
     scrape = Scrape(metrics)
-    shown = {name.removeprefix("webhookd_"): value for (name, *labels), value in scrape.samples.items() if not labels}
+    shown = {
+        name.removeprefix("webhookd_"): value
+        for (name, *labels), value in scrape.samples.items()
+        if not labels
+    }
     assert (
         shown.items()
         >= {
@@ -281,7 +326,9 @@ def test_claims_records_and_gauges_show_what_was_reported() -> None:
             "record_batch_size_sum": 7,
         }.items()
     )
-    assert {reason: scrape.value("webhookd_wakeups_total", reason=reason) for reason in WakeupCause} == {
+    assert {
+        reason: scrape.value("webhookd_wakeups_total", reason=reason) for reason in WakeupCause
+    } == {
         **dict.fromkeys(WakeupCause, 0),
         WakeupCause.NOTIFY: 1,
     }
@@ -290,11 +337,15 @@ def test_claims_records_and_gauges_show_what_was_reported() -> None:
 
 def test_connections_count_as_opened_or_reused_and_phases_only_where_they_took_place() -> None:
     metrics = Metrics("worker-1", max_webhooks=10)
-    opened = Answer(AnswerKind.RESPONSE, 1.0, 200, dns_s=0.25, connect_s=0.5, tls_s=0.125, first_byte_s=0.125)
+    opened = Answer(
+        AnswerKind.RESPONSE, 1.0, 200, dns_s=0.25, connect_s=0.5, tls_s=0.125, first_byte_s=0.125
+    )
     reused = Answer(AnswerKind.RESPONSE, 1.0, 200, reused=True, first_byte_s=0.5)
     refused = Answer(AnswerKind.NO_ANSWER, 1.0, error="refused", dns_s=0.25)
     status = AttemptStatus.FAILED
-    metrics.observe_attempts(ObservedAttempt(1, status, 1.0, answer) for answer in (opened, reused, reused, refused))
+    metrics.observe_attempts(
+        ObservedAttempt(1, status, 1.0, answer) for answer in (opened, reused, reused, refused)
+    )
     scrape = Scrape(metrics)
     assert scrape.value("webhookd_http_connections_total", kind="opened") == 1
     assert scrape.value("webhookd_http_connections_total", kind="reused") == 2
@@ -305,15 +356,24 @@ def test_connections_count_as_opened_or_reused_and_phases_only_where_they_took_p
         )
         for phase in ("dns", "connect", "tls", "first_byte")
     }
-    assert seconds == {"dns": (2, 0.5), "connect": (1, 0.5), "tls": (1, 0.125), "first_byte": (3, 1.125)}
+    assert seconds == {
+        "dns": (2, 0.5),
+        "connect": (1, 0.5),
+        "tls": (1, 0.125),
+        "first_byte": (3, 1.125),
+    }
 
 
 def test_a_snapshot_does_not_change_when_counting_goes_on() -> None:
     metrics = busy_metrics()
     snapshot, _ = metrics.snapshot()
     before = pickle.dumps(snapshot)
-    answer = Answer(AnswerKind.RESPONSE, 0.2, 200, dns_s=0.001, connect_s=0.01, tls_s=0.02, first_byte_s=0.15)
-    metrics.observe_attempts(ObservedAttempt(webhook_id, AttemptStatus.FAILED, 1.0, answer) for webhook_id in range(10))
+    answer = Answer(
+        AnswerKind.RESPONSE, 0.2, 200, dns_s=0.001, connect_s=0.01, tls_s=0.02, first_byte_s=0.15
+    )
+    metrics.observe_attempts(
+        ObservedAttempt(webhook_id, AttemptStatus.FAILED, 1.0, answer) for webhook_id in range(10)
+    )
     metrics.recorded(3, refused=1)
     metrics.claimed(4)
     metrics.woken(WakeupCause.SWEEP)
@@ -328,7 +388,9 @@ def test_a_batch_is_counted_whole_or_not_at_all() -> None:
     metrics = Metrics("worker-1", max_webhooks=3)
     seen: list[float | None] = []
     scraper = threading.Thread(
-        target=lambda: seen.append(Scrape(metrics).value("webhook_deliveries_total", status="delivered", webhook_id="1"))
+        target=lambda: seen.append(
+            Scrape(metrics).value("webhook_deliveries_total", status="delivered", webhook_id="1")
+        )
     )
 
     def batch() -> Iterator[ObservedAttempt]:
@@ -377,8 +439,15 @@ def test_openmetrics_says_the_same_as_the_text_format_and_neither_has_created_se
 
 
 def test_an_accept_header_that_makes_no_sense_gets_the_text_format() -> None:
-    for accept in ("application/openmetrics-text; version=latest", "text/plain;version=x.y", ";;,=", "image/png"):
-        assert Scrape(Metrics("worker-1", max_webhooks=1), accept).content_type.startswith("text/plain")
+    for accept in (
+        "application/openmetrics-text; version=latest",
+        "text/plain;version=x.y",
+        ";;,=",
+        "image/png",
+    ):
+        assert Scrape(Metrics("worker-1", max_webhooks=1), accept).content_type.startswith(
+            "text/plain"
+        )
 
 
 def test_promtool_finds_nothing_to_criticise() -> None:
@@ -386,5 +455,7 @@ def test_promtool_finds_nothing_to_criticise() -> None:
     if promtool is None:
         pytest.skip("promtool is not installed")
     text = Scrape(busy_metrics()).text
-    check = subprocess.run([promtool, "check", "metrics"], input=text, text=True, capture_output=True, check=False)
+    check = subprocess.run(
+        [promtool, "check", "metrics"], input=text, text=True, capture_output=True, check=False
+    )
     assert (check.returncode, check.stdout + check.stderr) == (0, "")

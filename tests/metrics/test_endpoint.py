@@ -31,13 +31,23 @@ class Served:
         self.ready = (True, "ok")
         self.targets: TargetGroups | None = None
         self.endpoint = Endpoint(
-            sock, self.metrics, alive=lambda: self.alive, ready=lambda: self.ready, targets=lambda: self.targets
+            sock,
+            self.metrics,
+            alive=lambda: self.alive,
+            ready=lambda: self.ready,
+            targets=lambda: self.targets,
         )
 
-    def ask(self, path: str, method: str = "GET", **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
+    def ask(
+        self, path: str, method: str = "GET", **headers: str
+    ) -> tuple[http.client.HTTPResponse, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANG_GUARD_S)
         try:
-            connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+            connection.request(
+                method,
+                path,
+                headers={name.replace("_", "-"): value for name, value in headers.items()},
+            )
             response = connection.getresponse()
             return response, response.read()
         finally:
@@ -68,7 +78,9 @@ def served(sock: socket.socket) -> Iterator[Served]:
 
 
 def observe(metrics: Metrics, *webhook_ids: int) -> None:
-    metrics.observe_attempts(ObservedAttempt(webhook_id, AttemptStatus.DELIVERED, 0.25) for webhook_id in webhook_ids)
+    metrics.observe_attempts(
+        ObservedAttempt(webhook_id, AttemptStatus.DELIVERED, 0.25) for webhook_id in webhook_ids
+    )
 
 
 def test_a_scrape_gets_the_text_format_with_the_current_counts(served: Served) -> None:
@@ -77,17 +89,26 @@ def test_a_scrape_gets_the_text_format_with_the_current_counts(served: Served) -
     assert response.status == 200
     assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
     families = {family.name: family for family in parse_text(body.decode())}
-    delivered = [sample.value for sample in families["webhook_deliveries"].samples if sample.labels["status"] == "delivered"]
+    delivered = [
+        sample.value
+        for sample in families["webhook_deliveries"].samples
+        if sample.labels["status"] == "delivered"
+    ]
     assert delivered == [2]
     observe(served.metrics, 1001)
-    assert b'webhook_deliveries_total{status="delivered",webhook_id="1001"} 3' in served.ask("/metrics?x=1")[1]
+    assert (
+        b'webhook_deliveries_total{status="delivered",webhook_id="1001"} 3'
+        in served.ask("/metrics?x=1")[1]
+    )
 
 
 def test_a_scraper_that_accepts_openmetrics_gets_openmetrics(served: Served) -> None:
     observe(served.metrics, 1001)
     accept = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
     response, body = served.ask("/metrics", Accept=accept)
-    assert response.headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert response.headers["Content-Type"].startswith(
+        "application/openmetrics-text; version=1.0.0"
+    )
     families = parse_openmetrics(body.decode())  # type: ignore[no-untyped-call]  # the library leaves it untyped
     assert "webhook_deliveries" in {family.name for family in families}
 
@@ -97,7 +118,11 @@ def test_prometheus_sees_a_new_webhook_at_zero_first_and_others_do_not(served: S
 
     def delivered(**headers: str) -> bytes:
         body = served.ask("/metrics", **headers)[1]
-        return next(line for line in body.splitlines() if line.startswith(b'webhook_deliveries_total{status="delivered"'))
+        return next(
+            line
+            for line in body.splitlines()
+            if line.startswith(b'webhook_deliveries_total{status="delivered"')
+        )
 
     assert delivered().endswith(b" 1")
     assert delivered(X_Prometheus_Scrape_Timeout_Seconds="5").endswith(b" 0")
@@ -121,7 +146,9 @@ def test_the_answer_is_compressed_for_those_who_ask(served: Served) -> None:
         ("identity, gzip;q=1.0", True),
     ],
 )
-def test_gzip_with_a_weight_of_zero_is_refused(served: Served, accepted: str, compressed: bool) -> None:
+def test_gzip_with_a_weight_of_zero_is_refused(
+    served: Served, accepted: str, compressed: bool
+) -> None:
     response, _ = served.ask("/metrics", Accept_Encoding=accepted)
     assert (response.headers["Content-Encoding"] == "gzip") is compressed
 
@@ -155,7 +182,10 @@ def test_other_paths_are_404_and_other_methods_405(served: Served) -> None:
     ("request_bytes", "status"),
     [
         (b"GET /healthz HTTP/1.0\n\n", b"200"),
-        (b"GET http://worker.example:9464/healthz?x HTTP/1.1\r\nHost: worker.example\r\n\r\n", b"200"),
+        (
+            b"GET http://worker.example:9464/healthz?x HTTP/1.1\r\nHost: worker.example\r\n\r\n",
+            b"200",
+        ),
         (b"GET http://worker.example HTTP/1.1\r\nHost: worker.example\r\n\r\n", b"404"),
         (b"GET /http://worker.example/healthz HTTP/1.1\r\n\r\n", b"404"),
         (b"\r\n\r\n", b"400"),
@@ -166,7 +196,9 @@ def test_other_paths_are_404_and_other_methods_405(served: Served) -> None:
         (b"GET /metrics HTTP/1.1\r\nX: " + b"x" * 20_000, b"431"),
     ],
 )
-def test_odd_requests_get_an_answer_and_disturb_nobody(served: Served, request_bytes: bytes, status: bytes) -> None:
+def test_odd_requests_get_an_answer_and_disturb_nobody(
+    served: Served, request_bytes: bytes, status: bytes
+) -> None:
     assert served.send_raw(request_bytes).split(b" ")[1] == status
     assert served.ask("/healthz")[0].status == 200
 
@@ -198,7 +230,9 @@ def test_a_client_that_never_completes_its_request_is_dropped(served: Served) ->
         assert client.recv(1) == b""
 
 
-def test_clients_that_do_not_read_their_answer_block_nobody_and_get_all_of_it_later(sock: socket.socket) -> None:
+def test_clients_that_do_not_read_their_answer_block_nobody_and_get_all_of_it_later(
+    sock: socket.socket,
+) -> None:
     # Accepted connections inherit it: the answer is many times what the kernel takes at once.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     served = Served(sock)
@@ -219,7 +253,9 @@ def test_clients_that_do_not_read_their_answer_block_nobody_and_get_all_of_it_la
         served.endpoint.stop()
 
 
-def test_a_client_that_resets_its_connection_disturbs_nobody(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_that_resets_its_connection_disturbs_nobody(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
     for request in (b"", b"GET /metrics HTTP/1.1\r\n\r\n"):
         with served.connect() as client:
             client.sendall(request)
@@ -241,11 +277,15 @@ def test_requests_are_not_logged_but_a_fault_is_and_the_endpoint_lives_on(
     served.metrics.set_health_check(broken)
     with pytest.raises(http.client.RemoteDisconnected):
         served.ask("/metrics")
-    assert [record.getMessage() for record in caplog.records] == ["metrics endpoint fault, connections dropped"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "metrics endpoint fault, connections dropped"
+    ]
     assert served.ask("/healthz")[0].status == 200
 
 
-def test_after_stop_the_socket_still_listens_and_the_next_worker_answers_who_waited(sock: socket.socket) -> None:
+def test_after_stop_the_socket_still_listens_and_the_next_worker_answers_who_waited(
+    sock: socket.socket,
+) -> None:
     first = Served(sock)
     first.endpoint.start()
     assert first.ask("/healthz")[0].status == 200
@@ -264,7 +304,9 @@ def test_after_stop_the_socket_still_listens_and_the_next_worker_answers_who_wai
             second.endpoint.stop()
 
 
-def test_two_workers_may_accept_from_one_socket_during_a_hand_over(sock: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
+def test_two_workers_may_accept_from_one_socket_during_a_hand_over(
+    sock: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
     workers = [Served(sock), Served(sock)]
     for worker in workers:
         worker.endpoint.start()

@@ -1,4 +1,6 @@
-"""Several workers' expositions as one: sums for what is counted, a rule for each gauge, and nothing lost or invented."""
+"""Several workers' expositions as one: sums for what is counted, a rule for each gauge, and nothing
+lost or invented.
+"""
 
 import math
 from collections import defaultdict
@@ -11,7 +13,13 @@ from hypothesis import strategies as st
 from webhookd.core.answer import Answer, AnswerKind
 from webhookd.metrics import merge as merged
 from webhookd.metrics.counters import Metrics
-from webhookd.metrics.counts import AttemptStatus, ObservedAttempt, QueueCause, QueueCounts, WakeupCause
+from webhookd.metrics.counts import (
+    AttemptStatus,
+    ObservedAttempt,
+    QueueCause,
+    QueueCounts,
+    WakeupCause,
+)
 from webhookd.metrics.exposition import Exposition
 
 CHECK = settings(max_examples=25, deadline=None, database=None, derandomize=True)
@@ -27,7 +35,9 @@ def lines(text: str) -> Series:
     """Read an exposition by itself: what stands before the last space is the series."""
     return {
         series: float(value)
-        for series, _, value in (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+        for series, _, value in (
+            line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")
+        )
     }
 
 
@@ -37,7 +47,9 @@ def merge(*texts: str) -> str:
 
 def agree(one: Series, other: Series) -> bool:
     """Whether two expositions say the same, but for the last bit of a sum of seconds."""
-    return one.keys() == other.keys() and all(math.isclose(one[name], other[name], rel_tol=1e-12) for name in one)
+    return one.keys() == other.keys() and all(
+        math.isclose(one[name], other[name], rel_tol=1e-12) for name in one
+    )
 
 
 @st.composite
@@ -46,9 +58,18 @@ def workers(draw: st.DrawFn, name: str = "worker-1") -> str:
     metrics = Metrics(draw(st.sampled_from([name, "worker-2", "host/worker-3"])), max_webhooks=2)
     seconds = st.floats(0.0, 200.0)
     for _ in range(draw(st.integers(0, 4))):
-        answer = Answer(AnswerKind.RESPONSE, 0.1, 200, dns_s=draw(seconds), first_byte_s=draw(seconds))
+        answer = Answer(
+            AnswerKind.RESPONSE, 0.1, 200, dns_s=draw(seconds), first_byte_s=draw(seconds)
+        )
         metrics.observe_attempts(
-            [ObservedAttempt(draw(st.integers(1, 4)), draw(st.sampled_from(AttemptStatus)), draw(seconds), answer)]
+            [
+                ObservedAttempt(
+                    draw(st.integers(1, 4)),
+                    draw(st.sampled_from(AttemptStatus)),
+                    draw(seconds),
+                    answer,
+                )
+            ]
         )
     metrics.claimed(draw(st.integers(0, 10)))
     metrics.recorded(draw(st.integers(0, 10)), refused=draw(st.integers(0, 2)))
@@ -61,7 +82,9 @@ def workers(draw: st.DrawFn, name: str = "worker-1") -> str:
     metrics.set_health_check(lambda: healthy)
     if draw(st.booleans()):
         depth = draw(st.integers(0, 10**6))
-        metrics.set_queue(QueueCounts(depth, {draw(st.sampled_from(QueueCause)): depth}, draw(seconds)))
+        metrics.set_queue(
+            QueueCounts(depth, {draw(st.sampled_from(QueueCause)): depth}, draw(seconds))
+        )
     return exposition(metrics)
 
 
@@ -76,8 +99,15 @@ def test_the_merger_of_one_worker_is_what_it_says(text: str) -> None:
 
 @CHECK
 @given(st.lists(workers(), min_size=1, max_size=4))
-def test_counters_and_histograms_are_the_sums_over_the_workers_and_gauges_follow_their_rule(texts: list[str]) -> None:
-    counted = {family.name for text in texts for family in merged.parse(text) if family.type in ("counter", "histogram")}
+def test_counters_and_histograms_are_the_sums_over_the_workers_and_gauges_follow_their_rule(
+    texts: list[str],
+) -> None:
+    counted = {
+        family.name
+        for text in texts
+        for family in merged.parse(text)
+        if family.type in ("counter", "histogram")
+    }
     found: dict[str, list[float]] = defaultdict(list)
     for text in texts:
         for series, value in lines(text).items():
@@ -89,7 +119,9 @@ def test_counters_and_histograms_are_the_sums_over_the_workers_and_gauges_follow
             return sum(values)
         return merged.GAUGES[name](values)
 
-    assert agree(lines(merge(*texts)), {series: expected(series, values) for series, values in found.items()})
+    assert agree(
+        lines(merge(*texts)), {series: expected(series, values) for series, values in found.items()}
+    )
 
 
 @settings(CHECK, max_examples=10)
@@ -111,20 +143,38 @@ def test_every_gauge_of_a_worker_has_a_rule_of_its_own_and_every_rule_a_gauge() 
     ("series", "do", "expected"),
     [
         ("webhook_queue_depth", lambda metrics, n: metrics.set_queue(QueueCounts(n, {}, 0.0)), 7),
-        ("webhookd_oldest_due_seconds", lambda metrics, n: metrics.set_queue(QueueCounts(0, {}, float(n))), 7),
+        (
+            "webhookd_oldest_due_seconds",
+            lambda metrics, n: metrics.set_queue(QueueCounts(0, {}, float(n))),
+            7,
+        ),
         (
             'webhookd_queue_depth_by_cause{cause="due"}',
             lambda metrics, n: metrics.set_queue(QueueCounts(0, {QueueCause.DUE: n}, 0.0)),
             7,
         ),
-        ("webhookd_sender_threads", lambda metrics, n: metrics.set_senders(threads=n, in_hand=0), 10),
-        ("webhookd_deliveries_in_hand", lambda metrics, n: metrics.set_senders(threads=0, in_hand=n), 10),
+        (
+            "webhookd_sender_threads",
+            lambda metrics, n: metrics.set_senders(threads=n, in_hand=0),
+            10,
+        ),
+        (
+            "webhookd_deliveries_in_hand",
+            lambda metrics, n: metrics.set_senders(threads=0, in_hand=n),
+            10,
+        ),
         ("webhookd_database_up", lambda metrics, n: metrics.set_database_up(n == 3), 0),
-        ("webhookd_listener_connected", lambda metrics, n: metrics.set_listener_connected(n == 3), 0),
+        (
+            "webhookd_listener_connected",
+            lambda metrics, n: metrics.set_listener_connected(n == 3),
+            0,
+        ),
         ("webhookd_claims_total", lambda metrics, n: [metrics.claimed(0) for _ in range(n)], 10),
     ],
 )
-def test_what_a_fleet_of_two_reads(series: str, do: Callable[[Metrics, int], object], expected: float) -> None:
+def test_what_a_fleet_of_two_reads(
+    series: str, do: Callable[[Metrics, int], object], expected: float
+) -> None:
     both = []
     for n in (3, 7):
         metrics = Metrics(f"worker-{n}", max_webhooks=2)
@@ -157,7 +207,12 @@ def test_as_json_each_series_is_an_object() -> None:
         "value": 2,
     } in found
     bucket = {"le": "0.5", "webhook_id": "7"}
-    assert {"name": "webhook_delivery_duration_seconds_bucket", "type": "histogram", "labels": bucket, "value": 2} in found
+    assert {
+        "name": "webhook_delivery_duration_seconds_bucket",
+        "type": "histogram",
+        "labels": bucket,
+        "value": 2,
+    } in found
 
 
 @settings(max_examples=200, deadline=None, database=None, derandomize=True)

@@ -9,8 +9,12 @@ from tests.support.postgres import Server
 
 
 @pytest.fixture(scope="session")
-def busy_stack(embedded_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[stack.Stack]:
-    """Three workers under mixed load, with Prometheus and Alertmanager; see `tests.monitoring.stack`. Do not change it:
-    whoever pauses a webhook or stops a worker starts a fleet of his own."""
+def busy_stack(
+    embedded_server: Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[stack.Stack]:
+    """Three workers under mixed load, with Prometheus and Alertmanager; see
+    `tests.monitoring.stack`. Do not change it: whoever pauses a webhook or stops a worker starts a
+    fleet of his own.
+    """
     with stack.busy_stack(embedded_server, tmp_path_factory.mktemp("monitoring")) as busy:
         yield busy

@@ -8,7 +8,9 @@ _CELL = re.compile(r"(?<!\\)\|")
 
 
 def rows(heading: str) -> list[dict[str, str]]:
-    """Return the rows of all tables below *heading* (a line of docs/metrics.md), up to the next one of its level, by column."""
+    """Return the rows of all tables below *heading* (a line of docs/metrics.md), up to the next one
+    of its level, by column.
+    """
     level = heading.partition(" ")[0]
     _, found, rest = METRICS.read_text().partition(f"\n{heading}\n")
     assert found, heading

@@ -1,4 +1,5 @@
-"""A fleet under mixed load with a real Prometheus and a real Alertmanager, as the monitoring tests share them.
+"""A fleet under mixed load with a real Prometheus and a real Alertmanager, as the monitoring tests
+share them.
 
 Everything listens on loopback, on free ports, and ends with the context manager that started it.
 """
@@ -45,7 +46,9 @@ def answering_slowly(peer: Peer) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of webhook: how its receiver behaves, deliveries added every half second, and columns of its own."""
+    """A kind of webhook: how its receiver behaves, deliveries added every half second, and columns
+    of its own.
+    """
 
     webhook_id: int
     behaviour: Behaviour
@@ -57,7 +60,9 @@ KINDS = {
     "healthy": Kind(1001, answering(), 5),
     "healthy_too": Kind(1002, answering(), 4),
     "slow": Kind(1003, answering_slowly, 2),
-    "failing": Kind(1004, answering(b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n")),
+    "failing": Kind(
+        1004, answering(b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n")
+    ),
     "timing_out": Kind(1005, silent),
     "rate_limited": Kind(1006, answering(), 2, {"rate_limit_per_second": 1, "rate_limit_burst": 2}),
     "not_found": Kind(1007, answering(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")),
@@ -69,8 +74,10 @@ OPTIONS = ("--timeout", "1", "--retry-base", "0.5", "--circuit-open", "3")
 
 @dataclass(slots=True)
 class Stack:
-    """The running fleet. *metrics_ports* are those of worker-1, worker-2, worker-3; *webhooks* maps names to ids:
-    the names in KINDS and `unregistered`, which has deliveries but no row in pggit.webhooks."""
+    """The running fleet. *metrics_ports* are those of worker-1, worker-2, worker-3; *webhooks* maps
+    names to ids: the names in KINDS and `unregistered`, which has deliveries but no row in
+    pggit.webhooks.
+    """
 
     database: Database
     daemon: Daemon
@@ -84,32 +91,46 @@ class Stack:
         return self.database.dsn
 
     def query(self, promql: str) -> list[dict[str, Any]]:
-        """Return the samples of an instant query, each with `metric` and `value`; raise `AssertionError` if it is refused."""
+        """Return the samples of an instant query, each with `metric` and `value`; raise
+        `AssertionError` if it is refused.
+        """
         return query(self.prometheus_url, promql)
 
 
 @contextmanager
 def busy_stack(server: Server, folder: Path) -> Iterator[Stack]:
-    """Three workers under mixed load that goes on until the end, scraped every second; *folder* holds files and logs.
+    """Three workers under mixed load that goes on until the end, scraped every second; *folder*
+    holds files and logs.
 
-    Blocks until Prometheus has every kind of data. Skips the test where Prometheus or Alertmanager is not installed.
+    Blocks until Prometheus has every kind of data. Skips the test where Prometheus or Alertmanager
+    is not installed.
     """
     programs = prometheus_program(), alertmanager_program()
     with ExitStack() as stack:
         database = server.create_migrated()
         stack.callback(server.drop, database)
-        receivers = {name: stack.enter_context(Receiver(kind.behaviour)) for name, kind in KINDS.items()}
+        receivers = {
+            name: stack.enter_context(Receiver(kind.behaviour)) for name, kind in KINDS.items()
+        }
         register(database, receivers)
         daemon = stack.enter_context(Daemon(database.dsn, *OPTIONS, "--log-level", "info"))
-        ports = eventually(lambda: daemon.metrics_ports() if len(daemon.metrics_ports()) == 3 else [], what="three workers")
+        ports = eventually(
+            lambda: daemon.metrics_ports() if len(daemon.metrics_ports()) == 3 else [],
+            what="three workers",
+        )
         stack.enter_context(load(database))
         alertmanager_yml = folder / "alertmanager.yml"
         alertmanager_yml.write_text("route: {receiver: nobody}\nreceivers: [{name: nobody}]\n")
         alertmanager_url = stack.enter_context(alertmanager(programs[1], alertmanager_yml))
         config = folder / "prometheus.yml"
-        config.write_text(json.dumps(prometheus_config(ports, alertmanager_url, evaluated_each_second(folder))))
+        config.write_text(
+            json.dumps(prometheus_config(ports, alertmanager_url, evaluated_each_second(folder)))
+        )
         prometheus_url = stack.enter_context(prometheus(programs[0], config))
-        webhooks = {**{name: kind.webhook_id for name, kind in KINDS.items()}, "unregistered": UNREGISTERED}
+        webhooks = {
+            **{name: kind.webhook_id for name, kind in KINDS.items()},
+            "unregistered": UNREGISTERED,
+        }
         busy = Stack(database, daemon, ports, webhooks, prometheus_url, alertmanager_url)
         for promql, series in (
             ("up == 1", 3),
@@ -127,19 +148,28 @@ def register(database: Database, receivers: Mapping[str, Receiver]) -> None:
     """Register a webhook for each of *receivers* (named as in KINDS)."""
     with database.connect() as connection:
         for name, receiver in receivers.items():
-            row = {"webhook_id": KINDS[name].webhook_id, "url": receiver.url(f"/{name}"), **(KINDS[name].settings or {})}
+            row = {
+                "webhook_id": KINDS[name].webhook_id,
+                "url": receiver.url(f"/{name}"),
+                **(KINDS[name].settings or {}),
+            }
             columns, values = ", ".join(row), ", ".join(f"%({column})s" for column in row)
-            connection.execute(f"INSERT INTO pggit.webhooks ({columns}) VALUES ({values})".encode(), row)
+            connection.execute(
+                f"INSERT INTO pggit.webhooks ({columns}) VALUES ({values})".encode(), row
+            )
 
 
 @contextmanager
 def load(database: Database) -> Iterator[None]:
-    """Insert deliveries from a thread until the end: at first a handful for each webhook, then a trickle."""
+    """Insert deliveries from a thread until the end: at first a handful for each webhook, then a
+    trickle.
+    """
     rows = [(kind.webhook_id, kind.each_time) for kind in KINDS.values()] + [(UNREGISTERED, 1)]
     statement = (
         "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body)"
         " SELECT %(webhook_id)s, jsonb_build_object('n', n) FROM generate_series(1, %(count)s) n"
-        " WHERE (SELECT count(*) FROM pggit.alert_delivery_queue q WHERE q.webhook_id = %(webhook_id)s"
+        " WHERE (SELECT count(*) FROM pggit.alert_delivery_queue q WHERE q.webhook_id = "
+        "%(webhook_id)s"
         "         AND q.delivery_status IN ('pending', 'retrying')) < %(enough)s"
     )
     stopping = threading.Event()
@@ -150,7 +180,10 @@ def load(database: Database) -> Iterator[None]:
             while True:
                 for webhook_id, each_time in rows:
                     count = max(each_time, at_least)
-                    connection.execute(statement.encode(), {"webhook_id": webhook_id, "count": count, "enough": ENOUGH_WAITING})
+                    connection.execute(
+                        statement.encode(),
+                        {"webhook_id": webhook_id, "count": count, "enough": ENOUGH_WAITING},
+                    )
                 at_least = 0
                 if stopping.wait(ADD_EVERY_S):
                     return
@@ -164,12 +197,20 @@ def load(database: Database) -> Iterator[None]:
         thread.join(20)
 
 
-def prometheus_config(ports: Sequence[int], alertmanager_url: str, rules: Sequence[Path]) -> dict[str, Any]:
-    """Return a configuration that scrapes and evaluates every second, in the jobs and labels of monitoring/prometheus.yml."""
+def prometheus_config(
+    ports: Sequence[int], alertmanager_url: str, rules: Sequence[Path]
+) -> dict[str, Any]:
+    """Return a configuration that scrapes and evaluates every second, in the jobs and labels of
+    monitoring/prometheus.yml.
+    """
     return {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(path) for path in rules],
-        "alerting": {"alertmanagers": [{"static_configs": [{"targets": [alertmanager_url.removeprefix("http://")]}]}]},
+        "alerting": {
+            "alertmanagers": [
+                {"static_configs": [{"targets": [alertmanager_url.removeprefix("http://")]}]}
+            ]
+        },
         "scrape_configs": [
             {
                 "job_name": f"webhook-worker-{number}",
@@ -187,11 +228,15 @@ def prometheus_config(ports: Sequence[int], alertmanager_url: str, rules: Sequen
 
 
 def evaluated_each_second(folder: Path) -> list[Path]:
-    """Copy the shipped rules into *folder*, changed in one thing: every group is evaluated each second."""
+    """Copy the shipped rules into *folder*, changed in one thing: every group is evaluated each
+    second.
+    """
     copies = []
     for name in RULE_FILES:
         copy = folder / name
-        copy.write_text(re.sub(r"(?m)^( +)interval: .*$", r"\1interval: 1s", (MONITORING / name).read_text()))
+        copy.write_text(
+            re.sub(r"(?m)^( +)interval: .*$", r"\1interval: 1s", (MONITORING / name).read_text())
+        )
         copies.append(copy)
     return copies
 
@@ -203,21 +248,30 @@ def prometheus_program() -> str:
 
 def alertmanager_program() -> str:
     """Return Alertmanager's path, or skip the test."""
-    found = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")  # Debian's name, and everybody's
+    found = shutil.which("prometheus-alertmanager") or shutil.which(
+        "alertmanager"
+    )  # Debian's name, and everybody's
     return found or pytest.skip("NO ALERTMANAGER: install Debian's prometheus-alertmanager")
 
 
 @contextmanager
 def prometheus(program: str, config: Path) -> Iterator[str]:
-    """Run Prometheus with *config*, its data and its log beside that file; yields its URL once it is ready."""
+    """Run Prometheus with *config*, its data and its log beside that file; yields its URL once it
+    is ready.
+    """
     data = config.parent / "prometheus-data"
-    with _running([program, f"--config.file={config}", f"--storage.tsdb.path={data}"], config.with_suffix(".log")) as url:
+    with _running(
+        [program, f"--config.file={config}", f"--storage.tsdb.path={data}"],
+        config.with_suffix(".log"),
+    ) as url:
         yield url
 
 
 @contextmanager
 def alertmanager(program: str, config: Path) -> Iterator[str]:
-    """Run Alertmanager with *config*, its data and its log beside that file; yields its URL once it is ready."""
+    """Run Alertmanager with *config*, its data and its log beside that file; yields its URL once it
+    is ready.
+    """
     data = config.parent / "alertmanager-data"
     # Without the second one it would look for peers on a port of its own.
     options = [f"--config.file={config}", f"--storage.path={data}", "--cluster.listen-address="]
@@ -241,9 +295,13 @@ def _running(command: Sequence[str], log: Path) -> Iterator[str]:
 
 
 def query(prometheus_url: str, promql: str) -> list[dict[str, Any]]:
-    """Return the samples of an instant query; raise `AssertionError` with Prometheus' own words if it is refused."""
+    """Return the samples of an instant query; raise `AssertionError` with Prometheus' own words if
+    it is refused.
+    """
     try:
-        answer = get_json(f"{prometheus_url}/api/v1/query?{urllib.parse.urlencode({'query': promql})}")
+        answer = get_json(
+            f"{prometheus_url}/api/v1/query?{urllib.parse.urlencode({'query': promql})}"
+        )
     except urllib.error.HTTPError as error:
         raise AssertionError(f"{promql}: {error.read().decode()}") from error
     result = answer["data"]["result"]

@@ -1,4 +1,6 @@
-"""However many webhooks there are, a worker's series, its scrapes and its memory stay bounded, and nothing goes uncounted."""
+"""However many webhooks there are, a worker's series, its scrapes and its memory stay bounded, and
+nothing goes uncounted.
+"""
 
 import gc
 import http.client
@@ -15,7 +17,14 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from tests.support.daemon import Daemon, answer_ok, insert, register, wait_until_delivered, wait_until_ready
+from tests.support.daemon import (
+    Daemon,
+    answer_ok,
+    insert,
+    register,
+    wait_until_delivered,
+    wait_until_ready,
+)
 from tests.support.postgres import Database
 from tests.support.receivers import Receiver
 from tests.support.waiting import eventually
@@ -40,7 +49,9 @@ WEBHOOK_COUNTERS = (
 )
 
 
-def test_fifty_thousand_webhooks_make_a_scrape_no_larger_than_two_hundred_and_all_of_it_is_counted() -> None:
+def test_fifty_thousand_webhooks_make_a_scrape_no_larger_than_two_hundred_and_all_of_it_is_counted() -> (
+    None
+):
     metrics = Metrics("worker-1", max_webhooks=PLACES)
     counted = count_everything(metrics, range(1, WEBHOOKS + 1))
     with served(metrics) as port:
@@ -53,7 +64,9 @@ def test_fifty_thousand_webhooks_make_a_scrape_no_larger_than_two_hundred_and_al
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("NO PROMTOOL: install Debian's prometheus")
-    check = subprocess.run([promtool, "check", "metrics"], input=body, text=True, capture_output=True, check=False)
+    check = subprocess.run(
+        [promtool, "check", "metrics"], input=body, text=True, capture_output=True, check=False
+    )
     assert (check.returncode, check.stdout + check.stderr) == (0, "")
 
 
@@ -65,7 +78,9 @@ def test_memory_does_not_grow_with_the_webhooks() -> None:
         count_everything(metrics, range(5_001, 25_001))
         gc.collect()
         # Of this module alone: fleets and receivers of other tests may run in this process.
-        grown = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, metrics_module.__file__)])
+        grown = tracemalloc.take_snapshot().filter_traces(
+            [tracemalloc.Filter(True, metrics_module.__file__)]
+        )
     finally:
         tracemalloc.stop()
     # 20,000 webhooks more; the series of one take about a thousand bytes.
@@ -102,23 +117,30 @@ def test_a_real_fleet_with_a_thousand_webhooks_shows_each_attempt_once(database:
         assert len(ports) == 3
 
         def delivered() -> list[float]:
-            return [total_of(scrape(port))["webhook_deliveries_total", "delivered"] for port in ports]
+            return [
+                total_of(scrape(port))["webhook_deliveries_total", "delivered"] for port in ports
+            ]
 
         # An attempt is counted just after its result has become visible in the database.
         eventually(lambda: sum(delivered()) == webhooks, what=f"{webhooks} attempts counted")
         bodies = [scrape(port) for port in ports]
         assert all(len(webhook_ids(body)) <= PLACES + 1 for body in bodies)
-        # Spread over three workers there are more than the places of all, so that some went into `other`.
+        # Spread over three workers there are more than the places of all, so that some went into
+        # `other`.
         assert any("other" in webhook_ids(body) for body in bodies)
 
 
 def count_everything(metrics: Metrics, webhook_ids: range) -> Counter[tuple[str, str]]:
-    """Count some attempts, rate limit hits and trips for each of *webhook_ids*; return how many there were."""
+    """Count some attempts, rate limit hits and trips for each of *webhook_ids*; return how many
+    there were.
+    """
     dice = random.Random(webhook_ids.start)
     counted: Counter[tuple[str, str]] = Counter()
     for webhook_id in webhook_ids:
         statuses = dice.choices(list(AttemptStatus), k=dice.randint(1, 3))
-        metrics.observe_attempts(ObservedAttempt(webhook_id, status, dice.uniform(0, 200)) for status in statuses)
+        metrics.observe_attempts(
+            ObservedAttempt(webhook_id, status, dice.uniform(0, 200)) for status in statuses
+        )
         counted.update(("webhook_deliveries_total", str(status)) for status in statuses)
         counted["webhook_delivery_duration_seconds_count", ""] += len(statuses)
         counted["webhook_delivery_duration_seconds_bucket", "+Inf"] += len(statuses)
@@ -136,7 +158,9 @@ def served(metrics: Metrics) -> Iterator[int]:
     """Serve *metrics* as a worker does; yields the port."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        endpoint = Endpoint(sock, metrics, alive=lambda: (True, ""), ready=lambda: (True, ""), targets=lambda: None)
+        endpoint = Endpoint(
+            sock, metrics, alive=lambda: (True, ""), ready=lambda: (True, ""), targets=lambda: None
+        )
         endpoint.start()
         try:
             yield sock.getsockname()[1]
@@ -163,18 +187,27 @@ def families_of_webhooks(body: str) -> Iterator[Metric]:
 def samples_of_webhooks(body: str) -> dict[tuple[str, ...], float]:
     """Return the value of each series with a webhook_id, by its name and labels."""
     return {
-        (sample.name, *(f"{name}={value}" for name, value in sorted(sample.labels.items()))): sample.value
+        (
+            sample.name,
+            *(f"{name}={value}" for name, value in sorted(sample.labels.items())),
+        ): sample.value
         for family in families_of_webhooks(body)
         for sample in family.samples
     }
 
 
 def webhook_ids(body: str) -> set[str]:
-    return {sample.labels["webhook_id"] for family in families_of_webhooks(body) for sample in family.samples}
+    return {
+        sample.labels["webhook_id"]
+        for family in families_of_webhooks(body)
+        for sample in family.samples
+    }
 
 
 def total_of(body: str) -> Counter[tuple[str, str]]:
-    """Return the sums over all webhook_ids: by status for attempts, the last bucket only for durations."""
+    """Return the sums over all webhook_ids: by status for attempts, the last bucket only for
+    durations.
+    """
     totals: Counter[tuple[str, str]] = Counter()
     for family in families_of_webhooks(body):
         for sample in family.samples:

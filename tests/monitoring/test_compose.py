@@ -32,7 +32,9 @@ def environment(service: str) -> dict[str, str]:
 
 
 def test_docker_compose_takes_it() -> None:
-    program = shutil.which("docker-compose") or pytest.skip("NO DOCKER-COMPOSE: install Debian's docker-compose")
+    program = shutil.which("docker-compose") or pytest.skip(
+        "NO DOCKER-COMPOSE: install Debian's docker-compose"
+    )
     command = [program, "--file", str(ROOT / "compose.yml"), "config", "--quiet"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -41,7 +43,9 @@ def test_docker_compose_takes_it() -> None:
 @pytest.mark.parametrize("service", SERVICES)
 def test_what_a_service_mounts_and_waits_for_is_there(service: str) -> None:
     for source, target in mounts(service):
-        assert (ROOT / source).exists() if source.startswith(".") else source in COMPOSE["volumes"], source
+        assert (
+            (ROOT / source).exists() if source.startswith(".") else source in COMPOSE["volumes"]
+        ), source
         assert target.startswith("/")
     for name, wait in SERVICES[service].get("depends_on", {}).items():
         match wait["condition"]:
@@ -62,17 +66,23 @@ def test_prometheus_gets_what_discovery_ships_but_for_the_host_names() -> None:
     for here, there in HOSTS.items():
         assert here in text
         text = text.replace(here, there)
-    assert yaml.safe_load((MONITORING / "compose" / "prometheus.yml").read_text()) == yaml.safe_load(text)
+    assert yaml.safe_load(
+        (MONITORING / "compose" / "prometheus.yml").read_text()
+    ) == yaml.safe_load(text)
 
 
-def test_prometheus_finds_its_configuration_and_rules_where_they_are_mounted(tmp_path: Path) -> None:
+def test_prometheus_finds_its_configuration_and_rules_where_they_are_mounted(
+    tmp_path: Path,
+) -> None:
     program = shutil.which("promtool") or pytest.skip("NO PROMTOOL: install Debian's prometheus")
     for source, target in mounts("prometheus"):
         if source.startswith("."):
             copy = tmp_path / target.lstrip("/")
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / source, copy)
-    (option,) = (word for word in SERVICES["prometheus"]["command"] if word.startswith("--config.file="))
+    (option,) = (
+        word for word in SERVICES["prometheus"]["command"] if word.startswith("--config.file=")
+    )
     command = [program, "check", "config", f"{tmp_path}{option.partition('=')[2]}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -81,11 +91,17 @@ def test_prometheus_finds_its_configuration_and_rules_where_they_are_mounted(tmp
 
 def test_grafana_has_every_variable_that_its_provisioning_reads() -> None:
     texts = [path.read_text() for path in (MONITORING / "grafana" / "provisioning").rglob("*.yml")]
-    read = {name for text in texts for name in re.findall(r"\$\{?([A-Z_]+)", re.sub(r"(?m)#.*$", "", text))}
+    read = {
+        name
+        for text in texts
+        for name in re.findall(r"\$\{?([A-Z_]+)", re.sub(r"(?m)#.*$", "", text))
+    }
     given = environment("grafana")
     assert read and read <= given.keys()
     assert given["MONITOR_PASSWORD"] in " ".join(map(str, SERVICES["monitor-role"]["command"]))
-    dashboards = dict((target, source) for source, target in mounts("grafana"))[given["DASHBOARDS_PATH"]]
+    dashboards = dict((target, source) for source, target in mounts("grafana"))[
+        given["DASHBOARDS_PATH"]
+    ]
     home = Path(given["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
     assert str(home.parent) == given["DASHBOARDS_PATH"] and (ROOT / dashboards / home.name).exists()
 
@@ -93,17 +109,32 @@ def test_grafana_has_every_variable_that_its_provisioning_reads() -> None:
 def test_webhookd_understands_its_command_and_outlives_its_drain() -> None:
     service = SERVICES["webhookd"]
     words = service["command"]
-    options = {flag.removeprefix("--").replace("-", "_"): value for flag, value in zip(words[::2], words[1::2], strict=True)}
+    options = {
+        flag.removeprefix("--").replace("-", "_"): value
+        for flag, value in zip(words[::2], words[1::2], strict=True)
+    }
     settings = load.load(options, environ=environment("webhookd")).config
     assert settings.dsn == "postgresql://postgres@postgres/pggit"
-    assert f"127.0.0.1:8000-{7999 + settings.workers}:8000-{7999 + settings.workers}" in service["ports"]
+    assert (
+        f"127.0.0.1:8000-{7999 + settings.workers}:8000-{7999 + settings.workers}"
+        in service["ports"]
+    )
     assert float(service["stop_grace_period"].removesuffix("s")) > settings.drain_timeout + 5
 
 
 def test_the_image_is_built_from_what_dockerignore_lets_through_and_does_not_run_as_root() -> None:
     lines = (ROOT / "Dockerfile").read_text().splitlines()
-    copied = [word for line in lines if line.startswith("COPY ") and "--from" not in line for word in line.split()[1:-1]]
-    let_through = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    copied = [
+        word
+        for line in lines
+        if line.startswith("COPY ") and "--from" not in line
+        for word in line.split()[1:-1]
+    ]
+    let_through = [
+        line[1:]
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    ]
     assert sorted(copied) == sorted(let_through)
     assert all((ROOT / name).exists() for name in copied)
     (user,) = (line.split()[1] for line in lines if line.startswith("USER "))

@@ -1,7 +1,9 @@
-"""From a receiver that fails to an alert that arrives, and back: real Prometheus, real Alertmanager, the shipped files.
+"""From a receiver that fails to an alert that arrives, and back: real Prometheus, real
+Alertmanager, the shipped files.
 
-Only durations and ports are other ones, or it would take a quarter of an hour: every range, `for`, interval and wait of
-the shipped files is a second or a few here. What the rules say about longer times is promtool's to test.
+Only durations and ports are other ones, or it would take a quarter of an hour: every range, `for`,
+interval and wait of the shipped files is a second or a few here. What the rules say about longer
+times is promtool's to test.
 """
 
 import json
@@ -13,7 +15,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.monitoring.stack import MONITORING, alertmanager, alertmanager_program, prometheus, prometheus_program
+from tests.monitoring.stack import (
+    MONITORING,
+    alertmanager,
+    alertmanager_program,
+    prometheus,
+    prometheus_program,
+)
 from tests.support.daemon import Daemon, register, wait_until_delivered
 from tests.support.postgres import Database
 from tests.support.receivers import OK, Peer, Receiver
@@ -25,7 +33,9 @@ DELIVERIES = 20
 
 
 def shipped(name: str, folder: Path, *substitutions: tuple[str, str]) -> Path:
-    """Copy a shipped file into *folder* with substitutions (pattern and replacement), each of which must fit somewhere."""
+    """Copy a shipped file into *folder* with substitutions (pattern and replacement), each of which
+    must fit somewhere.
+    """
     text = (MONITORING / name).read_text()
     for pattern, replacement in substitutions:
         text, count = re.subn(pattern, replacement, text)
@@ -42,21 +52,37 @@ class Arrivals:
 
     @property
     def port(self) -> int:
-        found = eventually(lambda: re.search(r"listening on http://127\.0\.0\.1:(\d+)", self._log.read_text()))
+        found = eventually(
+            lambda: re.search(r"listening on http://127\.0\.0\.1:(\d+)", self._log.read_text())
+        )
         assert found is not None
         return int(found[1])
 
     def alerts(self) -> list[dict[str, Any]]:
         """Return the alerts so far, each as Alertmanager posted it and with its `path`."""
-        lines = [line for line in self._log.read_text().splitlines(keepends=True) if line.startswith("{") and line.endswith("\n")]
-        return [{"path": got["path"], **alert} for got in map(json.loads, lines) for alert in got["body"]["alerts"]]
+        lines = [
+            line
+            for line in self._log.read_text().splitlines(keepends=True)
+            if line.startswith("{") and line.endswith("\n")
+        ]
+        return [
+            {"path": got["path"], **alert}
+            for got in map(json.loads, lines)
+            for alert in got["body"]["alerts"]
+        ]
 
     def await_alert(self, name: str, status: str, *, after: int = 0) -> dict[str, Any]:
-        """Wait for alert *name* in *status* and return it as it came first, not counting the first *after* alerts."""
+        """Wait for alert *name* in *status* and return it as it came first, not counting the first
+        *after* alerts.
+        """
 
         def arrived() -> list[dict[str, Any]]:
             alerts = self.alerts()[after:]
-            return [alert for alert in alerts if (alert["labels"]["alertname"], alert["status"]) == (name, status)]
+            return [
+                alert
+                for alert in alerts
+                if (alert["labels"]["alertname"], alert["status"]) == (name, status)
+            ]
 
         return eventually(arrived, 60, what=f"{name} {status}")[0]
 
@@ -69,7 +95,9 @@ def listening(folder: Path) -> Iterator[Arrivals]:
         yield Arrivals(log)
 
 
-def test_a_failing_receiver_raises_alerts_and_its_recovery_resolves_them(database: Database, tmp_path: Path) -> None:
+def test_a_failing_receiver_raises_alerts_and_its_recovery_resolves_them(
+    database: Database, tmp_path: Path
+) -> None:
     programs = prometheus_program(), alertmanager_program()
     recovered = threading.Event()
 
@@ -80,18 +108,29 @@ def test_a_failing_receiver_raises_alerts_and_its_recovery_resolves_them(databas
     with ExitStack() as stack:
         receiver = stack.enter_context(Receiver(answer))
         register(database, receiver, count=1)
-        # Two probes a second, so that the receiver goes on being seen to fail and its circuit goes on opening.
-        daemon = stack.enter_context(Daemon(database.dsn, "--circuit-open", "0.5", "--retry-base", "0.2"))
-        ports = eventually(lambda: daemon.metrics_ports() if len(daemon.metrics_ports()) == 3 else [], what="three workers")
+        # Two probes a second, so that the receiver goes on being seen to fail and its circuit goes
+        # on opening.
+        daemon = stack.enter_context(
+            Daemon(database.dsn, "--circuit-open", "0.5", "--retry-base", "0.2")
+        )
+        ports = eventually(
+            lambda: daemon.metrics_ports() if len(daemon.metrics_ports()) == 3 else [],
+            what="three workers",
+        )
         arrivals = stack.enter_context(listening(tmp_path))
         alertmanager_yml = shipped(
-            "alertmanager.yml", tmp_path, (r"(group_wait|group_interval): .*", r"\1: 1s"), (":9000/", f":{arrivals.port}/")
+            "alertmanager.yml",
+            tmp_path,
+            (r"(group_wait|group_interval): .*", r"\1: 1s"),
+            (":9000/", f":{arrivals.port}/"),
         )
         alertmanager_url = stack.enter_context(alertmanager(programs[1], alertmanager_yml))
         for name in ("webhook_recording.yml", "webhook_alerts.yml"):
             shipped(name, tmp_path, (r"\[\w+\]", "[5s]"), (r"(?m)^( +interval): .*", r"\1: 1s"))
         shipped_alerts = tmp_path / "webhook_alerts.yml"
-        shipped_alerts.write_text(re.sub(r"(?m)^( +for): .*", r"\1: 1s", shipped_alerts.read_text()))
+        shipped_alerts.write_text(
+            re.sub(r"(?m)^( +for): .*", r"\1: 1s", shipped_alerts.read_text())
+        )
         prometheus_yml = shipped(
             "prometheus.yml",
             tmp_path,
@@ -113,5 +152,11 @@ def test_a_failing_receiver_raises_alerts_and_its_recovery_resolves_them(databas
         before = len(arrivals.alerts())
         recovered.set()
         wait_until_delivered(database, DELIVERIES)
-        assert arrivals.await_alert("CriticalFailureRate", "resolved", after=before)["labels"] == failing["labels"]
-        assert arrivals.await_alert("CircuitBreakerFlapping", "resolved", after=before)["labels"] == flapping["labels"]
+        assert (
+            arrivals.await_alert("CriticalFailureRate", "resolved", after=before)["labels"]
+            == failing["labels"]
+        )
+        assert (
+            arrivals.await_alert("CircuitBreakerFlapping", "resolved", after=before)["labels"]
+            == flapping["labels"]
+        )

@@ -1,7 +1,8 @@
-"""What docs/metrics.md says about each query of the first monitoring guide is true: of PromQL on a real Prometheus that scrapes a
-busy fleet, of SQL on that fleet's database.
+"""What docs/metrics.md says about each query of the first monitoring guide is true: of PromQL on a
+real Prometheus that scrapes a busy fleet, of SQL on that fleet's database.
 
-The files that PROMQL and SQL list hold the queries as the guide has them, comments included, one each.
+The files that PROMQL and SQL list hold the queries as the guide has them, comments included, one
+each.
 """
 
 import json
@@ -26,7 +27,12 @@ WORKS, REFUSED, FALLS_SHORT = "works", "refused", "falls short"
 
 def promql_of(path: Path) -> str:
     """Return a file's query on one line, as the document has it."""
-    return " ".join(word for line in path.read_text().splitlines() if not line.startswith("#") for word in line.split())
+    return " ".join(
+        word
+        for line in path.read_text().splitlines()
+        if not line.startswith("#")
+        for word in line.split()
+    )
 
 
 def section_of(path: Path) -> str:
@@ -54,18 +60,24 @@ def without_threshold(query: str) -> str:
     return re.sub(r" (>|==) [\d.]+$", "", query)
 
 
-# PromQL -------------------------------------------------------------------------------------------------------------
+# PromQL
 
 
 def test_the_document_accounts_for_every_query_of_the_guide_and_no_other() -> None:
-    documented = Counter((section, query) for query, row in BY_QUERY.items() for section in row["Section"].split(", "))
+    documented = Counter(
+        (section, query)
+        for query, row in BY_QUERY.items()
+        for section in row["Section"].split(", ")
+    )
     assert documented == Counter({(section_of(path), promql_of(path)) for path in PROMQL})
     assert {row["Verdict"] for row in ROWS} == {WORKS, REFUSED, FALLS_SHORT}
     assert all(row["Why"] for row in ROWS)
 
 
 @pytest.mark.parametrize("path", PROMQL, ids=lambda path: path.stem)
-def test_a_query_is_refused_or_returns_data_as_the_document_says(path: Path, busy_stack: Stack) -> None:
+def test_a_query_is_refused_or_returns_data_as_the_document_says(
+    path: Path, busy_stack: Stack
+) -> None:
     query, verbatim = promql_of(path), path.read_text()
     if BY_QUERY[query]["Verdict"] == REFUSED:
         with pytest.raises(AssertionError, match="parse error"):
@@ -88,7 +100,9 @@ def test_every_recorded_name_of_the_document_has_data(busy_stack: Stack) -> None
 
 
 def test_the_examples_of_adding_workers_up_return_data(busy_stack: Stack) -> None:
-    block = re.search(r"## Adding workers up\n\n```promql\n(.*?)```", METRICS.read_text(), re.DOTALL)
+    block = re.search(
+        r"## Adding workers up\n\n```promql\n(.*?)```", METRICS.read_text(), re.DOTALL
+    )
     assert block is not None
     for query in block[1].splitlines():
         returns_data(busy_stack, query)
@@ -103,7 +117,7 @@ def returns_data(busy_stack: Stack, query: str) -> None:
     eventually(sample, 30, what=query)
 
 
-# What falls short, and the alert that does not ------------------------------------------------------------------------
+# What falls short, and the alert that does not
 
 ATTEMPTS = "webhook_deliveries_total"
 TARGET = 'job="w", instance="a:1", service="webhook-delivery"'
@@ -112,7 +126,8 @@ TIMEOUTS_ONLY = {
     f'{ATTEMPTS}{{status="failed", webhook_id="1", {TARGET}}}': "0x40",
     f'{ATTEMPTS}{{status="timeout", webhook_id="1", {TARGET}}}': "0+60x40",
 }
-# What happens, and what the query shows of it after 30 minutes: a failure missed, or a healthy fleet accused.
+# What happens, and what the query shows of it after 30 minutes: a failure missed, or a healthy
+# fleet accused.
 MISSED = {
     'rate(webhook_deliveries_total{status="failed"}[5m])': TIMEOUTS_ONLY,
     "worker_health_status == 0": {
@@ -130,21 +145,29 @@ MISSED = {
 }
 FALSE_ALARMS = {
     "webhook_queue_depth > 1000": {
-        **{f'webhook_queue_depth{{worker_id="worker-{n}", {TARGET}}}': "5000x40" for n in (1, 2, 3)},
+        **{
+            f'webhook_queue_depth{{worker_id="worker-{n}", {TARGET}}}': "5000x40" for n in (1, 2, 3)
+        },
         f'webhookd_queue_depth_by_cause{{cause="paused", worker_id="worker-1", {TARGET}}}': "5000x40",
     },
 }
 
 
 def test_there_is_a_case_for_each_query_that_falls_short() -> None:
-    assert {*MISSED, *FALSE_ALARMS} == {query for query, row in BY_QUERY.items() if row["Verdict"] == FALLS_SHORT}
+    assert {*MISSED, *FALSE_ALARMS} == {
+        query for query, row in BY_QUERY.items() if row["Verdict"] == FALLS_SHORT
+    }
 
 
-def test_what_falls_short_misses_what_the_document_s_choice_sees_or_accuses_a_fleet_that_it_does_not(tmp_path: Path) -> None:
+def test_what_falls_short_misses_what_the_document_s_choice_sees_or_accuses_a_fleet_that_it_does_not(
+    tmp_path: Path,
+) -> None:
     cases = []
     for query, series in MISSED.items():
         alert = alert_of(query)
-        shown = f"({query}) > 0" if alert is None else query  # a panel that shows 0 misses it as well
+        shown = (
+            f"({query}) > 0" if alert is None else query
+        )  # a panel that shows 0 misses it as well
         sees = to_use(query) if alert is None else firing(alert)
         cases.append(case(series, {shown: 0, f"({sees}) > 0": 1}))
     for query, series in FALSE_ALARMS.items():
@@ -154,8 +177,12 @@ def test_what_falls_short_misses_what_the_document_s_choice_sees_or_accuses_a_fl
     promtool = shutil.which("promtool") or pytest.skip("NO PROMTOOL: install Debian's prometheus")
     path = tmp_path / "test.yml"
     rule_files = [str(MONITORING / name) for name in RULE_FILES]
-    path.write_text(json.dumps({"rule_files": rule_files, "evaluation_interval": "30s", "tests": cases}))
-    run = subprocess.run([promtool, "test", "rules", path], capture_output=True, text=True, timeout=60, check=False)
+    path.write_text(
+        json.dumps({"rule_files": rule_files, "evaluation_interval": "30s", "tests": cases})
+    )
+    run = subprocess.run(
+        [promtool, "test", "rules", path], capture_output=True, text=True, timeout=60, check=False
+    )
     assert run.returncode == 0, run.stdout + run.stderr
 
 
@@ -164,7 +191,9 @@ def firing(alert: str) -> str:
 
 
 def case(series: dict[str, str], expected: dict[str, int]) -> dict[str, Any]:
-    """Return a test for promtool: over *series* (a value a minute) each query has so many samples after 30 minutes."""
+    """Return a test for promtool: over *series* (a value a minute) each query has so many samples
+    after 30 minutes.
+    """
     return {
         "interval": "1m",
         "input_series": [{"series": name, "values": values} for name, values in series.items()],
@@ -179,7 +208,7 @@ def case(series: dict[str, str], expected: dict[str, int]) -> dict[str, Any]:
     }
 
 
-# SQL ----------------------------------------------------------------------------------------------------------------
+# SQL
 
 
 def subject_of(path: Path) -> str:
@@ -196,7 +225,9 @@ def test_the_document_accounts_for_every_statement_of_the_guide_and_no_other() -
 
 
 @pytest.mark.parametrize("path", SQL, ids=lambda path: path.stem)
-def test_a_statement_finds_rows_in_the_database_of_a_busy_fleet(path: Path, busy_stack: Stack) -> None:
+def test_a_statement_finds_rows_in_the_database_of_a_busy_fleet(
+    path: Path, busy_stack: Stack
+) -> None:
     statement = path.read_text()
     if "INSERT INTO" not in statement and "UPDATE" not in statement:
         eventually(lambda: rows_of(busy_stack, statement), 30, what=path.stem)
@@ -215,7 +246,9 @@ def test_the_statements_that_write_do_what_they_say(busy_stack: Stack) -> None:
         connection.rollback()  # nobody else's fleet
 
         def updated() -> bool:
-            cursor = connection.execute(reset.replace("?", "%s").encode(), [busy_stack.webhooks["failing"]])
+            cursor = connection.execute(
+                reset.replace("?", "%s").encode(), [busy_stack.webhooks["failing"]]
+            )
             connection.rollback()
             return cursor.rowcount == 1
 

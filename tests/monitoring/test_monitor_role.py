@@ -1,4 +1,6 @@
-"""monitoring/webhookd_monitor.sql: a role that sees what dashboards and `webhookd status` need, and nothing else."""
+"""monitoring/webhookd_monitor.sql: a role that sees what dashboards and `webhookd status` need, and
+nothing else.
+"""
 
 import json
 import os
@@ -17,7 +19,11 @@ from webhookd.embedded.programs import package_binaries
 from webhookd.schema.migrate import migrate
 
 ROLE = "webhookd_monitor"
-SEED = [path for path in (Path(__file__).parents[1] / "seed").glob("*.sql") if path.stem.split("_")[2] not in ("load", "reset")]
+SEED = [
+    path
+    for path in (Path(__file__).parents[1] / "seed").glob("*.sql")
+    if path.stem.split("_")[2] not in ("load", "reset")
+]
 # Everything else in these tables may be read, everything in all other tables and views too.
 HIDDEN = {
     ("webhooks", "url"),
@@ -29,8 +35,10 @@ HIDDEN = {
 }
 
 COLUMNS = (
-    "SELECT c.relname::text, a.attname::text FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid"
-    " WHERE c.relnamespace = 'pggit'::regnamespace AND c.relkind IN ('r', 'v', 'p') AND a.attnum > 0 AND NOT a.attisdropped"
+    "SELECT c.relname::text, a.attname::text FROM pg_class c JOIN pg_attribute a ON a.attrelid = "
+    "c.oid"
+    " WHERE c.relnamespace = 'pggit'::regnamespace AND c.relkind IN ('r', 'v', 'p') AND a.attnum "
+    "> 0 AND NOT a.attisdropped"
 )
 FORBIDDEN = (
     "SELECT url FROM pggit.webhooks",
@@ -53,15 +61,24 @@ FORBIDDEN = (
 
 def run_script(dsn: str, *options: str) -> subprocess.CompletedProcess[str]:
     """Run the script with psql, as *dsn*'s user; *options* are psql's."""
-    psql = [str(package_binaries() / "psql"), dsn, "--no-psqlrc", "--quiet", f"--file={MONITORING / 'webhookd_monitor.sql'}"]
-    return subprocess.run([*psql, *options], capture_output=True, text=True, timeout=60, check=False)
+    psql = [
+        str(package_binaries() / "psql"),
+        dsn,
+        "--no-psqlrc",
+        "--quiet",
+        f"--file={MONITORING / 'webhookd_monitor.sql'}",
+    ]
+    return subprocess.run(
+        [*psql, *options], capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 @pytest.fixture
 def monitored(database: Database) -> Database:
     """A database with one webhook and one delivery of each status, and the role."""
     database.execute(
-        "INSERT INTO pggit.webhooks (webhook_id, url, secret, headers) VALUES (1, 'https://example.com/token', 'whsec_x', '{}');"
+        "INSERT INTO pggit.webhooks (webhook_id, url, secret, headers) VALUES (1, "
+        "'https://example.com/token', 'whsec_x', '{}');"
         "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, delivery_status)"
         " SELECT 1, '{}', unnest(ARRAY['pending', 'retrying', 'delivered', 'failed']);"
     )
@@ -80,21 +97,39 @@ def test_the_role_reads_what_dashboards_and_the_daily_check_ask(monitored: Datab
     with monitored.connect(user=ROLE) as connection:
         for statement in asked:
             connection.execute(statement.encode())
-        assert connection.execute("SELECT * FROM pggit.count_pending_by_status()").fetchall() == [(1, 1, 1, 1, 4)]
+        assert connection.execute("SELECT * FROM pggit.count_pending_by_status()").fetchall() == [
+            (1, 1, 1, 1, 4)
+        ]
         assert connection.execute("SHOW default_transaction_read_only").fetchall() == [("on",)]
         assert connection.execute("SHOW statement_timeout").fetchall() == [("10s",)]
 
 
 def test_the_role_suffices_for_status(monitored: Database) -> None:
-    command = [sys.executable, "-m", "webhookd", "status", "--json", "--dsn", f"{monitored.dsn} user={ROLE}"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("WEBHOOKD_", "DATABASE_URL"))}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    command = [
+        sys.executable,
+        "-m",
+        "webhookd",
+        "status",
+        "--json",
+        "--dsn",
+        f"{monitored.dsn} user={ROLE}",
+    ]
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("WEBHOOKD_", "DATABASE_URL"))
+    }
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, env=environment
+    )
     assert done.returncode in (0, 1), done.stderr  # 1: no worker runs, which is critical
     assert json.loads(done.stdout)["queue"]["failed_count"] == 1
 
 
 @pytest.mark.parametrize("read_only", ["on", "off"])
-def test_what_the_role_must_not_see_or_change_is_refused(monitored: Database, read_only: str) -> None:
+def test_what_the_role_must_not_see_or_change_is_refused(
+    monitored: Database, read_only: str
+) -> None:
     """The role's read-only setting is a guard against accidents: its rights alone must do."""
     refusals = (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction)
     with monitored.connect(user=ROLE) as connection:
@@ -107,7 +142,11 @@ def test_what_the_role_must_not_see_or_change_is_refused(monitored: Database, re
 
 def readable(database: Database) -> set[tuple[str, str]]:
     """Return the columns of the schema, as (table, column), that the role may read."""
-    return set(database.execute(f"{COLUMNS} AND has_column_privilege(%s, c.oid, a.attnum, 'SELECT')", [ROLE]))
+    return set(
+        database.execute(
+            f"{COLUMNS} AND has_column_privilege(%s, c.oid, a.attnum, 'SELECT')", [ROLE]
+        )
+    )
 
 
 def test_every_column_is_either_readable_or_hidden_on_purpose(monitored: Database) -> None:
@@ -139,11 +178,16 @@ def test_a_password_is_set_only_where_one_is_given_and_kept(monitored: Database)
         monitored.execute(f"ALTER ROLE {ROLE} PASSWORD NULL")
 
 
-def test_the_owner_of_the_schema_needs_no_superuser_and_others_change_nothing(private_server: Server) -> None:
+def test_the_owner_of_the_schema_needs_no_superuser_and_others_change_nothing(
+    private_server: Server,
+) -> None:
     owner, stranger = (private_server.create_role(options="LOGIN CREATEROLE") for _ in range(2))
     database = private_server.create(owner=owner)
     migrate(private_server.dsn(database.name, owner))
-    database.execute(f"GRANT USAGE ON SCHEMA pggit TO {stranger}; GRANT SELECT ON ALL TABLES IN SCHEMA pggit TO {stranger}")
+    database.execute(
+        f"GRANT USAGE ON SCHEMA pggit TO {stranger}; GRANT SELECT ON ALL TABLES IN SCHEMA pggit "
+        f"TO {stranger}"
+    )
     refused = run_script(private_server.dsn(database.name, stranger))
     assert refused.returncode == 3 and "ERROR" in refused.stderr
     assert database.execute("SELECT count(*) FROM pg_roles WHERE rolname = %s", [ROLE]) == [(0,)]

@@ -34,8 +34,13 @@ def _commands() -> list[list[str]]:
 
 
 def test_each_alert_has_an_entry_and_links_to_it() -> None:
-    urls = re.findall(r"runbook_url: (.+)$", (MONITORING / "webhook_alerts.yml").read_text(), re.MULTILINE)
-    assert urls == [f"https://github.com/webhookd/webhookd/blob/main/docs/runbook.md#{alert.lower()}" for alert in ALERTS]
+    urls = re.findall(
+        r"runbook_url: (.+)$", (MONITORING / "webhook_alerts.yml").read_text(), re.MULTILINE
+    )
+    assert urls == [
+        f"https://github.com/webhookd/webhookd/blob/main/docs/runbook.md#{alert.lower()}"
+        for alert in ALERTS
+    ]
     assert set(ALERTS) <= set(HEADINGS)
 
 
@@ -51,17 +56,26 @@ def test_prometheus_understands_each_expression(tmp_path: Path) -> None:
     expressions = [line for block in _blocks("promql") for line in block.splitlines()]
     assert expressions
     assert {name for expression in expressions for name in asked_for(expression)} <= known_metrics()
-    rules = [{"record": f"runbook:{number}", "expr": expression} for number, expression in enumerate(expressions)]
+    rules = [
+        {"record": f"runbook:{number}", "expr": expression}
+        for number, expression in enumerate(expressions)
+    ]
     # JSON is YAML too.
-    (tmp_path / "rules.yml").write_text(json.dumps({"groups": [{"name": "runbook", "rules": rules}]}))
+    (tmp_path / "rules.yml").write_text(
+        json.dumps({"groups": [{"name": "runbook", "rules": rules}]})
+    )
     assert promtool("check", "rules", str(tmp_path / "rules.yml")) == 0
 
 
 @pytest.fixture(scope="module")
 def filled(embedded_server: Server) -> Iterator[Database]:
-    """A database with the webhook and the delivery that the runbook speaks of, and one delivery whose webhook is not there."""
+    """A database with the webhook and the delivery that the runbook speaks of, and one delivery
+    whose webhook is not there.
+    """
     database = embedded_server.create_migrated()
-    database.execute(f"INSERT INTO pggit.webhooks (webhook_id, url) VALUES ({WEBHOOK}, 'https://127.0.0.1:1/')")
+    database.execute(
+        f"INSERT INTO pggit.webhooks (webhook_id, url) VALUES ({WEBHOOK}, 'https://127.0.0.1:1/')"
+    )
     database.execute(
         "INSERT INTO pggit.alert_delivery_queue (delivery_id, webhook_id, message_body)"
         f" VALUES ({DELIVERY}, {WEBHOOK}, '{{\"type\": \"invoice.paid\"}}'), (1, 9, '{{}}')"
@@ -73,7 +87,9 @@ def filled(embedded_server: Server) -> Iterator[Database]:
 @pytest.mark.parametrize("statements", _blocks("sql"))
 def test_sql_runs(statements: str, filled: Database) -> None:
     text, count = re.subn(r"(?<!:):webhook_id\b", str(WEBHOOK), statements)
-    assert count == len(re.findall(r"(?<!:):[a-z]", statements)), "another variable than :webhook_id"
+    assert count == len(re.findall(r"(?<!:):[a-z]", statements)), (
+        "another variable than :webhook_id"
+    )
     with filled.connect(autocommit=False) as connection:
         for statement in filter(str.strip, text.split(";\n")):
             connection.execute(statement.encode())
@@ -86,15 +102,25 @@ def test_the_playbooks_update_finds_what_it_is_for(filled: Database) -> None:
     gives_up = next(block for block in _blocks("sql") if "delivery_status = 'failed'" in block)
     with filled.connect(autocommit=False) as connection:
         connection.execute(
-            "UPDATE pggit.webhook_health_metrics SET health_status = 'unavailable', circuit_state = 'open',"
+            "UPDATE pggit.webhook_health_metrics SET health_status = 'unavailable', "
+            "circuit_state = 'open',"
             " consecutive_failures = 5, circuit_until = now() + interval '1 minute'"
         )
         connection.execute(closes.replace(":webhook_id", str(WEBHOOK)).encode())
-        assert _one(connection, "SELECT circuit_state FROM pggit.webhook_health_metrics WHERE webhook_id = 7") == "closed"
+        assert (
+            _one(
+                connection,
+                "SELECT circuit_state FROM pggit.webhook_health_metrics WHERE webhook_id = 7",
+            )
+            == "closed"
+        )
         # Of a webhook that is registered, nothing.
         for webhook_id in (WEBHOOK, 9):
             connection.execute(gives_up.replace(":webhook_id", str(webhook_id)).encode())
-        assert _one(connection, "SELECT array_agg(delivery_id) FROM pggit.alert_delivery_queue WHERE status = 'failed'") == [1]
+        assert _one(
+            connection,
+            "SELECT array_agg(delivery_id) FROM pggit.alert_delivery_queue WHERE status = 'failed'",
+        ) == [1]
         connection.rollback()
 
 
@@ -109,6 +135,7 @@ def test_webhookd_knows_each_command(arguments: tuple[str, ...], filled: Databas
     words = [*arguments, "--help"] if list(arguments) == WATCHING else list(arguments)
     environment = {"DATABASE_URL": filled.dsn, "WEBHOOKD_ALLOW_NETWORK": "127.0.0.0/8"}
     done = CliRunner().invoke(cli, words, env=environment, standalone_mode=False)
-    # A command may find something wrong and say so with an exit status, but neither refuse its arguments nor fail.
+    # A command may find something wrong and say so with an exit status, but neither refuse its
+    # arguments nor fail.
     assert done.exception is None, (done.exception, done.output)
     assert done.output

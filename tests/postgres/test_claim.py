@@ -28,10 +28,12 @@ from tests.support.postgres import Database
 from webhookd.core.model import Delivery
 from webhookd.postgres.claim import Claim
 
-# What is due --------------------------------------------------------------------------------------------------------
+# What is due
 
 
-def test_only_rows_whose_next_retry_at_has_come_are_claimed(database: Database, worker: Engine) -> None:
+def test_only_rows_whose_next_retry_at_has_come_are_claimed(
+    database: Database, worker: Engine
+) -> None:
     register(database, 1)
     due = insert(database, 1, 3)
     insert(database, 1, 2, due_in_s=60)
@@ -42,12 +44,15 @@ def test_only_rows_whose_next_retry_at_has_come_are_claimed(database: Database, 
 def test_a_created_at_in_the_future_delays_nothing(database: Database, worker: Engine) -> None:
     register(database, 1)
     database.execute(
-        "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, created_at) VALUES (1, '{}', now() + interval '1 day')"
+        "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, created_at) VALUES "
+        "(1, '{}', now() + interval '1 day')"
     )
     assert len(worker.take()) == 1
 
 
-def test_a_row_scheduled_for_later_leaves_queue_new_and_comes_up_when_it_is_due(database: Database, worker: Engine) -> None:
+def test_a_row_scheduled_for_later_leaves_queue_new_and_comes_up_when_it_is_due(
+    database: Database, worker: Engine
+) -> None:
     register(database, 1)
     [scheduled] = insert(database, 1, due_in_s=3600)
     assert worker.take_all() == []
@@ -86,7 +91,13 @@ def test_a_claim_carries_all_that_a_sender_needs(database: Database, worker: Eng
     [claimed] = worker.take()
     assert claimed.delivery_id == delivery_id
     assert claimed.body == b'{"n": 1}'
-    assert (claimed.retry_count, claimed.max_retries, claimed.attempts, claimed.leases_lost, claimed.age_s) == (0, 3, 0, 0, 0.0)
+    assert (
+        claimed.retry_count,
+        claimed.max_retries,
+        claimed.attempts,
+        claimed.leases_lost,
+        claimed.age_s,
+    ) == (0, 3, 0, 0, 0.0)
     assert claimed.settings.secret == "whsec_abc"
     assert claimed.settings.headers == (("x-team", "billing"),)
     assert claimed.settings.timeout_s == 2.5
@@ -98,19 +109,24 @@ def test_a_claim_carries_all_that_a_sender_needs(database: Database, worker: Eng
     assert row["leased_by"] == str(worker.incarnation)
 
 
-def test_the_lease_outlives_every_exchange_that_may_begin_under_it(database: Database, worker: Engine) -> None:
+def test_the_lease_outlives_every_exchange_that_may_begin_under_it(
+    database: Database, worker: Engine
+) -> None:
     register(database, 1, timeout_seconds=120)
     register(database, 2)
     insert(database, 1)
     insert(database, 2)
     claimed = worker.take()
     assert len(claimed) == 2
-    [(lease_s,)] = database.execute("SELECT min(extract(epoch FROM lease_until - now())::float8) FROM pggit.alert_delivery_queue")
+    [(lease_s,)] = database.execute(
+        "SELECT min(extract(epoch FROM lease_until - now())::float8) FROM "
+        "pggit.alert_delivery_queue"
+    )
     for item in claimed:
         assert item.start_before - item.claimed + item.settings.timeout_s < lease_s + 10
 
 
-# Fairness -----------------------------------------------------------------------------------------------------------
+# Fairness
 
 
 @pytest.mark.parametrize("lanes_known", [False, True], ids=["new rows", "rows tried before"])
@@ -129,7 +145,9 @@ def test_a_lane_with_many_due_rows_does_not_keep_anothers_single_row_from_the_sa
 
 
 @pytest.mark.parametrize(
-    "body", ["repeat('x', 32 * count(*)::int)", "string_agg(md5(i::text), '')"], ids=["compressed", "as it is"]
+    "body",
+    ["repeat('x', 32 * count(*)::int)", "string_agg(md5(i::text), '')"],
+    ids=["compressed", "as it is"],
 )
 def test_a_claim_ends_once_its_bodies_come_to_the_bytes_asked_for_and_the_rest_is_due_at_once(
     database: Database, worker: Engine, body: str
@@ -148,7 +166,9 @@ def test_a_claim_ends_once_its_bodies_come_to_the_bytes_asked_for_and_the_rest_i
     assert sorted(taken) == sorted(due)
 
 
-def test_a_body_larger_than_the_bytes_asked_for_goes_alone(database: Database, worker: Engine) -> None:
+def test_a_body_larger_than_the_bytes_asked_for_goes_alone(
+    database: Database, worker: Engine
+) -> None:
     register(database, 1)
     lanes_of(database, 1)
     insert(database, 1, 2)
@@ -156,8 +176,12 @@ def test_a_body_larger_than_the_bytes_asked_for_goes_alone(database: Database, w
         assert len(worker.claimer.claim(worker.connection, limit=100, body_bytes=1).deliveries) == 1
 
 
-def test_a_claim_looks_at_as_many_lanes_as_it_takes_to_be_full(database: Database, worker: Engine) -> None:
-    """One row a lane needs wide claims; once the lanes are deep again a claim reaches for few of them."""
+def test_a_claim_looks_at_as_many_lanes_as_it_takes_to_be_full(
+    database: Database, worker: Engine
+) -> None:
+    """One row a lane needs wide claims; once the lanes are deep again a claim reaches for few of
+    them.
+    """
     register(database, *range(1, 1001))
     lanes_of(database, *range(1, 1001))
     one_each = "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) SELECT i, '{}' FROM generate_series(1, 1000) i"
@@ -173,7 +197,9 @@ def test_a_claim_looks_at_as_many_lanes_as_it_takes_to_be_full(database: Databas
     assert lanes <= 10  # five with new rows, five whose timer has come
 
 
-def test_lanes_behind_the_limit_get_their_turn_with_the_next_claims(database: Database, worker: Engine) -> None:
+def test_lanes_behind_the_limit_get_their_turn_with_the_next_claims(
+    database: Database, worker: Engine
+) -> None:
     register(database, *range(1, 31))
     for webhook_id in range(1, 31):
         insert(database, webhook_id, 30)
@@ -183,7 +209,9 @@ def test_lanes_behind_the_limit_get_their_turn_with_the_next_claims(database: Da
     assert set(lanes_seen) == set(range(1, 31))
 
 
-def test_a_lane_that_is_never_empty_does_not_starve_new_rows_of_webhooks_before_it(database: Database, worker: Engine) -> None:
+def test_a_lane_that_is_never_empty_does_not_starve_new_rows_of_webhooks_before_it(
+    database: Database, worker: Engine
+) -> None:
     register(database, 1, 9)
     insert(database, 9, 300)
     worker.take(20)
@@ -194,10 +222,12 @@ def test_a_lane_that_is_never_empty_does_not_starve_new_rows_of_webhooks_before_
     assert late in taken
 
 
-# Several workers ----------------------------------------------------------------------------------------------------
+# Several workers
 
 
-def test_two_claimers_at_once_never_take_one_row_twice(database: Database, worker: Engine, other: Engine) -> None:
+def test_two_claimers_at_once_never_take_one_row_twice(
+    database: Database, worker: Engine, other: Engine
+) -> None:
     register(database, *range(1, 11))
     for webhook_id in range(1, 11):
         insert(database, webhook_id, 60)
@@ -228,19 +258,25 @@ def test_a_claimer_does_not_wait_for_lanes_that_another_transaction_holds(
     insert(database, 1, 5)
     free = insert(database, 2, 5)
     with database.connect(autocommit=False) as operator:
-        operator.execute("SELECT 1 FROM pggit.webhook_health_metrics WHERE webhook_id = 1 FOR UPDATE")
+        operator.execute(
+            "SELECT 1 FROM pggit.webhook_health_metrics WHERE webhook_id = 1 FOR UPDATE"
+        )
         other.connection.execute("SET lock_timeout = '1ms'")  # any wait at all would fail
         assert ids(other.take_all()) == free
         operator.rollback()
     assert len(worker.take()) == 5
 
 
-def test_a_queue_row_that_an_operator_holds_is_skipped_without_waiting(database: Database, worker: Engine) -> None:
+def test_a_queue_row_that_an_operator_holds_is_skipped_without_waiting(
+    database: Database, worker: Engine
+) -> None:
     register(database, 1)
     held, *free = insert(database, 1, 5)
     worker.connection.execute("SET lock_timeout = '1ms'")
     with database.connect(autocommit=False) as operator:
-        operator.execute("SELECT 1 FROM pggit.alert_delivery_queue WHERE delivery_id = %s FOR UPDATE", [held])
+        operator.execute(
+            "SELECT 1 FROM pggit.alert_delivery_queue WHERE delivery_id = %s FOR UPDATE", [held]
+        )
         assert ids(worker.take_all()) == free
         operator.rollback()
     assert ids(worker.take_all()) == [held]
@@ -255,7 +291,9 @@ def test_a_tried_row_that_was_held_for_a_moment_comes_up_with_the_sweep_although
     worker.finish([first], given_back())
     worker.finish([second], answered(500))
     with database.connect(autocommit=False) as operator:
-        operator.execute("SELECT 1 FROM pggit.alert_delivery_queue WHERE delivery_id = %s FOR UPDATE", [held])
+        operator.execute(
+            "SELECT 1 FROM pggit.alert_delivery_queue WHERE delivery_id = %s FOR UPDATE", [held]
+        )
         assert worker.take_all() == []
         operator.rollback()
     worker.sweep()
@@ -263,31 +301,41 @@ def test_a_tried_row_that_was_held_for_a_moment_comes_up_with_the_sweep_although
     assert delivery(database, later)["delivery_status"] == "retrying"
 
 
-def test_a_suspect_whose_lane_is_gone_comes_up_with_the_sweep(database: Database, worker: Engine) -> None:
+def test_a_suspect_whose_lane_is_gone_comes_up_with_the_sweep(
+    database: Database, worker: Engine
+) -> None:
     register(database, 1)
     [suspect] = insert(database, 1)
     worker.take_all()
     with unseen(database) as connection:
-        connection.execute("UPDATE pggit.alert_delivery_queue SET delivery_status = 'pending', leases_lost = 3")
+        connection.execute(
+            "UPDATE pggit.alert_delivery_queue SET delivery_status = 'pending', leases_lost = 3"
+        )
         connection.execute("DELETE FROM pggit.webhook_health_metrics")
     assert worker.claimer.claim_suspect(worker.connection) == Claim()
     worker.sweep()
     assert ids(worker.claimer.claim_suspect(worker.connection).deliveries) == [suspect]
 
 
-def test_a_registration_in_an_open_transaction_keeps_nobody_waiting(database: Database, worker: Engine) -> None:
+def test_a_registration_in_an_open_transaction_keeps_nobody_waiting(
+    database: Database, worker: Engine
+) -> None:
     register(database, 2)
     insert(database, 1)
     free = insert(database, 2, 3)
     worker.connection.execute("SET lock_timeout = '1s'")
     with database.connect(autocommit=False) as operator:
-        operator.execute("INSERT INTO pggit.webhooks (webhook_id, url) VALUES (1, 'https://receiver.example/')")
+        operator.execute(
+            "INSERT INTO pggit.webhooks (webhook_id, url) VALUES (1, 'https://receiver.example/')"
+        )
         assert ids(worker.take_all()) == free
         operator.commit()
     assert len(worker.take_all()) == 1
 
 
-def test_max_in_flight_over_two_claimers_holds_exactly(database: Database, worker: Engine, other: Engine) -> None:
+def test_max_in_flight_over_two_claimers_holds_exactly(
+    database: Database, worker: Engine, other: Engine
+) -> None:
     register(database, 1, 2, max_in_flight=7)
     lanes_of(database, 1, 2)
     insert(database, 1, 100)
@@ -296,7 +344,9 @@ def test_max_in_flight_over_two_claimers_holds_exactly(database: Database, worke
     assert [lane(database, webhook_id)["in_flight"] for webhook_id in (1, 2)] == [7, 7]
 
 
-def test_the_rate_over_two_claimers_holds_exactly(database: Database, worker: Engine, other: Engine) -> None:
+def test_the_rate_over_two_claimers_holds_exactly(
+    database: Database, worker: Engine, other: Engine
+) -> None:
     register(database, 1, rate_limit_per_second=0.001, rate_limit_burst=9)
     lanes_of(database, 1)
     insert(database, 1, 100)
@@ -310,7 +360,7 @@ def test_webhooks_may_be_numbered_from_zero_or_below(database: Database, worker:
     assert sorted(ids(worker.take_all())) == inserted
 
 
-# When to look again -------------------------------------------------------------------------------------------------
+# When to look again
 
 
 def test_an_empty_queue_asks_for_no_look_at_all(database: Database, worker: Engine) -> None:
@@ -320,7 +370,9 @@ def test_an_empty_queue_asks_for_no_look_at_all(database: Database, worker: Engi
     assert (look.lane_s, look.suspect_s, look.new_rows) == (math.inf, math.inf, False)
 
 
-def test_the_next_look_is_the_earliest_of_the_retries_due(database: Database, worker: Engine) -> None:
+def test_the_next_look_is_the_earliest_of_the_retries_due(
+    database: Database, worker: Engine
+) -> None:
     register(database, 1, 2)
     insert(database, 1, due_in_s=500)
     insert(database, 2, due_in_s=300)
@@ -329,7 +381,9 @@ def test_the_next_look_is_the_earliest_of_the_retries_due(database: Database, wo
     assert 290 < worker.claimer.next_look(worker.connection).lane_s <= 300
 
 
-def test_a_lane_with_more_due_rows_asks_to_be_looked_at_at_once(database: Database, worker: Engine) -> None:
+def test_a_lane_with_more_due_rows_asks_to_be_looked_at_at_once(
+    database: Database, worker: Engine
+) -> None:
     register(database, 1)
     insert(database, 1, 30)
     claim = worker.claim(10)
@@ -337,13 +391,17 @@ def test_a_lane_with_more_due_rows_asks_to_be_looked_at_at_once(database: Databa
     assert worker.claimer.next_look(worker.connection).lane_s <= 0
 
 
-def test_a_claim_says_whether_other_workers_hold_the_lanes_with_new_rows(database: Database, worker: Engine) -> None:
+def test_a_claim_says_whether_other_workers_hold_the_lanes_with_new_rows(
+    database: Database, worker: Engine
+) -> None:
     register(database, 1, 2)
     worker.take_all()
     insert(database, 1)
     insert(database, 2)
     with database.connect(autocommit=False) as operator:
-        operator.execute("SELECT 1 FROM pggit.webhook_health_metrics WHERE webhook_id = 2 FOR UPDATE")
+        operator.execute(
+            "SELECT 1 FROM pggit.webhook_health_metrics WHERE webhook_id = 2 FOR UPDATE"
+        )
         assert worker.claim().contended
         operator.rollback()
     assert not worker.claim().contended

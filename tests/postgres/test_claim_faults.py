@@ -29,10 +29,12 @@ from tests.support.postgres import Database
 from webhookd.postgres import statements
 from webhookd.postgres.claim import ClaimInDoubtError
 
-# A claim in doubt -----------------------------------------------------------------------------------------------------
+# A claim in doubt
 
 
-def lose_the_commits_answer(worker: Engine, monkeypatch: pytest.MonkeyPatch, *, stored: bool) -> None:
+def lose_the_commits_answer(
+    worker: Engine, monkeypatch: pytest.MonkeyPatch, *, stored: bool
+) -> None:
     """Have the connection break with the next COMMIT: after it was *stored*, or before it was sent."""
     execute = worker.connection.execute
 
@@ -50,14 +52,21 @@ def lose_the_commits_answer(worker: Engine, monkeypatch: pytest.MonkeyPatch, *, 
 @pytest.mark.parametrize("stored", [True, False], ids=["stored", "rolled back"])
 @pytest.mark.parametrize("suspect", [False, True], ids=["a claim", "a suspect's claim"])
 def test_a_claim_whose_commit_was_not_answered_can_be_given_back_at_once(
-    database: Database, worker: Engine, other: Engine, monkeypatch: pytest.MonkeyPatch, suspect: bool, stored: bool
+    database: Database,
+    worker: Engine,
+    other: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    suspect: bool,
+    stored: bool,
 ) -> None:
     register(database, 1, rate_limit_per_second=0.01, rate_limit_burst=20)
     lanes_of(database, 1)
     due = insert(database, 1)
     if suspect:
         with unseen(database) as connection:
-            connection.execute("UPDATE pggit.alert_delivery_queue SET leases_lost = 3, routed = true")
+            connection.execute(
+                "UPDATE pggit.alert_delivery_queue SET leases_lost = 3, routed = true"
+            )
     lose_the_commits_answer(worker, monkeypatch, stored=stored)
     with pytest.raises(ClaimInDoubtError) as doubt:
         worker.claimer.claim_suspect(worker.connection) if suspect else worker.claim()
@@ -66,7 +75,11 @@ def test_a_claim_whose_commit_was_not_answered_can_be_given_back_at_once(
     recorded = other.finish(doubt.value.deliveries, given_back())
     assert (len(recorded.accepted), len(recorded.refused)) == ((1, 0) if stored else (0, 1))
     row, state = delivery(database, due[0]), lane(database, 1)
-    assert (row["delivery_status"], row["leases_lost"], row["attempts"]) == ("pending", 3 if suspect else 0, 0)
+    assert (row["delivery_status"], row["leases_lost"], row["attempts"]) == (
+        "pending",
+        3 if suspect else 0,
+        0,
+    )
     assert (state["in_flight"], state["tokens"] or 20) == (0, pytest.approx(20, abs=0.1))
     again = other.claimer.claim_suspect(other.connection) if suspect else other.claim()
     assert ids(again.deliveries) == due
@@ -81,7 +94,7 @@ def test_a_claim_that_failed_before_it_took_anything_is_in_no_doubt(
     assert not isinstance(failure.value, ClaimInDoubtError)
 
 
-# Poison -------------------------------------------------------------------------------------------------------------
+# Poison
 
 
 def lose(database: Database, worker: Engine) -> None:
@@ -90,7 +103,9 @@ def lose(database: Database, worker: Engine) -> None:
     worker.release()
 
 
-def test_a_row_that_lost_three_leases_is_claimed_alone_and_nowhere_else(database: Database, worker: Engine) -> None:
+def test_a_row_that_lost_three_leases_is_claimed_alone_and_nowhere_else(
+    database: Database, worker: Engine
+) -> None:
     register(database, 1)
     [suspect] = insert(database, 1)
     for _ in range(3):
@@ -108,7 +123,9 @@ def test_a_row_that_lost_three_leases_is_claimed_alone_and_nowhere_else(database
     assert delivery(database, suspect)["delivery_status"] == "delivered"
 
 
-def test_after_six_lost_leases_a_row_is_failed_and_says_why(database: Database, worker: Engine) -> None:
+def test_after_six_lost_leases_a_row_is_failed_and_says_why(
+    database: Database, worker: Engine
+) -> None:
     register(database, 1)
     [poison] = insert(database, 1)
     delays = []
@@ -121,7 +138,12 @@ def test_after_six_lost_leases_a_row_is_failed_and_says_why(database: Database, 
         lose(database, worker)
         delays.append(worker.claimer.next_look(worker.connection).suspect_s)
     row = delivery(database, poison)
-    assert (row["delivery_status"], row["leases_lost"], row["retry_count"], row["attempts"]) == ("failed", 6, 0, 0)
+    assert (row["delivery_status"], row["leases_lost"], row["retry_count"], row["attempts"]) == (
+        "failed",
+        6,
+        0,
+        0,
+    )
     [(event, status, details)] = database.execute(
         "SELECT event_type, http_status, event_details->>'reason' FROM pggit.alert_delivery_log"
     )
@@ -139,7 +161,9 @@ def test_a_suspect_of_a_blocked_webhook_waits_and_goes_out_once_it_is_free(
     [suspect] = insert(database, 1)
     with unseen(database) as connection:
         connection.execute(
-            "UPDATE pggit.alert_delivery_queue SET leases_lost = 3, routed = true WHERE delivery_id = %s", [suspect]
+            "UPDATE pggit.alert_delivery_queue SET leases_lost = 3, routed = true WHERE "
+            "delivery_id = %s",
+            [suspect],
         )
     lanes_of(database, 1)
     assert not worker.claimer.claim_suspect(worker.connection).deliveries
@@ -167,12 +191,16 @@ def test_a_suspect_counts_for_tokens_in_flight_and_the_probe(database: Database)
         assert_books_balance(database)
 
 
-def test_a_counter_that_is_wrong_does_not_keep_a_suspect_from_its_turn(database: Database, worker: Engine) -> None:
+def test_a_counter_that_is_wrong_does_not_keep_a_suspect_from_its_turn(
+    database: Database, worker: Engine
+) -> None:
     register(database, 1, max_in_flight=2)
     [suspect, *others] = insert(database, 1, 3)
     with unseen(database) as connection:
         connection.execute(
-            "UPDATE pggit.alert_delivery_queue SET leases_lost = 3, routed = true WHERE delivery_id = %s", [suspect]
+            "UPDATE pggit.alert_delivery_queue SET leases_lost = 3, routed = true WHERE "
+            "delivery_id = %s",
+            [suspect],
         )
     assert ids(worker.take_all()) == others
     database.execute("DELETE FROM pggit.alert_delivery_queue WHERE delivery_status = 'sending'")
@@ -184,17 +212,25 @@ def test_a_counter_that_is_wrong_does_not_keep_a_suspect_from_its_turn(database:
 @pytest.mark.every_postgres
 @pytest.mark.parametrize("when", ["infinity", "-infinity"])
 def test_a_row_due_at_an_infinite_time_stops_nobody(database: Database, when: str) -> None:
-    """Before PostgreSQL 17 no interval is infinite, so that a difference of such instants is an error."""
-    database.execute("INSERT INTO pggit.webhooks (webhook_id, url, enabled) VALUES (1, 'x', true), (2, 'x', false)")
+    """Before PostgreSQL 17 no interval is infinite, so that a difference of such instants is an
+    error.
+    """
     database.execute(
-        "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, next_retry_at, first_attempted_at)"
+        "INSERT INTO pggit.webhooks (webhook_id, url, enabled) VALUES (1, 'x', true), (2, 'x', "
+        "false)"
+    )
+    database.execute(
+        "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, next_retry_at, "
+        "first_attempted_at)"
         f" SELECT n, '1', '{when}', '{when}' FROM generate_series(1, 2) n"
     )
     with engine(database) as worker:
         assert len(worker.claim(10).deliveries) == (when == "-infinity")
         worker.claim(10)
         look = worker.claimer.next_look(worker.connection)
-        assert (look.lane_s, look.new_rows) == (math.inf, False), "looks for what may not go, and never sleeps"
+        assert (look.lane_s, look.new_rows) == (math.inf, False), (
+            "looks for what may not go, and never sleeps"
+        )
     for name in ("measure_depth", "status_waiting"):
         database.execute(statements.load(name))
     database.execute(statements.load("doctor_waiting"), {"overdue_s": 60.0})

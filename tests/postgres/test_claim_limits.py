@@ -1,4 +1,6 @@
-"""What keeps a claim from taking due rows: circuit, hold, rate, cap and pause, and what lets it go on."""
+"""What keeps a claim from taking due rows: circuit, hold, rate, cap and pause, and what lets it go
+on.
+"""
 
 import math
 from collections import Counter
@@ -26,7 +28,7 @@ from tests.support.engine import (
 from tests.support.postgres import Database
 from webhookd.core.breaker import CircuitState
 
-# Lanes that may not move --------------------------------------------------------------------------------------------
+# Lanes that may not move
 
 
 BLOCKED = ["unregistered", "paused", "circuit", "hold", "rate", "in_flight"]
@@ -51,7 +53,9 @@ def test_rows_of_a_blocked_webhook_leave_queue_new_and_go_out_once_it_is_free(
 
 
 @pytest.mark.parametrize("cause", BLOCKED)
-def test_a_blocked_webhook_does_not_keep_another_from_moving(database: Database, worker: Engine, cause: str) -> None:
+def test_a_blocked_webhook_does_not_keep_another_from_moving(
+    database: Database, worker: Engine, cause: str
+) -> None:
     block(database, worker, cause)
     insert(database, 1, 200)
     register(database, 2)
@@ -59,8 +63,17 @@ def test_a_blocked_webhook_does_not_keep_another_from_moving(database: Database,
     assert ids(worker.take_all()) == free
 
 
-def test_the_timers_of_blocked_lanes_say_when_they_are_free(database: Database, worker: Engine) -> None:
-    expected = {"unregistered": None, "paused": None, "circuit": 60, "hold": 1000, "rate": 100, "in_flight": 5}
+def test_the_timers_of_blocked_lanes_say_when_they_are_free(
+    database: Database, worker: Engine
+) -> None:
+    expected = {
+        "unregistered": None,
+        "paused": None,
+        "circuit": 60,
+        "hold": 1000,
+        "rate": 100,
+        "in_flight": 5,
+    }
     for cause, seconds in expected.items():
         block(database, worker, cause)
         insert(database, 1, 3)
@@ -70,11 +83,18 @@ def test_the_timers_of_blocked_lanes_say_when_they_are_free(database: Database, 
             assert runnable_in_s is None, cause
         else:
             assert seconds - 20 < runnable_in_s <= seconds, cause
-        for table in ("alert_delivery_queue", "webhooks", "webhook_health_metrics", "alert_delivery_log"):
+        for table in (
+            "alert_delivery_queue",
+            "webhooks",
+            "webhook_health_metrics",
+            "alert_delivery_log",
+        ):
             database.execute(f"DELETE FROM pggit.{table}")
 
 
-def test_a_backlog_of_new_rows_larger_than_one_turn_of_parking_leaves_queue_new_too(database: Database, worker: Engine) -> None:
+def test_a_backlog_of_new_rows_larger_than_one_turn_of_parking_leaves_queue_new_too(
+    database: Database, worker: Engine
+) -> None:
     register(database, 1, enabled=False)
     insert(database, 1, 1200)
     for _ in range(4):
@@ -92,7 +112,9 @@ def test_a_raised_limit_frees_the_lane_at_once(database: Database, worker: Engin
     assert len(worker.take_all()) == 2
 
 
-def test_new_rows_of_a_webhook_without_any_lane_row_are_found_by_the_second_look(database: Database, worker: Engine) -> None:
+def test_new_rows_of_a_webhook_without_any_lane_row_are_found_by_the_second_look(
+    database: Database, worker: Engine
+) -> None:
     register(database, 1)
     database.execute("DELETE FROM pggit.webhook_health_metrics")
     waiting = insert(database, 1, 3)
@@ -101,7 +123,9 @@ def test_new_rows_of_a_webhook_without_any_lane_row_are_found_by_the_second_look
     assert ids(worker.claim().deliveries) == waiting
 
 
-def test_routed_rows_whose_lane_row_was_deleted_come_up_with_the_sweep(database: Database, worker: Engine) -> None:
+def test_routed_rows_whose_lane_row_was_deleted_come_up_with_the_sweep(
+    database: Database, worker: Engine
+) -> None:
     register(database, 1)
     waiting = insert(database, 1, 3)
     worker.finish(worker.take(), given_back())
@@ -111,7 +135,7 @@ def test_routed_rows_whose_lane_row_was_deleted_come_up_with_the_sweep(database:
     assert ids(worker.take_all()) == waiting
 
 
-# The rate -----------------------------------------------------------------------------------------------------------
+# The rate
 
 
 def test_tokens_come_back_with_time_up_to_the_burst(database: Database) -> None:
@@ -132,7 +156,9 @@ def test_only_a_lane_that_had_to_keep_due_rows_counts_as_rate_limited(database: 
     lanes_of(database, 1, 2)
     with engine(database, defaults=STANDARD) as worker:
         assert list(worker.claim().rate_limited) == [2]
-        assert list(worker.claim().rate_limited) == [2]  # the row left over is still new, and is parked only now
+        assert list(worker.claim().rate_limited) == [
+            2
+        ]  # the row left over is still new, and is parked only now
         assert list(worker.claim().rate_limited) == []
         insert(database, 1)
         assert list(worker.claim().rate_limited) == [1]
@@ -141,8 +167,13 @@ def test_only_a_lane_that_had_to_keep_due_rows_counts_as_rate_limited(database: 
 def test_a_row_that_somebody_has_locked_is_not_kept_for_want_of_tokens(database: Database) -> None:
     register(database, 1, rate_limit_per_second=0.01, rate_limit_burst=2)
     [locked, _] = insert(database, 1, 2)
-    with engine(database, defaults=STANDARD) as worker, database.connect(autocommit=False) as operator:
-        operator.execute("SELECT FROM pggit.alert_delivery_queue WHERE delivery_id = %s FOR UPDATE", [locked])
+    with (
+        engine(database, defaults=STANDARD) as worker,
+        database.connect(autocommit=False) as operator,
+    ):
+        operator.execute(
+            "SELECT FROM pggit.alert_delivery_queue WHERE delivery_id = %s FOR UPDATE", [locked]
+        )
         claim = worker.claim()
     assert (len(claim.deliveries), list(claim.rate_limited)) == (1, [])
 
@@ -156,7 +187,7 @@ def test_the_default_rate_holds_where_the_registry_says_nothing(database: Databa
         assert Counter(item.webhook_id for item in worker.take_all()) == {1: 20, 2: 100}
 
 
-# The in-flight counter ----------------------------------------------------------------------------------------------
+# The in-flight counter
 
 
 @pytest.mark.parametrize(
@@ -164,11 +195,14 @@ def test_the_default_rate_holds_where_the_registry_says_nothing(database: Databa
     [
         "DELETE FROM pggit.alert_delivery_queue WHERE delivery_status = 'sending'",
         "TRUNCATE pggit.alert_delivery_queue",
-        "UPDATE pggit.alert_delivery_queue SET delivery_status = 'failed' WHERE delivery_status = 'sending'",
+        "UPDATE pggit.alert_delivery_queue SET delivery_status = 'failed' WHERE delivery_status "
+        "= 'sending'",
     ],
     ids=["deleted", "truncated", "cancelled"],
 )
-def test_claimed_rows_that_vanish_do_not_block_their_lane_for_ever(database: Database, worker: Engine, statement: str) -> None:
+def test_claimed_rows_that_vanish_do_not_block_their_lane_for_ever(
+    database: Database, worker: Engine, statement: str
+) -> None:
     register(database, 1, max_in_flight=4)
     insert(database, 1, 4)
     assert len(worker.take_all()) == 4
@@ -178,7 +212,9 @@ def test_claimed_rows_that_vanish_do_not_block_their_lane_for_ever(database: Dat
     assert lane(database, 1)["in_flight"] == 4
 
 
-def test_the_sweep_mends_a_counter_that_blocks_nothing_yet(database: Database, worker: Engine) -> None:
+def test_the_sweep_mends_a_counter_that_blocks_nothing_yet(
+    database: Database, worker: Engine
+) -> None:
     register(database, 1)
     insert(database, 1, 4)
     worker.take_all()
@@ -188,7 +224,7 @@ def test_the_sweep_mends_a_counter_that_blocks_nothing_yet(database: Database, w
     assert lane(database, 1)["in_flight"] == 2
 
 
-# The probe ----------------------------------------------------------------------------------------------------------
+# The probe
 
 
 def trip(database: Database, worker: Engine) -> None:
@@ -199,18 +235,26 @@ def trip(database: Database, worker: Engine) -> None:
     assert lane(database, 1)["circuit_state"] == "open"
 
 
-def test_exactly_one_probe_goes_out_fleet_wide(database: Database, worker: Engine, other: Engine) -> None:
+def test_exactly_one_probe_goes_out_fleet_wide(
+    database: Database, worker: Engine, other: Engine
+) -> None:
     trip(database, worker)
     insert(database, 1, 50)
     assert run_at_once([worker, other], claims=3) == 0
     let_pass(database, 61)
     assert run_at_once([worker, other], claims=20) == 1
     state = lane(database, 1)
-    assert (state["circuit_state"], state["health_status"], state["blocked_by"]) == ("half_open", "degraded", "circuit")
+    assert (state["circuit_state"], state["health_status"], state["blocked_by"]) == (
+        "half_open",
+        "degraded",
+        "circuit",
+    )
     assert 20 < state["circuit_in_s"] < 60
 
 
-def test_the_end_of_a_probes_lease_frees_the_next_probe(database: Database, worker: Engine, other: Engine) -> None:
+def test_the_end_of_a_probes_lease_frees_the_next_probe(
+    database: Database, worker: Engine, other: Engine
+) -> None:
     trip(database, worker)
     insert(database, 1, 5)
     let_pass(database, 61)
@@ -223,7 +267,9 @@ def test_the_end_of_a_probes_lease_frees_the_next_probe(database: Database, work
     assert probe.breaker.epoch == lost.breaker.epoch + 1
 
 
-def test_a_probe_that_is_given_back_makes_way_for_the_next_at_once(database: Database, worker: Engine) -> None:
+def test_a_probe_that_is_given_back_makes_way_for_the_next_at_once(
+    database: Database, worker: Engine
+) -> None:
     trip(database, worker)
     insert(database, 1, 5)
     let_pass(database, 61)
@@ -231,7 +277,9 @@ def test_a_probe_that_is_given_back_makes_way_for_the_next_at_once(database: Dat
     assert len(worker.take_all()) == 1
 
 
-def test_a_probe_whose_worker_died_makes_way_for_the_next_at_once(database: Database, worker: Engine, other: Engine) -> None:
+def test_a_probe_whose_worker_died_makes_way_for_the_next_at_once(
+    database: Database, worker: Engine, other: Engine
+) -> None:
     trip(database, worker)
     insert(database, 1, 5)
     let_pass(database, 61)
@@ -240,7 +288,9 @@ def test_a_probe_whose_worker_died_makes_way_for_the_next_at_once(database: Data
     assert len(other.take_all()) == 1
 
 
-def test_a_due_circuit_without_rows_waits_for_the_next_insert(database: Database, worker: Engine) -> None:
+def test_a_due_circuit_without_rows_waits_for_the_next_insert(
+    database: Database, worker: Engine
+) -> None:
     trip(database, worker)
     let_pass(database, 61)
     assert worker.take_all() == []
@@ -249,7 +299,9 @@ def test_a_due_circuit_without_rows_waits_for_the_next_insert(database: Database
     assert len(worker.take_all()) == 1
 
 
-def test_a_probe_that_said_nothing_leaves_the_circuit_open_for_the_next(database: Database, worker: Engine) -> None:
+def test_a_probe_that_said_nothing_leaves_the_circuit_open_for_the_next(
+    database: Database, worker: Engine
+) -> None:
     trip(database, worker)
     insert(database, 1, 5)
     let_pass(database, 61)

@@ -1,7 +1,8 @@
-"""The claim, lease, fence and record protocol on the real database: right as it is, and wrong without any one of its steps.
+"""The claim, lease, fence and record protocol on the real database: right as it is, and wrong
+without any one of its steps.
 
-A stateful test drives several worker incarnations, their late results, reaping, releases and an operator, and compares every row
-with a model. The same test must fail for each planted fault.
+A stateful test drives several worker incarnations, their late results, reaping, releases and an
+operator, and compares every row with a model. The same test must fail for each planted fault.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +15,14 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from tests.support.engine import ROOMY, Engine, Fault, answered, engine, register, replaced
 from tests.support.expected import OUTCOMES, Row
@@ -44,7 +52,10 @@ class Stage:
         self.unseen.execute("DELETE FROM pggit.alert_delivery_queue")
         self.unseen.execute("DELETE FROM pggit.alert_delivery_log")
         self.unseen.execute("DELETE FROM pggit.webhook_health_metrics")
-        self.unseen.execute("INSERT INTO pggit.webhook_health_metrics (webhook_id) SELECT webhook_id FROM pggit.webhooks")
+        self.unseen.execute(
+            "INSERT INTO pggit.webhook_health_metrics (webhook_id) SELECT webhook_id FROM "
+            "pggit.webhooks"
+        )
 
     def make_due(self) -> None:
         """Have the time of every waiting row and every lane come."""
@@ -52,12 +63,15 @@ class Stage:
             "UPDATE pggit.alert_delivery_queue SET next_retry_at = now() - interval '1 s'"
             " WHERE delivery_status IN ('pending', 'retrying') AND next_retry_at > now()"
         )
-        self.unseen.execute("UPDATE pggit.webhook_health_metrics SET runnable_at = now() WHERE runnable_at > now()")
+        self.unseen.execute(
+            "UPDATE pggit.webhook_health_metrics SET runnable_at = now() WHERE runnable_at > now()"
+        )
 
     def expire(self, delivery_id: int | None = None) -> None:
         self.unseen.execute(
             "UPDATE pggit.alert_delivery_queue SET lease_until = lease_until - interval '1 hour'"
-            " WHERE delivery_status = 'sending' AND (%(id)s::bigint IS NULL OR delivery_id = %(id)s::bigint)",
+            " WHERE delivery_status = 'sending' AND (%(id)s::bigint IS NULL OR delivery_id = "
+            "%(id)s::bigint)",
             {"id": delivery_id},
         )
 
@@ -66,10 +80,15 @@ class Stage:
 def staged(database: Database, mutate: Callable[[str, str], str] | None = None) -> Iterator[Stage]:
     with ExitStack() as stack:
         workers = [
-            stack.enter_context(engine(database, f"worker-{number}", defaults=STEADY, mutate=mutate))
+            stack.enter_context(
+                engine(database, f"worker-{number}", defaults=STEADY, mutate=mutate)
+            )
             for number in range(1, WORKERS + 1)
         ]
-        operator, unseen = stack.enter_context(database.connect()), stack.enter_context(database.connect())
+        operator, unseen = (
+            stack.enter_context(database.connect()),
+            stack.enter_context(database.connect()),
+        )
         unseen.execute("SET session_replication_role = replica")
         yield Stage(database, workers, operator, unseen)
 
@@ -82,7 +101,9 @@ class Protocol(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.rows: dict[int, Row] = {}
-        self.claims: list[tuple[Engine, Delivery]] = []  # all there ever were: a result may come at any time, even twice
+        self.claims: list[
+            tuple[Engine, Delivery]
+        ] = []  # all there ever were: a result may come at any time, even twice
         self.read_lost: list[Result] = []
         self.stranded: set[int] = set()  # lanes whose counter an operator has made wrong
 
@@ -111,13 +132,22 @@ class Protocol(RuleBasedStateMachine):
     @rule(worker=INDEX)
     def claim_suspect(self, worker: int) -> None:
         claimant = self.stage.workers[worker % WORKERS]
-        self._claimed(claimant, list(claimant.claimer.claim_suspect(claimant.connection).deliveries), suspect=True)
+        self._claimed(
+            claimant,
+            list(claimant.claimer.claim_suspect(claimant.connection).deliveries),
+            suspect=True,
+        )
 
     @precondition(lambda self: self.claims)
     @rule(claims=st.lists(INDEX, min_size=1, max_size=4), outcome=st.sampled_from(sorted(OUTCOMES)))
     def finish(self, claims: list[int], outcome: str) -> None:
-        """A result comes: in time, late, or for the second time. The owner's counts, all others are refused."""
-        chosen = {id(claim[1]): claim for claim in (self.claims[index % len(self.claims)] for index in claims)}
+        """A result comes: in time, late, or for the second time. The owner's counts, all others are
+        refused.
+        """
+        chosen = {
+            id(claim[1]): claim
+            for claim in (self.claims[index % len(self.claims)] for index in claims)
+        }
         recorder = next(iter(chosen.values()))[0]
         deliveries = [claim[1] for claim in chosen.values()]
         recorded = recorder.finish(deliveries, OUTCOMES[outcome]())
@@ -126,7 +156,9 @@ class Protocol(RuleBasedStateMachine):
         for delivery in deliveries:
             row = self.rows[delivery.delivery_id]
             owns = row.holder is not None and row.holder[1] is delivery
-            assert (id(delivery) in accepted) == owns, f"{delivery.delivery_id}: accepted is not {owns}"
+            assert (id(delivery) in accepted) == owns, (
+                f"{delivery.delivery_id}: accepted is not {owns}"
+            )
             if owns:
                 row.end(outcome)
 
@@ -147,7 +179,9 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(worker=INDEX)
     def record_expired(self, worker: int) -> None:
-        """The second half of a reap, however much later: who recorded or re-claimed meanwhile keeps the row."""
+        """The second half of a reap, however much later: who recorded or re-claimed meanwhile keeps
+        the row.
+        """
         self._record_lost(self.stage.workers[worker % WORKERS], self.read_lost)
 
     @rule(worker=INDEX, dead=INDEX)
@@ -156,7 +190,9 @@ class Protocol(RuleBasedStateMachine):
         survivor, victim = self.stage.workers[worker % WORKERS], self.stage.workers[dead % WORKERS]
         lost = survivor.recorder.lost_leases(survivor.connection, incarnation=victim.incarnation)
         assert {result.delivery.delivery_id for result in lost} == {
-            delivery_id for delivery_id, row in self.rows.items() if row.holder and row.holder[0] is victim
+            delivery_id
+            for delivery_id, row in self.rows.items()
+            if row.holder and row.holder[0] is victim
         }
         self._record_lost(survivor, lost)
 
@@ -177,7 +213,8 @@ class Protocol(RuleBasedStateMachine):
         delivery_id = waiting[which % len(waiting)]
         self.rows[delivery_id].losses = 2 + which % 2
         self.stage.unseen.execute(
-            "UPDATE pggit.alert_delivery_queue SET leases_lost = %s, routed = true, next_retry_at = now() - interval '1 s'"
+            "UPDATE pggit.alert_delivery_queue SET leases_lost = %s, routed = true, "
+            "next_retry_at = now() - interval '1 s'"
             " WHERE delivery_id = %s",
             [2 + which % 2, delivery_id],
         )
@@ -185,17 +222,27 @@ class Protocol(RuleBasedStateMachine):
 
     # The operator
 
-    @precondition(lambda self: any(row.status not in ("pending", "delivered") for row in self.rows.values()))
+    @precondition(
+        lambda self: any(row.status not in ("pending", "delivered") for row in self.rows.values())
+    )
     @rule(which=INDEX)
     def requeue(self, which: int) -> None:
-        chosen = [delivery_id for delivery_id, row in self.rows.items() if row.status not in ("pending", "delivered")]
+        chosen = [
+            delivery_id
+            for delivery_id, row in self.rows.items()
+            if row.status not in ("pending", "delivered")
+        ]
         delivery_id = chosen[which % len(chosen)]
         self.stage.operator.execute(
-            "UPDATE pggit.alert_delivery_queue SET delivery_status = 'pending' WHERE delivery_id = %s", [delivery_id]
+            "UPDATE pggit.alert_delivery_queue SET delivery_status = 'pending' WHERE delivery_id "
+            "= %s",
+            [delivery_id],
         )
         row = self.rows[delivery_id]
         self._strand(row)
-        self.rows[delivery_id] = replace(row, status="pending", losses=0, holder=None, expired=False, torn=False)
+        self.rows[delivery_id] = replace(
+            row, status="pending", losses=0, holder=None, expired=False, torn=False
+        )
 
     @precondition(lambda self: any(row.holder for row in self.rows.values()))
     @rule(which=INDEX)
@@ -203,32 +250,61 @@ class Protocol(RuleBasedStateMachine):
         held = [delivery_id for delivery_id, row in self.rows.items() if row.holder]
         delivery_id = held[which % len(held)]
         self.stage.unseen.execute(
-            "UPDATE pggit.alert_delivery_queue SET delivery_status = 'failed' WHERE delivery_id = %s", [delivery_id]
+            "UPDATE pggit.alert_delivery_queue SET delivery_status = 'failed' WHERE delivery_id "
+            "= %s",
+            [delivery_id],
         )
         row = self.rows[delivery_id]
         self._strand(row)
-        self.rows[delivery_id] = replace(row, status="failed", holder=None, expired=False, torn=True)
+        self.rows[delivery_id] = replace(
+            row, status="failed", holder=None, expired=False, torn=True
+        )
 
     # What holds at all times
 
     @invariant()
     def rows_are_as_they_should_be(self) -> None:
         rows = self.stage.operator.execute(
-            "SELECT q.delivery_id, q.delivery_status, q.retry_count, q.leases_lost, q.attempts, q.lease_token, q.leased_by,"
+            "SELECT q.delivery_id, q.delivery_status, q.retry_count, q.leases_lost, q.attempts, "
+            "q.lease_token, q.leased_by,"
             " q.lease_until IS NOT NULL, q.max_retries, q.routed, q.delivered_at IS NOT NULL,"
-            " (SELECT count(*) FROM pggit.alert_delivery_log l WHERE l.delivery_id = q.delivery_id AND http_status IS NOT NULL)"
+            " (SELECT count(*) FROM pggit.alert_delivery_log l WHERE l.delivery_id = "
+            "q.delivery_id AND http_status IS NOT NULL)"
             " FROM pggit.alert_delivery_queue q"
         ).fetchall()
         assert {row[0] for row in rows} == set(self.rows)
-        for delivery_id, status, retries, losses, attempts, token, leased_by, leased, most, routed, delivered, logged in rows:
+        for (
+            delivery_id,
+            status,
+            retries,
+            losses,
+            attempts,
+            token,
+            leased_by,
+            leased,
+            most,
+            routed,
+            delivered,
+            logged,
+        ) in rows:
             row = self.rows[delivery_id]
-            assert (status, retries, losses, attempts) == (row.status, row.retries, row.losses, row.attempts), delivery_id
+            assert (status, retries, losses, attempts) == (
+                row.status,
+                row.retries,
+                row.losses,
+                row.attempts,
+            ), delivery_id
             assert retries <= most
             assert logged == attempts
             assert delivered == (status == "delivered")
             if row.holder:
                 owner, claimed = row.holder
-                assert (token, leased_by, leased, routed) == (claimed.token, owner.incarnation, True, True)
+                assert (token, leased_by, leased, routed) == (
+                    claimed.token,
+                    owner.incarnation,
+                    True,
+                    True,
+                )
             elif not row.torn:
                 assert (leased_by, leased) == (None, False)
                 assert token is None or token < 0
@@ -237,13 +313,16 @@ class Protocol(RuleBasedStateMachine):
     def counters_say_what_is_in_flight(self) -> None:
         lanes = self.stage.operator.execute(
             "SELECT h.webhook_id, h.in_flight, (SELECT count(*) FROM pggit.alert_delivery_queue q"
-            " WHERE q.webhook_id = h.webhook_id AND q.delivery_status = 'sending') FROM pggit.webhook_health_metrics h"
+            " WHERE q.webhook_id = h.webhook_id AND q.delivery_status = 'sending') FROM "
+            "pggit.webhook_health_metrics h"
         ).fetchall()
         for webhook_id, counted, leased in lanes:
             assert counted == leased or (webhook_id in self.stranded and counted > leased)
 
     def teardown(self) -> None:
-        """Whatever happened: with leases run out and the sweep done, every row that is not final comes to an end."""
+        """Whatever happened: with leases run out and the sweep done, every row that is not final
+        comes to an end.
+        """
         worker = self.stage.workers[0]
         for _ in range(12):
             if not any(row.waiting or row.holder for row in self.rows.values()):
@@ -252,10 +331,14 @@ class Protocol(RuleBasedStateMachine):
             worker.release()
             worker.sweep()
             self.stage.make_due()
-            deliveries = [*worker.take_all(), *worker.claimer.claim_suspect(worker.connection).deliveries]
+            deliveries = [
+                *worker.take_all(),
+                *worker.claimer.claim_suspect(worker.connection).deliveries,
+            ]
             worker.finish(deliveries, answered(200))
             open_rows = self.stage.operator.execute(
-                "SELECT count(*) FROM pggit.alert_delivery_queue WHERE delivery_status NOT IN ('delivered', 'failed')"
+                "SELECT count(*) FROM pggit.alert_delivery_queue WHERE delivery_status NOT IN "
+                "('delivered', 'failed')"
             ).fetchone()
             if open_rows == (0,):
                 return
@@ -264,7 +347,9 @@ class Protocol(RuleBasedStateMachine):
     def _claimed(self, claimant: Engine, deliveries: list[Delivery], *, suspect: bool) -> None:
         for delivery in deliveries:
             row = self.rows[delivery.delivery_id]
-            assert row.waiting and row.holder is None, f"{delivery.delivery_id} has an owner, or is at its end"
+            assert row.waiting and row.holder is None, (
+                f"{delivery.delivery_id} has an owner, or is at its end"
+            )
             assert (row.losses >= 3) == suspect
             assert delivery.body == b"{}"
             row.status, row.holder = "sending", (claimant, delivery)
@@ -294,7 +379,9 @@ def fenced(module_database: Database) -> Database:
 
 
 def run_protocol(stage: Stage, *, examples: int, phases: tuple[Phase, ...]) -> None:
-    """Drive the machine through *examples* random histories; raise `AssertionError` (or what a statement raises) on a fault."""
+    """Drive the machine through *examples* random histories; raise `AssertionError` (or what a
+    statement raises) on a fault.
+    """
     machine = type("StagedProtocol", (Protocol,), {"stage": stage})
     run_state_machine_as_test(
         machine,
@@ -311,34 +398,56 @@ def run_protocol(stage: Stage, *, examples: int, phases: tuple[Phase, ...]) -> N
     )
 
 
-def test_whatever_workers_and_operator_do_each_row_has_one_owner_and_one_end(fenced: Database) -> None:
+def test_whatever_workers_and_operator_do_each_row_has_one_owner_and_one_end(
+    fenced: Database,
+) -> None:
     with staged(fenced) as stage:
         run_protocol(stage, examples=60, phases=(Phase.generate, Phase.shrink))
 
 
 FAULTS = {
-    "record does not look at the token": Fault("settle", "q.lease_token = r.token", "q.lease_token IS NOT NULL"),
-    "record does not look at the status": Fault("settle", "q.delivery_status IS NOT DISTINCT FROM 'sending'", "true"),
+    "record does not look at the token": Fault(
+        "settle", "q.lease_token = r.token", "q.lease_token IS NOT NULL"
+    ),
+    "record does not look at the status": Fault(
+        "settle", "q.delivery_status IS NOT DISTINCT FROM 'sending'", "true"
+    ),
     "record spends no retry": Fault("settle", "retry_count = q.retry_count + r.retries,", ""),
     "record counts no lost lease": Fault("settle", "leases_lost = q.leases_lost + r.losses,", ""),
-    "record keeps the token": Fault("settle", "lease_token = NULL, lease_until = NULL", "lease_until = NULL"),
-    "record keeps the lease": Fault("settle", "lease_until = NULL, leased_by = NULL", "leased_by = NULL"),
-    "record keeps the owner": Fault("settle", "lease_until = NULL, leased_by = NULL", "lease_until = NULL"),
+    "record keeps the token": Fault(
+        "settle", "lease_token = NULL, lease_until = NULL", "lease_until = NULL"
+    ),
+    "record keeps the lease": Fault(
+        "settle", "lease_until = NULL, leased_by = NULL", "leased_by = NULL"
+    ),
+    "record keeps the owner": Fault(
+        "settle", "lease_until = NULL, leased_by = NULL", "lease_until = NULL"
+    ),
     "record writes no log": Fault("settle", "WHERE event IS NOT NULL", "WHERE false"),
     "record forgets what is in flight": Fault("update_lanes", "in_flight = r.in_flight,", ""),
     "claim forgets what is in flight": Fault("claim", "in_flight = l.in_flight + t.n,", ""),
     "claim sets no token": Fault("claim", "lease_token = %(token)s,", ""),
-    "claim sets no lease": Fault("claim", ", lease_until = now() + %(lease_s)s * interval '1 s'\n     WHERE", " WHERE"),
+    "claim sets no lease": Fault(
+        "claim", ", lease_until = now() + %(lease_s)s * interval '1 s'\n     WHERE", " WHERE"
+    ),
     "claim names no owner": Fault("claim", "leased_by = %(incarnation)s,", ""),
     "claim takes what others hold": Fault(
-        "claim", "w.routed AND w.delivery_status IN ('pending', 'retrying')\n AND w.leases_lost < 3", "w.routed"
+        "claim",
+        "w.routed AND w.delivery_status IN ('pending', 'retrying')\n AND w.leases_lost < 3",
+        "w.routed",
     ),
     "claim takes suspects with the rest": Fault(
-        "claim", "AND w.leases_lost < 3 AND w.next_retry_at BETWEEN to_timestamp(l.floor) AND now()", ""
+        "claim",
+        "AND w.leases_lost < 3 AND w.next_retry_at BETWEEN to_timestamp(l.floor) AND now()",
+        "",
     ),
     "suspect is claimed without a token": Fault("claim_suspect", "lease_token = %(token)s,", ""),
-    "suspect is not counted as in flight": Fault("claim_suspect", ", in_flight = %(in_flight)s::int + 1", ""),
-    "reap takes leases that have not run out": Fault("expired_leases", "AND q.lease_until <= now()", ""),
+    "suspect is not counted as in flight": Fault(
+        "claim_suspect", ", in_flight = %(in_flight)s::int + 1", ""
+    ),
+    "reap takes leases that have not run out": Fault(
+        "expired_leases", "AND q.lease_until <= now()", ""
+    ),
     "reap finds nothing": Fault("expired_leases", "q.lease_until <= now()", "false"),
     "release takes everybody's leases": Fault("leases_of", "AND q.leased_by = %(incarnation)s", ""),
     "sweep does not count": Fault("sweep_lanes", "in_flight = coalesce(c.leases, 0),", ""),

@@ -32,7 +32,9 @@ def past(database: Database, worker: Engine) -> Iterator[None]:
         reader.execute("SELECT count(*) FROM pggit.alert_delivery_queue")
         insert(database, 1, 3000)
         insert(database, 2, 3000)
-        database.execute("UPDATE pggit.alert_delivery_queue SET routed = true, delivery_status = 'delivered'")
+        database.execute(
+            "UPDATE pggit.alert_delivery_queue SET routed = true, delivery_status = 'delivered'"
+        )
         yield
 
 
@@ -70,7 +72,9 @@ def test_a_look_that_was_slow_is_the_last_to_walk_through_what_was_delivered(
 
 
 @pytest.mark.usefixtures("slow")
-def test_rows_above_the_floors_are_claimed_at_once(database: Database, worker: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_above_the_floors_are_claimed_at_once(
+    database: Database, worker: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(horizon, "FULL_LOOKS_SHARE", 1e-6)
     monkeypatch.setattr(horizon, "RAISE_EVERY_S", 0.0)
     register(database, 1, 2)
@@ -90,7 +94,9 @@ def parked(database: Database, count: int) -> list[int]:
 
 
 @pytest.mark.usefixtures("slow")
-def test_a_claim_begins_where_the_last_one_of_that_lane_did(database: Database, worker: Engine) -> None:
+def test_a_claim_begins_where_the_last_one_of_that_lane_did(
+    database: Database, worker: Engine
+) -> None:
     register(database, 1)
     lanes_of(database, 1)
     with database.connect(autocommit=False) as reader:
@@ -130,7 +136,9 @@ def test_a_row_that_is_given_back_is_found_below_its_lanes_floor(
 
 
 @pytest.mark.usefixtures("slow")
-def test_a_row_below_the_floor_waits_for_the_next_full_look_only(database: Database, worker: Engine) -> None:
+def test_a_row_below_the_floor_waits_for_the_next_full_look_only(
+    database: Database, worker: Engine
+) -> None:
     register(database, 1)
     worker.take_all()
     worker.claim()
@@ -139,7 +147,9 @@ def test_a_row_below_the_floor_waits_for_the_next_full_look_only(database: Datab
 
 
 @pytest.mark.usefixtures("slow")
-def test_a_lane_whose_timer_lies_below_the_floor_waits_for_the_next_full_look_only(database: Database, worker: Engine) -> None:
+def test_a_lane_whose_timer_lies_below_the_floor_waits_for_the_next_full_look_only(
+    database: Database, worker: Engine
+) -> None:
     register(database, 1, enabled=False)
     [waiting] = insert(database, 1)
     worker.take_all()
@@ -152,7 +162,9 @@ def test_a_lane_whose_timer_lies_below_the_floor_waits_for_the_next_full_look_on
     assert claimed_in_time(worker) == [waiting]
 
 
-def test_there_are_no_floors_while_looks_are_fast(database: Database, worker: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_are_no_floors_while_looks_are_fast(
+    database: Database, worker: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(horizon, "SLOW_LOOK_S", 0.0)
     register(database, 1)
     worker.take_all()
@@ -168,7 +180,9 @@ def alarmed(floor: horizon.Horizon, seconds: float, *, lanes: int) -> bool:
     return floor.slow
 
 
-def test_a_false_alarm_costs_one_full_look_and_then_none_for_a_while(worker: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_false_alarm_costs_one_full_look_and_then_none_for_a_while(
+    worker: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(horizon, "SLOW_LOOK_S", 30.0)
     monkeypatch.setattr(horizon, "FALSE_ALARM_S", 2.0)
     floor = horizon.Horizon()
@@ -180,7 +194,9 @@ def test_a_false_alarm_costs_one_full_look_and_then_none_for_a_while(worker: Eng
 
 
 @pytest.mark.usefixtures("slow")
-def test_a_full_look_that_the_database_gives_up_leaves_the_floors_as_they_are(database: Database, worker: Engine) -> None:
+def test_a_full_look_that_the_database_gives_up_leaves_the_floors_as_they_are(
+    database: Database, worker: Engine
+) -> None:
     floor = horizon.Horizon()
     assert alarmed(floor, 60.0, lanes=1)
     floor.keep(worker.connection)
@@ -214,12 +230,15 @@ def test_a_lanes_floor_leaves_room_for_what_commits_late(
     assert ids(worker.claim(1).deliveries) == [late]
 
 
-def test_many_lanes_take_their_time_without_any_past(database: Database, worker: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_lanes_take_their_time_without_any_past(
+    database: Database, worker: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     floor = horizon.Horizon()
     assert not alarmed(floor, 0.02, lanes=100)
     # Nor do floors stay because it takes long to find them for many webhooks.
     database.execute(
-        "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) SELECT n, '{}' FROM generate_series(1, 2000) n"
+        "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) SELECT n, '{}' FROM "
+        "generate_series(1, 2000) n"
     )
     monkeypatch.setattr(horizon, "SLOW_LOOK_S", 0.001)
     assert alarmed(floor, 0.02, lanes=1)

@@ -1,4 +1,6 @@
-"""Through a transaction-pooling pgbouncer everything works, and nothing of it is left in the sessions that others get next."""
+"""Through a transaction-pooling pgbouncer everything works, and nothing of it is left in the
+sessions that others get next.
+"""
 
 import subprocess
 import sys
@@ -8,7 +10,14 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.support.daemon import Daemon, arrivals, insert, register, wait_until_delivered, wait_until_ready
+from tests.support.daemon import (
+    Daemon,
+    arrivals,
+    insert,
+    register,
+    wait_until_delivered,
+    wait_until_ready,
+)
 from tests.support.pgbouncer import pgbouncer, through
 from tests.support.postgres import Database
 from tests.support.receivers import Receiver, answering
@@ -17,7 +26,8 @@ from webhookd.postgres import session
 
 Application = psycopg.Connection[tuple[Any, ...]]
 
-# What a session carries from one transaction to the next. (pgbouncer itself carries some of a client's settings along.)
+# What a session carries from one transaction to the next. (pgbouncer itself carries some of a
+# client's settings along.)
 SESSION = """
 SELECT name || ' = ' || setting FROM pg_catalog.pg_settings
  WHERE source = 'session' AND name NOT IN ('application_name', 'client_encoding', 'DateStyle', 'TimeZone')
@@ -34,7 +44,10 @@ UNION ALL SELECT 'locks: ' || objid FROM pg_catalog.pg_locks
 def dsn(database: Database) -> Iterator[str]:
     """The test's database behind a pooler that has a single session, which everybody gets in turn."""
     name = database.name
-    database.execute(f"ALTER DATABASE {name} SET TimeZone = 'Asia/Tokyo'; ALTER DATABASE {name} SET DateStyle = 'SQL, DMY'")
+    database.execute(
+        f"ALTER DATABASE {name} SET TimeZone = 'Asia/Tokyo'; ALTER DATABASE {name} SET DateStyle "
+        "= 'SQL, DMY'"
+    )
     with pgbouncer(database, "transaction", sessions=1) as folder:
         yield through(database, folder)
 
@@ -50,24 +63,39 @@ def left_behind(application: Application) -> list[object]:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "webhookd", *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "webhookd", *arguments], capture_output=True, text=True, check=False
+    )
 
 
-def test_a_transaction_has_webhookds_settings_and_leaves_none(dsn: str, application: Application) -> None:
+def test_a_transaction_has_webhookds_settings_and_leaves_none(
+    dsn: str, application: Application
+) -> None:
     with session.connect(dsn, application_name="test") as connection:
         assert connection.behind_pooler
         for _ in range(3):
             with session.transaction(connection, durable=False, impatient=True) as cursor:
-                names = ("search_path", "statement_timeout", "lock_timeout", "synchronous_commit", "transaction_isolation")
+                names = (
+                    "search_path",
+                    "statement_timeout",
+                    "lock_timeout",
+                    "synchronous_commit",
+                    "transaction_isolation",
+                )
                 shown = [cursor.execute(f"SHOW {name}".encode()).fetchall()[0][0] for name in names]
                 assert shown == ["pg_catalog", "1min", "50ms", "off", "read committed"]
             assert left_behind(application) == []
-            with pytest.raises(psycopg.errors.DivisionByZero), session.transaction(connection) as cursor:
+            with (
+                pytest.raises(psycopg.errors.DivisionByZero),
+                session.transaction(connection) as cursor,
+            ):
                 cursor.execute("SELECT 1 / 0")
             assert left_behind(application) == []
 
 
-def test_a_single_statement_has_webhookds_settings_and_leaves_none(dsn: str, application: Application) -> None:
+def test_a_single_statement_has_webhookds_settings_and_leaves_none(
+    dsn: str, application: Application
+) -> None:
     with session.connect(dsn, application_name="test") as connection:
         for _ in range(3):
             assert connection.execute("SHOW search_path").fetchall() == [("pg_catalog",)]
@@ -116,8 +144,19 @@ def test_listen_dsn_mends_it(database: Database, dsn: str) -> None:
 def test_commands_work_and_leave_nothing(dsn: str, application: Application) -> None:
     insert = "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) VALUES (1, '{}')"
     commands = (
-        *("webhook add https://example.com/hooks", "webhook pause 1", "webhook rotate-secret 1", "webhook list"),
-        *("webhook show 1", "delivery list", "delivery show 1", "delivery explain 1", "adopt --continue"),
+        *(
+            "webhook add https://example.com/hooks",
+            "webhook pause 1",
+            "webhook rotate-secret 1",
+            "webhook list",
+        ),
+        *(
+            "webhook show 1",
+            "delivery list",
+            "delivery show 1",
+            "delivery explain 1",
+            "adopt --continue",
+        ),
     )
     for command in commands:
         application.execute(insert if command == "webhook pause 1" else "SELECT 1")

@@ -1,4 +1,6 @@
-"""What the record of one outcome leaves in the row, the attempt log, the health counters and the lane."""
+"""What the record of one outcome leaves in the row, the attempt log, the health counters and the
+lane.
+"""
 
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -34,14 +36,38 @@ def test_a_2xx_delivers(database: Database, worker: Engine) -> None:
     recorded = worker.finish([claimed], answered(204, seconds=0.25))
     assert recorded_ids(recorded.accepted) == [claimed.delivery_id]
     row = delivery(database, claimed.delivery_id)
-    assert (row["delivery_status"], row["status"], row["attempts"], row["retry_count"]) == ("delivered", "delivered", 1, 0)
+    assert (row["delivery_status"], row["status"], row["attempts"], row["retry_count"]) == (
+        "delivered",
+        "delivered",
+        1,
+        0,
+    )
     assert row["delivered_at"] > row["attempted_at"] == row["first_attempted_at"]
-    assert (row["lease_token"], row["lease_until"], row["leased_by"], row["worker_id"]) == (None, None, None, "worker-1")
-    assert attempts(database, claimed.delivery_id) == [("delivered", 204, {"reason": "HTTP 204", "attempt": 1})]
+    assert (row["lease_token"], row["lease_until"], row["leased_by"], row["worker_id"]) == (
+        None,
+        None,
+        None,
+        "worker-1",
+    )
+    assert attempts(database, claimed.delivery_id) == [
+        ("delivered", 204, {"reason": "HTTP 204", "attempt": 1})
+    ]
     state = lane(database, 1)
-    assert (state["health_status"], state["circuit_state"], state["in_flight"]) == ("healthy", "closed", 0)
-    assert (state["total_deliveries"], state["successful_deliveries"], state["failed_deliveries"]) == (1, 1, 0)
-    assert (state["avg_response_time_ms"], state["min_response_time_ms"], state["max_response_time_ms"]) == (250, 250, 250)
+    assert (state["health_status"], state["circuit_state"], state["in_flight"]) == (
+        "healthy",
+        "closed",
+        0,
+    )
+    assert (
+        state["total_deliveries"],
+        state["successful_deliveries"],
+        state["failed_deliveries"],
+    ) == (1, 1, 0)
+    assert (
+        state["avg_response_time_ms"],
+        state["min_response_time_ms"],
+        state["max_response_time_ms"],
+    ) == (250, 250, 250)
     assert state["last_success_at"] == state["last_check_at"]
     assert state["last_failure_at"] is None
     assert_books_balance(database)
@@ -68,7 +94,11 @@ def test_what_may_get_better_is_retried_after_a_backoff_and_spends_a_retry(
     assert event == "retrying"
     assert 4 <= details["retry_in_s"] <= 6
     state = lane(database, 1)
-    assert (state["health_status"], state["consecutive_failures"], state["failed_deliveries"]) == ("degraded", 1, 1)
+    assert (state["health_status"], state["consecutive_failures"], state["failed_deliveries"]) == (
+        "degraded",
+        1,
+        1,
+    )
     assert 3 < state["runnable_in_s"] <= 6
     assert_books_balance(database)
 
@@ -83,7 +113,12 @@ def test_what_cannot_get_better_fails_at_once_and_counts_for_the_circuit(
     claimed = claim_one(database, worker)
     worker.finish([claimed], outcome)
     row = delivery(database, claimed.delivery_id)
-    assert (row["delivery_status"], row["retry_count"], row["attempts"], row["delivered_at"]) == ("failed", 0, 1, None)
+    assert (row["delivery_status"], row["retry_count"], row["attempts"], row["delivered_at"]) == (
+        "failed",
+        0,
+        1,
+        None,
+    )
     assert [event for event, _, _ in attempts(database, claimed.delivery_id)] == ["failed"]
     assert lane(database, 1)["consecutive_failures"] == 1
     assert_books_balance(database)
@@ -99,18 +134,24 @@ def test_a_target_that_is_not_allowed_fails_with_its_reason_and_says_nothing_abo
     assert lane(database, 1)["consecutive_failures"] == 0
 
 
-def test_a_410_fails_the_delivery_and_disables_the_webhook(database: Database, worker: Engine) -> None:
+def test_a_410_fails_the_delivery_and_disables_the_webhook(
+    database: Database, worker: Engine
+) -> None:
     claimed = claim_one(database, worker)
     [waiting] = insert(database, 1)
     worker.finish([claimed], answered(410))
     assert delivery(database, claimed.delivery_id)["delivery_status"] == "failed"
-    assert database.execute("SELECT enabled, disabled_reason FROM pggit.webhooks") == [(False, "410 Gone")]
+    assert database.execute("SELECT enabled, disabled_reason FROM pggit.webhooks") == [
+        (False, "410 Gone")
+    ]
     assert worker.take_all() == []
     assert delivery(database, waiting)["delivery_status"] == "pending"
     assert lane(database, 1)["blocked_by"] == "paused"
 
 
-def test_a_410_does_not_wait_for_a_registry_row_that_an_operator_holds(database: Database, worker: Engine) -> None:
+def test_a_410_does_not_wait_for_a_registry_row_that_an_operator_holds(
+    database: Database, worker: Engine
+) -> None:
     claimed = claim_one(database, worker)
     worker.connection.execute("SET lock_timeout = '1s'")
     with database.connect(autocommit=False) as operator:
@@ -120,13 +161,19 @@ def test_a_410_does_not_wait_for_a_registry_row_that_an_operator_holds(database:
     assert delivery(database, claimed.delivery_id)["delivery_status"] == "failed"
 
 
-def test_a_429_spends_no_retry_and_counts_neither_for_nor_against_the_circuit(database: Database, worker: Engine) -> None:
+def test_a_429_spends_no_retry_and_counts_neither_for_nor_against_the_circuit(
+    database: Database, worker: Engine
+) -> None:
     claimed = claim_one(database, worker, circuit_failure_threshold=1)
     worker.finish([claimed], answered(429))
     row = delivery(database, claimed.delivery_id)
     assert (row["delivery_status"], row["retry_count"], row["attempts"]) == ("retrying", 0, 1)
     state = lane(database, 1)
-    assert (state["circuit_state"], state["consecutive_failures"], state["failed_deliveries"]) == ("closed", 0, 1)
+    assert (state["circuit_state"], state["consecutive_failures"], state["failed_deliveries"]) == (
+        "closed",
+        0,
+        1,
+    )
     assert state["health_status"] == "degraded"
     assert_books_balance(database)
 
@@ -144,7 +191,9 @@ def test_a_429_a_day_after_the_first_attempt_fails(database: Database, worker: E
 
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("form", ["seconds", "date"])
-def test_retry_after_holds_the_whole_webhook(database: Database, worker: Engine, status: int, form: str) -> None:
+def test_retry_after_holds_the_whole_webhook(
+    database: Database, worker: Engine, status: int, form: str
+) -> None:
     claimed = claim_one(database, worker)
     until = format_datetime(datetime.now(tz=UTC) + timedelta(seconds=100), usegmt=True)
     worker.finish([claimed], answered(status, retry_after="100" if form == "seconds" else until))
@@ -158,7 +207,9 @@ def test_retry_after_holds_the_whole_webhook(database: Database, worker: Engine,
     assert len(worker.take_all()) == 4
 
 
-def test_retry_after_is_capped_and_a_shorter_one_does_not_shorten_the_hold(database: Database, worker: Engine) -> None:
+def test_retry_after_is_capped_and_a_shorter_one_does_not_shorten_the_hold(
+    database: Database, worker: Engine
+) -> None:
     register(database, 1, retry_max_seconds=200)
     insert(database, 1, 2)
     first, second = worker.take()
@@ -175,7 +226,9 @@ def test_a_500_with_retry_after_delays_its_own_row_only(database: Database, work
     assert attempts(database, claimed.delivery_id)[0][2]["retry_in_s"] == 1000
 
 
-def test_retries_are_spent_one_by_one_until_the_delivery_fails(database: Database, worker: Engine) -> None:
+def test_retries_are_spent_one_by_one_until_the_delivery_fails(
+    database: Database, worker: Engine
+) -> None:
     claimed = claim_one(database, worker, circuit_failure_threshold=100)
     for retry in range(4):
         assert claimed.retry_count == retry
@@ -183,7 +236,12 @@ def test_retries_are_spent_one_by_one_until_the_delivery_fails(database: Databas
         let_pass(database, TEN_MINUTES_S)
         [claimed, *_] = [*worker.take_all(), claimed]
     row = delivery(database, claimed.delivery_id)
-    assert (row["delivery_status"], row["retry_count"], row["max_retries"], row["attempts"]) == ("failed", 3, 3, 4)
+    assert (row["delivery_status"], row["retry_count"], row["max_retries"], row["attempts"]) == (
+        "failed",
+        3,
+        3,
+        4,
+    )
     events = attempts(database, claimed.delivery_id)
     assert [event for event, _, _ in events] == ["retrying", "retrying", "retrying", "failed"]
     assert [details["attempt"] for _, _, details in events] == [1, 2, 3, 4]
@@ -201,7 +259,11 @@ def test_a_row_given_back_is_as_it_was_and_its_token_is_refunded(database: Datab
         assert {name for name in after if after[name] != before[name]} == {"routed", "worker_id"}
         assert attempts(database, delivery_id) == []
         state = lane(database, 1)
-        assert (state["in_flight"], state["total_deliveries"], state["health_status"]) == (0, 0, "unknown")
+        assert (state["in_flight"], state["total_deliveries"], state["health_status"]) == (
+            0,
+            0,
+            "unknown",
+        )
         assert 3 - state["tokens"] < 0.01
         assert ids(worker.take_all()) == [delivery_id]
 
@@ -215,12 +277,19 @@ def test_a_retried_row_given_back_stays_retrying(database: Database, worker: Eng
     assert (row["delivery_status"], row["retry_count"], row["attempts"]) == ("retrying", 1, 1)
 
 
-def test_a_lost_lease_puts_the_row_back_without_an_attempt(database: Database, worker: Engine, other: Engine) -> None:
+def test_a_lost_lease_puts_the_row_back_without_an_attempt(
+    database: Database, worker: Engine, other: Engine
+) -> None:
     claimed = claim_one(database, worker)
     let_pass(database, TEN_MINUTES_S)
     other.release()
     row = delivery(database, claimed.delivery_id)
-    assert (row["delivery_status"], row["leases_lost"], row["retry_count"], row["attempts"]) == ("pending", 1, 0, 0)
+    assert (row["delivery_status"], row["leases_lost"], row["retry_count"], row["attempts"]) == (
+        "pending",
+        1,
+        0,
+        0,
+    )
     assert lane(database, 1)["in_flight"] == 0
     assert_books_balance(database)
     assert ids(other.take_all()) == [claimed.delivery_id]
@@ -236,7 +305,9 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("excerpt", HOSTILE.values(), ids=HOSTILE.keys())
-def test_no_excerpt_keeps_a_result_from_being_recorded(database: Database, worker: Engine, excerpt: str) -> None:
+def test_no_excerpt_keeps_a_result_from_being_recorded(
+    database: Database, worker: Engine, excerpt: str
+) -> None:
     claimed = claim_one(database, worker)
     worker.finish([claimed], answered(200, excerpt=excerpt))
     [(event, _, details)] = attempts(database, claimed.delivery_id)

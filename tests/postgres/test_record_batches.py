@@ -44,7 +44,9 @@ def outcome_of(random_number: random.Random) -> Outcome:
     return random_number.choice(outcomes)
 
 
-def test_after_batches_of_mixed_outcomes_for_many_webhooks_the_books_balance(database: Database, worker: Engine) -> None:
+def test_after_batches_of_mixed_outcomes_for_many_webhooks_the_books_balance(
+    database: Database, worker: Engine
+) -> None:
     dice = random.Random(1)
     webhooks = range(1, 41)
     register(database, *webhooks)
@@ -80,7 +82,9 @@ def test_two_recorders_at_once_in_random_order_neither_deadlock_nor_lose_a_resul
         start.wait(20)
         while claimed:
             batch, claimed = claimed[:30], claimed[30:]
-            recorded = recorder.record([Result(item, dice.choice([answered(200), answered(500)])) for item in batch])
+            recorded = recorder.record(
+                [Result(item, dice.choice([answered(200), answered(500)])) for item in batch]
+            )
             claimed += [result.delivery for result in recorded.deferred]
             assert not recorded.refused
 
@@ -89,17 +93,23 @@ def test_two_recorders_at_once_in_random_order_neither_deadlock_nor_lose_a_resul
         for recorder in recorders:
             recorder.result(60)
     assert_books_balance(database)
-    assert database.execute("SELECT sum(total_deliveries) FROM pggit.webhook_health_metrics") == [(1200,)]
+    assert database.execute("SELECT sum(total_deliveries) FROM pggit.webhook_health_metrics") == [
+        (1200,)
+    ]
 
 
-def test_results_of_a_lane_that_an_operator_holds_are_deferred_and_only_those(database: Database, worker: Engine) -> None:
+def test_results_of_a_lane_that_an_operator_holds_are_deferred_and_only_those(
+    database: Database, worker: Engine
+) -> None:
     register(database, 1, 2, 3)
     for webhook_id in (1, 2, 3):
         insert(database, webhook_id, 2)
     claimed = worker.take_all()
     worker.connection.execute("SET lock_timeout = '1s'")
     with database.connect(autocommit=False) as operator:
-        operator.execute("UPDATE pggit.webhook_health_metrics SET last_check_at = now() WHERE webhook_id = 2")
+        operator.execute(
+            "UPDATE pggit.webhook_health_metrics SET last_check_at = now() WHERE webhook_id = 2"
+        )
         recorded = worker.finish(claimed, answered(200))
         operator.rollback()
     assert {result.delivery.webhook_id for result in recorded.deferred} == {2}
@@ -126,7 +136,9 @@ def test_lanes_that_an_operator_removed_come_back_with_the_next_record(
     assert ids(worker.take_all()) == fresh
 
 
-def test_a_lane_that_an_open_transaction_is_making_keeps_no_other_result_waiting(database: Database, worker: Engine) -> None:
+def test_a_lane_that_an_open_transaction_is_making_keeps_no_other_result_waiting(
+    database: Database, worker: Engine
+) -> None:
     register(database, 1, 2)
     insert(database, 1)
     insert(database, 2)
@@ -140,7 +152,9 @@ def test_a_lane_that_an_open_transaction_is_making_keeps_no_other_result_waiting
     assert len(worker.record(recorded.deferred).accepted) == 1
 
 
-def test_recording_again_after_a_lost_commit_answer_is_refused_and_counts_nothing(database: Database, worker: Engine) -> None:
+def test_recording_again_after_a_lost_commit_answer_is_refused_and_counts_nothing(
+    database: Database, worker: Engine
+) -> None:
     register(database, 1)
     insert(database, 1, 5)
     claimed = worker.take()
@@ -151,7 +165,9 @@ def test_recording_again_after_a_lost_commit_answer_is_refused_and_counts_nothin
     assert_books_balance(database)
 
 
-def test_a_late_result_beside_that_of_a_later_claim_in_one_batch_is_refused(database: Database, worker: Engine) -> None:
+def test_a_late_result_beside_that_of_a_later_claim_in_one_batch_is_refused(
+    database: Database, worker: Engine
+) -> None:
     claimed = claim_one(database, worker)
     worker.finish([claimed], answered(500))
     let_pass(database, TEN_MINUTES_S)
@@ -164,7 +180,9 @@ def test_a_late_result_beside_that_of_a_later_claim_in_one_batch_is_refused(data
 
 def test_a_record_that_fails_leaves_nothing_behind(database: Database, worker: Engine) -> None:
     claimed = claim_one(database, worker)
-    database.execute("ALTER TABLE pggit.alert_delivery_log ADD CONSTRAINT no_more CHECK (http_status <> 200)")
+    database.execute(
+        "ALTER TABLE pggit.alert_delivery_log ADD CONSTRAINT no_more CHECK (http_status <> 200)"
+    )
     with pytest.raises(psycopg.errors.CheckViolation):
         worker.finish([claimed], answered(200))
     assert delivery(database, claimed.delivery_id)["delivery_status"] == "sending"

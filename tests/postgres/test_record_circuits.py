@@ -18,7 +18,9 @@ from tests.support.seed_statements import RESET
 from webhookd.core.model import Delivery
 
 
-def test_the_circuit_opens_at_the_webhooks_own_threshold_once(database: Database, worker: Engine) -> None:
+def test_the_circuit_opens_at_the_webhooks_own_threshold_once(
+    database: Database, worker: Engine
+) -> None:
     register(database, 1, circuit_failure_threshold=3, circuit_open_seconds=100)
     insert(database, 1, 6)
     claimed = worker.take()
@@ -27,7 +29,11 @@ def test_the_circuit_opens_at_the_webhooks_own_threshold_once(database: Database
     assert list(worker.finish(claimed[2:4], answered(404)).tripped) == [1]
     assert list(worker.finish(claimed[4:], answered(404)).tripped) == []
     state = lane(database, 1)
-    assert (state["health_status"], state["circuit_state"], state["blocked_by"]) == ("unavailable", "open", "circuit")
+    assert (state["health_status"], state["circuit_state"], state["blocked_by"]) == (
+        "unavailable",
+        "open",
+        "circuit",
+    )
     assert 90 < state["circuit_in_s"] <= 100
     assert state["consecutive_failures"] == 3
     assert_books_balance(database)
@@ -42,7 +48,9 @@ def tripped(database: Database, worker: Engine, *, in_flight: int = 0) -> list[D
     return claimed[5:]
 
 
-def test_a_failed_probe_opens_the_circuit_again_and_counts_as_an_opening(database: Database, worker: Engine) -> None:
+def test_a_failed_probe_opens_the_circuit_again_and_counts_as_an_opening(
+    database: Database, worker: Engine
+) -> None:
     tripped(database, worker)
     insert(database, 1)
     let_pass(database, 61)
@@ -50,31 +58,49 @@ def test_a_failed_probe_opens_the_circuit_again_and_counts_as_an_opening(databas
     assert lane(database, 1)["circuit_state"] == "open"
 
 
-def test_a_successful_probe_closes_the_circuit_for_the_whole_backlog(database: Database, worker: Engine) -> None:
+def test_a_successful_probe_closes_the_circuit_for_the_whole_backlog(
+    database: Database, worker: Engine
+) -> None:
     tripped(database, worker)
     insert(database, 1, 10)
     let_pass(database, 61)
     worker.finish(worker.take_all(), answered(200))
     state = lane(database, 1)
-    assert (state["circuit_state"], state["health_status"], state["consecutive_failures"]) == ("closed", "healthy", 0)
+    assert (state["circuit_state"], state["health_status"], state["consecutive_failures"]) == (
+        "closed",
+        "healthy",
+        0,
+    )
     assert len(worker.take_all()) == 9
 
 
-def test_the_seeds_update_closes_the_circuit_and_earlier_attempts_do_not_count(database: Database, worker: Engine) -> None:
+def test_the_seeds_update_closes_the_circuit_and_earlier_attempts_do_not_count(
+    database: Database, worker: Engine
+) -> None:
     late = tripped(database, worker, in_flight=6)
     waiting = insert(database, 1, 3)
     assert worker.take_all() == []
     database.execute(RESET, [1])
     state = lane(database, 1)
-    assert (state["circuit_state"], state["blocked_by"], state["circuit_until"]) == ("closed", None, None)
+    assert (state["circuit_state"], state["blocked_by"], state["circuit_until"]) == (
+        "closed",
+        None,
+        None,
+    )
     worker.finish(late, answered(404))
     state = lane(database, 1)
-    assert (state["circuit_state"], state["consecutive_failures"], state["total_deliveries"]) == ("closed", 0, 11)
+    assert (state["circuit_state"], state["consecutive_failures"], state["total_deliveries"]) == (
+        "closed",
+        0,
+        11,
+    )
     assert ids(worker.take_all()) == waiting
     assert_books_balance(database)
 
 
-def test_the_reset_of_a_lane_that_counts_failures_forgets_them_and_those_in_flight(database: Database, worker: Engine) -> None:
+def test_the_reset_of_a_lane_that_counts_failures_forgets_them_and_those_in_flight(
+    database: Database, worker: Engine
+) -> None:
     register(database, 1)
     insert(database, 1, 8)
     claimed = worker.take()
@@ -107,6 +133,8 @@ def test_a_record_frees_a_lane_at_its_cap_for_the_next_look(database: Database) 
         assert len(worker.take_all()) == 1
 
 
-def test_the_record_says_when_its_lanes_are_to_be_looked_at(database: Database, worker: Engine) -> None:
+def test_the_record_says_when_its_lanes_are_to_be_looked_at(
+    database: Database, worker: Engine
+) -> None:
     claimed = claim_one(database, worker)
     assert 3 < worker.finish([claimed], answered(500)).next_look_s <= 6

@@ -1,4 +1,6 @@
-"""Registry rows that no sensible person writes: every one is claimed, recorded, and the worker's next claim works."""
+"""Registry rows that no sensible person writes: every one is claimed, recorded, and the worker's
+next claim works.
+"""
 
 import math
 
@@ -46,7 +48,11 @@ TOO_DEEP = '{"x-list": ' + 3000 * "[" + 3000 * "]" + "}"
 
 def register_each(database: Database, column: str, values: list[float], *, first: int) -> None:
     for webhook_id, value in enumerate(values, start=first):
-        register(database, webhook_id, **{"rate_limit_burst": 1, "circuit_failure_threshold": 1, column: value})
+        register(
+            database,
+            webhook_id,
+            **{"rate_limit_burst": 1, "circuit_failure_threshold": 1, column: value},
+        )
         insert(database, webhook_id, 3)
 
 
@@ -58,7 +64,9 @@ def drop_checks(database: Database) -> None:
 
 @pytest.mark.every_postgres
 @pytest.mark.parametrize("column", EXTREMES)
-def test_no_value_of_a_limit_ends_a_worker_undoes_a_record_or_blocks_for_ever(database: Database, column: str) -> None:
+def test_no_value_of_a_limit_ends_a_worker_undoes_a_record_or_blocks_for_ever(
+    database: Database, column: str
+) -> None:
     possible = EXTREMES[column]
     nonsense = WHOLE_NONSENSE if column in COUNTS else NONSENSE
     register_each(database, column, possible, first=1)
@@ -82,10 +90,15 @@ def test_a_rate_below_one_in_30_days_is_that(database: Database, worker: Engine)
     insert(database, 1, 2)
     assert len(worker.take_all()) == 1
     state = lane(database, 1)
-    assert (state["blocked_by"], state["runnable_in_s"]) == ("rate", pytest.approx(LONGEST_S, abs=60))
+    assert (state["blocked_by"], state["runnable_in_s"]) == (
+        "rate",
+        pytest.approx(LONGEST_S, abs=60),
+    )
 
 
-def test_a_circuit_that_stays_open_for_ever_is_probed_after_30_days(database: Database, worker: Engine) -> None:
+def test_a_circuit_that_stays_open_for_ever_is_probed_after_30_days(
+    database: Database, worker: Engine
+) -> None:
     register(database, 1, circuit_open_seconds=1e15, circuit_failure_threshold=1)
     [due] = insert(database, 1)
     worker.finish(worker.take_all(), answered(500))
@@ -99,21 +112,32 @@ def test_a_retry_comes_after_30_days_at_the_latest(database: Database, worker: E
     register(database, 1, retry_base_seconds=1e15, retry_max_seconds=1e15)
     insert(database, 1)
     worker.finish(worker.take_all(), answered(500))
-    [(wait_s,)] = database.execute("SELECT extract(epoch FROM next_retry_at - now())::float8 FROM pggit.alert_delivery_queue")
+    [(wait_s,)] = database.execute(
+        "SELECT extract(epoch FROM next_retry_at - now())::float8 FROM pggit.alert_delivery_queue"
+    )
     assert 0.79 * LONGEST_S < wait_s <= LONGEST_S  # with the jitter
 
 
 def test_the_configurations_word_is_bounded_like_a_rows(database: Database) -> None:
     register(database, 1)
     insert(database, 1, 2)
-    far = STANDARD._replace(rate=1e-14, burst=1, retry_base_s=1e15, retry_max_s=1e15, circuit_threshold=1, circuit_open_s=1e15)
+    far = STANDARD._replace(
+        rate=1e-14,
+        burst=1,
+        retry_base_s=1e15,
+        retry_max_s=1e15,
+        circuit_threshold=1,
+        circuit_open_s=1e15,
+    )
     with engine(database, defaults=far) as worker:
         worker.finish(worker.take_all(), answered(500))
         assert worker.take_all() == []
     assert statuses(database) == {"retrying": 1, "pending": 1}
 
 
-@pytest.mark.parametrize("headers", [TOO_LONG, TOO_DEEP, "[1]", "null"], ids=["too long", "too deep", "a list", "null"])
+@pytest.mark.parametrize(
+    "headers", [TOO_LONG, TOO_DEEP, "[1]", "null"], ids=["too long", "too deep", "a list", "null"]
+)
 def test_headers_that_cannot_be_read_fail_their_own_webhooks_deliveries_and_say_so(
     database: Database, sender: Transport, headers: str
 ) -> None:
@@ -133,7 +157,9 @@ def test_headers_that_cannot_be_read_fail_their_own_webhooks_deliveries_and_say_
     assert "headers cannot be read" in details["reason"]
 
 
-def test_the_lost_leases_of_a_webhook_with_unreadable_headers_are_released(database: Database, worker: Engine) -> None:
+def test_the_lost_leases_of_a_webhook_with_unreadable_headers_are_released(
+    database: Database, worker: Engine
+) -> None:
     register(database, 1, headers=TOO_DEEP)
     insert(database, 1)
     worker.take_all()

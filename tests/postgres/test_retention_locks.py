@@ -31,11 +31,19 @@ pytestmark = pytest.mark.every_postgres
 SOME_PAGES = {"first": "(0,0)", "end": "(64,0)", "keep_delivered_s": DAY_S, "keep_failed_s": DAY_S}
 
 
-def test_rows_that_an_open_transaction_holds_hold_nothing_up(database: Database, connection: session.Connection) -> None:
+def test_rows_that_an_open_transaction_holds_hold_nothing_up(
+    database: Database, connection: session.Connection
+) -> None:
     old = finished(database, 200, days=8)
     with database.connect(autocommit=False) as operator:
-        operator.execute("SELECT FROM pggit.alert_delivery_queue WHERE delivery_id = %s FOR UPDATE", [old[7]])
-        operator.execute("UPDATE pggit.alert_delivery_queue SET delivery_status = 'pending' WHERE delivery_id = %s", [old[9]])
+        operator.execute(
+            "SELECT FROM pggit.alert_delivery_queue WHERE delivery_id = %s FOR UPDATE", [old[7]]
+        )
+        operator.execute(
+            "UPDATE pggit.alert_delivery_queue SET delivery_status = 'pending' WHERE delivery_id "
+            "= %s",
+            [old[9]],
+        )
         started = time.monotonic()
         whole_round(database, connection)
         assert time.monotonic() - started < 2.0
@@ -64,7 +72,9 @@ def test_a_locked_table_is_waited_for_no_longer_than_a_moment(
     assert ids(database) == set()
 
 
-def test_attempts_that_somebody_holds_are_left_to_the_next_round(database: Database, connection: session.Connection) -> None:
+def test_attempts_that_somebody_holds_are_left_to_the_next_round(
+    database: Database, connection: session.Connection
+) -> None:
     logged(database, 20_000, days=31)
     with database.connect(autocommit=False) as operator:
         operator.execute("SELECT FROM pggit.alert_delivery_log ORDER BY log_id LIMIT 1 FOR UPDATE")
@@ -80,7 +90,9 @@ def test_nobody_waits_for_a_removal(database: Database, connection: session.Conn
     """Inserts, deliveries and changes of other rows go on while one is under way."""
     finished(database, 500, days=8)
     with session.transaction(connection) as cursor:
-        assert cursor.execute(statements.load("remove_deliveries").encode(), SOME_PAGES).rowcount > 0
+        assert (
+            cursor.execute(statements.load("remove_deliveries").encode(), SOME_PAGES).rowcount > 0
+        )
         register(database, 1)
         insert(database, 1, 5)
         with engine(database) as worker:
@@ -88,7 +100,9 @@ def test_nobody_waits_for_a_removal(database: Database, connection: session.Conn
         with database.connect() as other:
             other.execute("SET lock_timeout = '100ms'")
             other.execute("SELECT * FROM pggit.count_pending_by_status()")
-            other.execute("UPDATE pggit.alert_delivery_queue SET alert_id = 1 WHERE delivery_id > 500")
+            other.execute(
+                "UPDATE pggit.alert_delivery_queue SET alert_id = 1 WHERE delivery_id > 500"
+            )
             other.execute("DELETE FROM pggit.alert_delivery_queue WHERE delivery_id > 500")
 
 
@@ -127,9 +141,14 @@ def test_a_worker_that_is_killed_in_the_middle_leaves_the_counts_true(database: 
         session.transaction(mine) as cursor,
     ):
         cursor.execute(statements.load("retention_take"), {"table_name": QUEUE})
-        assert cursor.execute(statements.load("remove_deliveries").encode(), SOME_PAGES).rowcount > 0
+        assert (
+            cursor.execute(statements.load("remove_deliveries").encode(), SOME_PAGES).rowcount > 0
+        )
         database.execute("SELECT pg_terminate_backend(%s)", [mine.info.backend_pid])
-        cursor.execute(statements.load("retention_advance"), {"table_name": QUEUE, "next_page": 64, "removed": 1})
+        cursor.execute(
+            statements.load("retention_advance"),
+            {"table_name": QUEUE, "next_page": 64, "removed": 1},
+        )
     assert count(database, QUEUE) == 6000
     assert_counts_are_true(database)
     with session.connect(database.dsn, application_name="webhookd/worker-2/test") as other:

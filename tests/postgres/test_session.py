@@ -31,14 +31,32 @@ def test_a_plan_that_a_migration_changed_costs_the_connection_only(database: Dat
 def test_a_client_encoding_of_the_role_does_not_matter(server: Server, database: Database) -> None:
     role = server.create_role(options="LOGIN SUPERUSER")
     database.execute(f"ALTER ROLE {role} SET client_encoding = latin1")
-    for dsn in (make_conninfo(database.dsn, user=role), make_conninfo(database.dsn, client_encoding="latin1")):
+    for dsn in (
+        make_conninfo(database.dsn, user=role),
+        make_conninfo(database.dsn, client_encoding="latin1"),
+    ):
         with session.connect(dsn, application_name="test") as connection:
-            assert connection.execute("SELECT to_jsonb(%s::text)::text", ["日本"]).fetchone() == ('"日本"',)
+            assert connection.execute("SELECT to_jsonb(%s::text)::text", ["日本"]).fetchone() == (
+                '"日本"',
+            )
 
 
 @pytest.mark.every_postgres
 def test_array_literals_hold_whatever_text_there_is(database: Database) -> None:
-    texts = ["", "NULL", None, "{1,2}", "a,b", " blank ", "line\nbreak\t", "ü€𝄞", "'", "back\\slash", '\\"', 'a "quoted" one']
+    texts = [
+        "",
+        "NULL",
+        None,
+        "{1,2}",
+        "a,b",
+        " blank ",
+        "line\nbreak\t",
+        "ü€𝄞",
+        "'",
+        "back\\slash",
+        '\\"',
+        'a "quoted" one',
+    ]
     with session.connect(database.dsn, application_name="test") as connection:
         [(back,)] = connection.execute("SELECT %s::text[]", [session.text_array(texts)])
     assert back == texts

@@ -1,7 +1,9 @@
-"""The breaker as two workers store it, against the pure one, and with each step of the storing left out.
+"""The breaker as two workers store it, against the pure one, and with each step of the storing left
+out.
 
-Two incarnations claim and record on one database in any order; a plain `Breaker` beside them says after each step what the
-lane must read and who may be claimed. Time passes by moving every stored instant into the past.
+Two incarnations claim and record on one database in any order; a plain `Breaker` beside them says
+after each step what the lane must read and who may be claimed. Time passes by moving every stored
+instant into the past.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +16,14 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from tests.support.engine import (
     ROOMY,
@@ -96,7 +105,9 @@ class SteadyDatabase(Database):
 
 
 class Fleet(RuleBasedStateMachine):
-    """Two workers and one webhook. `breaker` and `health` are the model; `held` is what the workers sit on."""
+    """Two workers and one webhook. `breaker` and `health` are the model; `held` is what the workers
+    sit on.
+    """
 
     database: SteadyDatabase
     workers: Sequence[Engine]
@@ -109,8 +120,12 @@ class Fleet(RuleBasedStateMachine):
         outcome=st.sampled_from(["500", "404"]),
         probing=st.booleans(),
     )
-    def start(self, threshold: int, rows: int, suspects: int, failed: int, outcome: str, probing: bool) -> None:
-        """Begin anywhere between a new webhook and one that is being probed, with a claim of the first epoch under way."""
+    def start(
+        self, threshold: int, rows: int, suspects: int, failed: int, outcome: str, probing: bool
+    ) -> None:
+        """Begin anywhere between a new webhook and one that is being probed, with a claim of the
+        first epoch under way.
+        """
         self.threshold = threshold
         self.now = 0.0
         self.suspects = 0
@@ -156,10 +171,16 @@ class Fleet(RuleBasedStateMachine):
         self.held += [Held(delivery, worker, self.now + LEASE_S) for delivery in deliveries]
 
     @precondition(lambda self: self.held)
-    @rule(worker=which_worker, which=st.lists(st.integers(0, 7), min_size=1, max_size=2), outcomes=st.lists(ends, min_size=2))
+    @rule(
+        worker=which_worker,
+        which=st.lists(st.integers(0, 7), min_size=1, max_size=2),
+        outcomes=st.lists(ends, min_size=2),
+    )
     def record(self, worker: int, which: list[int], outcomes: list[str]) -> None:
         """Any worker may bring any result: what counts is whose claim it is."""
-        chosen = {id(held): held for held in [self.held[number % len(self.held)] for number in which]}
+        chosen = {
+            id(held): held for held in [self.held[number % len(self.held)] for number in which]
+        }
         ended = list(zip(chosen.values(), outcomes, strict=False))
         results = [Result(held.delivery, OUTCOMES[outcome][0]) for held, outcome in ended]
         recorded = self.workers[worker].record(results)
@@ -172,7 +193,9 @@ class Fleet(RuleBasedStateMachine):
                 self.breaker = self.breaker.abandon_probe(epoch=epoch, now=self.now)
                 continue
             votes.append(vote)
-            self.breaker = self.breaker.vote(vote, epoch=epoch, now=self.now, threshold=self.threshold, open_s=OPEN_S)
+            self.breaker = self.breaker.vote(
+                vote, epoch=epoch, now=self.now, threshold=self.threshold, open_s=OPEN_S
+            )
         # A failure that counts shows in the breaker; the others were claimed before a reset.
         telling = [vote for vote in votes if vote is not CircuitVote.FAILURE]
         if self.breaker.health() != "healthy":
@@ -211,8 +234,10 @@ class Fleet(RuleBasedStateMachine):
     def operator_resets(self) -> None:
         """The seed's playbook, verbatim."""
         self.database.execute(
-            "UPDATE pggit.webhook_health_metrics SET consecutive_failures = 0, health_status = 'healthy',"
-            " last_check_at = CURRENT_TIMESTAMP WHERE webhook_id = %s AND health_status != 'healthy'",
+            "UPDATE pggit.webhook_health_metrics SET consecutive_failures = 0, health_status = "
+            "'healthy',"
+            " last_check_at = CURRENT_TIMESTAMP WHERE webhook_id = %s AND health_status != "
+            "'healthy'",
             [WEBHOOK_ID],
         )
         if self.health != "healthy":
@@ -224,7 +249,10 @@ class Fleet(RuleBasedStateMachine):
         engine = self.workers[worker]
         results = [Result(held.delivery, answered(500)) for held in self.held[:1]]
         with self.database.connect(autocommit=False) as operator:
-            operator.execute("SELECT FROM pggit.webhook_health_metrics WHERE webhook_id = %s FOR UPDATE", [WEBHOOK_ID])
+            operator.execute(
+                "SELECT FROM pggit.webhook_health_metrics WHERE webhook_id = %s FOR UPDATE",
+                [WEBHOOK_ID],
+            )
             assert engine.take(2) == []
             assert engine.claimer.claim_suspect(engine.connection).deliveries == ()
             assert not results or list(engine.record(results).deferred) == results
@@ -244,8 +272,10 @@ class Fleet(RuleBasedStateMachine):
         self.suspects += count
         with unseen(self.database) as connection:
             connection.execute(
-                "UPDATE pggit.alert_delivery_queue SET leases_lost = 3, routed = true WHERE delivery_id IN ("
-                " SELECT delivery_id FROM pggit.alert_delivery_queue WHERE delivery_status IN ('pending', 'retrying')"
+                "UPDATE pggit.alert_delivery_queue SET leases_lost = 3, routed = true WHERE "
+                "delivery_id IN ("
+                " SELECT delivery_id FROM pggit.alert_delivery_queue WHERE delivery_status IN "
+                "('pending', 'retrying')"
                 " ORDER BY delivery_id LIMIT %s)",
                 [count],
             )
@@ -253,11 +283,24 @@ class Fleet(RuleBasedStateMachine):
     @invariant()
     def the_lane_reads_what_the_model_says(self) -> None:
         row = lane(self.database, WEBHOOK_ID)
-        stored = (row["circuit_state"], row["circuit_epoch"], row["consecutive_failures"], row["health_status"])
-        assert stored == (self.breaker.state, self.breaker.epoch, self.breaker.failures, self.health)
+        stored = (
+            row["circuit_state"],
+            row["circuit_epoch"],
+            row["consecutive_failures"],
+            row["health_status"],
+        )
+        assert stored == (
+            self.breaker.state,
+            self.breaker.epoch,
+            self.breaker.failures,
+            self.health,
+        )
         assert row["in_flight"] == len(self.held)
         assert (row["circuit_in_s"] is None) == (self.breaker.until is None)
-        assert self.breaker.until is None or abs(row["circuit_in_s"] - (self.breaker.until - self.now)) < NEAR_S
+        assert (
+            self.breaker.until is None
+            or abs(row["circuit_in_s"] - (self.breaker.until - self.now)) < NEAR_S
+        )
 
     def may_go(self, wish: int, due: int) -> int:
         blocked_until = self.breaker.blocked_until
@@ -268,7 +311,8 @@ class Fleet(RuleBasedStateMachine):
     def due(self, which: str) -> int:
         ((count,),) = self.database.execute(
             "SELECT count(*) FROM pggit.alert_delivery_queue"
-            f" WHERE delivery_status IN ('pending', 'retrying') AND next_retry_at <= now() AND {which}"
+            " WHERE delivery_status IN ('pending', 'retrying') AND next_retry_at <= now() AND "
+            f"{which}"
         )
         return int(count)
 
@@ -279,12 +323,15 @@ class Fleet(RuleBasedStateMachine):
 
 def drive(database: Database, how: settings, mutant: StoredMutant | None = None) -> None:
     def mutate(name: str, text: str) -> str:
-        return replaced(text, mutant.was, mutant.becomes) if mutant and mutant.place == name else text
+        return (
+            replaced(text, mutant.was, mutant.becomes) if mutant and mutant.place == name else text
+        )
 
     with ExitStack() as stack:
         steady = stack.enter_context(closing(SteadyDatabase(database)))
         workers = [
-            stack.enter_context(engine(database, name, defaults=DEFAULTS, mutate=mutate)) for name in ("worker-1", "worker-2")
+            stack.enter_context(engine(database, name, defaults=DEFAULTS, mutate=mutate))
+            for name in ("worker-1", "worker-2")
         ]
         for worker in workers:
             # Nothing here waits for a lock; a mutant that does need not do so for long.
@@ -325,11 +372,23 @@ def shared_database(embedded_server: Server) -> Iterator[Database]:
 
 
 def test_the_stored_breaker_is_the_pure_one(shared_database: Database) -> None:
-    drive(shared_database, settings(CHECK, max_examples=40, stateful_step_count=20, suppress_health_check=[HealthCheck.too_slow]))
+    drive(
+        shared_database,
+        settings(
+            CHECK,
+            max_examples=40,
+            stateful_step_count=20,
+            suppress_health_check=[HealthCheck.too_slow],
+        ),
+    )
 
 
 @pytest.mark.parametrize(
-    "mutant", [pytest.param(mutant, id=str(mutant), marks=[pytest.mark.storm] if mutant.rare else []) for mutant in STORED]
+    "mutant",
+    [
+        pytest.param(mutant, id=str(mutant), marks=[pytest.mark.storm] if mutant.rare else [])
+        for mutant in STORED
+    ],
 )
 def test_a_step_left_out_is_caught(shared_database: Database, mutant: StoredMutant) -> None:
     with pytest.raises((AssertionError, psycopg.Error)):

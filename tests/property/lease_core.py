@@ -10,7 +10,15 @@ from webhookd.core.breaker import Breaker
 from webhookd.core.bucket import Bucket
 from webhookd.core.lane import Lane
 from webhookd.core.lifecycle import Settlement
-from webhookd.core.model import Attempted, Delivery, GivenBack, Lost, Outcome, Result, WebhookSettings
+from webhookd.core.model import (
+    Attempted,
+    Delivery,
+    GivenBack,
+    Lost,
+    Outcome,
+    Result,
+    WebhookSettings,
+)
 
 
 class Core:
@@ -22,7 +30,9 @@ class Core:
         self._fleet = fleet
         self._settles = settles
         self._settles_lane = settles_lane
-        self._settings = WebhookSettings(1, "", True, None, (), 5.0, fleet.cap, 0.0, 1, 1.0, 1.0, 1_000_000, 1.0)
+        self._settings = WebhookSettings(
+            1, "", True, None, (), 5.0, fleet.cap, 0.0, 1, 1.0, 1.0, 1_000_000, 1.0
+        )
         self._settlements: dict[tuple[End, int, int, int], Settlement] = {}
         self._quotas: dict[tuple[int, int], int] = {}
         self._in_flights: dict[tuple[int, tuple[Claim, ...]], int] = {}
@@ -31,14 +41,18 @@ class Core:
         """Return what becomes of the row: `lifecycle.settle`."""
         key = (claim.end, claim.retry_count, claim.attempts, claim.leases_lost)
         if key not in self._settlements:
-            settlement = self._settles.settle(self._delivery(claim), _OUTCOMES[claim.end], now_at=self._NOW_AT, u=0.0)
+            settlement = self._settles.settle(
+                self._delivery(claim), _OUTCOMES[claim.end], now_at=self._NOW_AT, u=0.0
+            )
             self._settlements[key] = settlement
         return self._settlements[key]
 
     def quota(self, in_flight: int, wish: int) -> int:
         """Return how many rows the lane gives: `lane.admit`."""
         if (in_flight, wish) not in self._quotas:
-            admission = self._settles_lane.admit(self._lane(in_flight), self._settings, now=0.0, wish=wish)
+            admission = self._settles_lane.admit(
+                self._lane(in_flight), self._settings, now=0.0, wish=wish
+            )
             self._quotas[in_flight, wish] = admission.quota
         return self._quotas[in_flight, wish]
 
@@ -46,14 +60,21 @@ class Core:
         """Return the lane's counter after these claims ended: `lane.settle_lane`."""
         key = (in_flight, tuple(ended))
         if key not in self._in_flights:
-            settled = [(Result(self._delivery(claim), _OUTCOMES[claim.end]), self.settlement(claim)) for claim in ended]
-            self._in_flights[key] = self._settles_lane.settle_lane(self._lane(in_flight), settled, now=0.0).in_flight
+            settled = [
+                (Result(self._delivery(claim), _OUTCOMES[claim.end]), self.settlement(claim))
+                for claim in ended
+            ]
+            self._in_flights[key] = self._settles_lane.settle_lane(
+                self._lane(in_flight), settled, now=0.0
+            ).in_flight
         return self._in_flights[key]
 
     def _delivery(self, claim: Claim) -> Delivery:
         most = self._fleet.max_retries
         numbers = (claim.retry_count, most, claim.attempts, claim.leases_lost)
-        return Delivery(claim.row, 1, claim.token, Breaker(), b"", *numbers, 0.0, self._settings, 0.0, 0.0)
+        return Delivery(
+            claim.row, 1, claim.token, Breaker(), b"", *numbers, 0.0, self._settings, 0.0, 0.0
+        )
 
     @staticmethod
     def _lane(in_flight: int) -> Lane:

@@ -1,20 +1,25 @@
-"""A model of claim, lease, fence, record, give back, release and reap, small enough to try every interleaving of it.
+"""A model of claim, lease, fence, record, give back, release and reap, small enough to try every
+interleaving of it.
 
-One webhook's lane, its rows, and workers that may die between any two steps. Each step is what happens at one instant: a
-transaction commits (or fails, or commits and its answer is lost), a POST ends, a lease runs out, a process dies. A claim and a
-record lock the lane before they look at anything, so nothing comes between their parts, and a death inside of one is a death
-before it. What a row and a lane become is not modelled: `settle`, `admit` and `settle_lane` of webhookd.core say so
-(lease_core.py). What guards them (lease_steps.py) follows webhookd/claims.py, webhookd/records.py, webhookd/housekeeping.py and
-the statements behind them; tests/integration/test_fence.py and test_lease_schedules.py hold the statements to the same rules.
+One webhook's lane, its rows, and workers that may die between any two steps. Each step is what
+happens at one instant: a transaction commits (or fails, or commits and its answer is lost), a POST
+ends, a lease runs out, a process dies. A claim and a record lock the lane before they look at
+anything, so nothing comes between their parts, and a death inside of one is a death before it. What
+a row and a lane become is not modelled: `settle`, `admit` and `settle_lane` of webhookd.core say so
+(lease_core.py). What guards them (lease_steps.py) follows webhookd/claims.py, webhookd/records.py,
+webhookd/housekeeping.py and the statements behind them; tests/integration/test_fence.py and
+test_lease_schedules.py hold the statements to the same rules.
 
-Left out: time (whatever waits is due, and a lane may always be looked at: test_lane.py sees to that), so also `start_before`,
-which makes a POST after its lease rare and is not what makes it harmless; the wakeup (wakeup_model.py); circuit, tokens and holds
-(test_lane.py, test_stored_breaker.py); who tells whom of a death (webhookd/lost.py: here every worker may ask the supervisor who
-died); a COMMIT that arrives after its sender's death was seen (its leases run out, as after a death that nobody saw); the sweep
-of the lanes, since a counter that only the sweep mends blocks its lane too long.
+Left out: time (whatever waits is due, and a lane may always be looked at: test_lane.py sees to
+that), so also `start_before`, which makes a POST after its lease rare and is not what makes it
+harmless; the wakeup (wakeup_model.py); circuit, tokens and holds (test_lane.py,
+test_stored_breaker.py); who tells whom of a death (webhookd/lost.py: here every worker may ask the
+supervisor who died); a COMMIT that arrives after its sender's death was seen (its leases run out,
+as after a death that nobody saw); the sweep of the lanes, since a counter that only the sweep mends
+blocks its lane too long.
 
-What a row or claim has beyond its columns, so that the invariants can be told: `owner`, `serial`, `posted`, `torn`, `requeued`,
-`stranded`.
+What a row or claim has beyond its columns, so that the invariants can be told: `owner`, `serial`,
+`posted`, `torn`, `requeued`, `stranded`.
 """
 
 from array import array
@@ -31,9 +36,11 @@ from webhookd.core import lifecycle
 
 @dataclass(frozen=True, slots=True)
 class Exploration:
-    """*broken*: the invariant that failed first, None if all hold, with the *steps* to where it did. *seen*: how many states.
+    """*broken*: the invariant that failed first, None if all hold, with the *steps* to where it
+    did. *seen*: how many states.
 
-    *reached*: the places that matter and were come to; an exploration could be right because nothing happened.
+    *reached*: the places that matter and were come to; an exploration could be right because
+    nothing happened.
     """
 
     seen: int
@@ -43,11 +50,17 @@ class Exploration:
 
 
 def explore(
-    fleet: Fleet, *defects: Defect, settles: ModuleType = lifecycle, settles_lane: ModuleType = lanes, most: int = 2_000_000
+    fleet: Fleet,
+    *defects: Defect,
+    settles: ModuleType = lifecycle,
+    settles_lane: ModuleType = lanes,
+    most: int = 2_000_000,
 ) -> Exploration:
-    """Try every interleaving of *fleet* until an invariant fails; then ask of every state whether its rows can still end.
+    """Try every interleaving of *fleet* until an invariant fails; then ask of every state whether
+    its rows can still end.
 
-    *settles* and *settles_lane* stand for the product's modules of those names. Raises `OverflowError` past *most* states.
+    *settles* and *settles_lane* stand for the product's modules of those names. Raises
+    `OverflowError` past *most* states.
     """
     start = State(
         rows=(Row(),) * fleet.rows,
@@ -75,7 +88,9 @@ def explore(
                 came_from.append((here, label))
                 reached.add(label.partition(": ")[2])
                 if broken := after.violation(fleet.max_retries):
-                    return Exploration(len(number), broken, _path(came_from, number[after]), frozenset(reached))
+                    return Exploration(
+                        len(number), broken, _path(came_from, number[after]), frozenset(reached)
+                    )
                 queue.append(after)
             if kind is not Kind.FAULT:
                 froms, tos = backwards[kind]
@@ -91,13 +106,17 @@ def explore(
 
 
 def _ends_that_must_be_near(fleet: Fleet) -> list[tuple[str, tuple[Kind, ...]]]:
-    ends: list[tuple[str, tuple[Kind, ...]]] = [("a row is nobody's for ever", (Kind.ORDINARY, Kind.RUNS_OUT))]
+    ends: list[tuple[str, tuple[Kind, ...]]] = [
+        ("a row is nobody's for ever", (Kind.ORDINARY, Kind.RUNS_OUT))
+    ]
     if not fleet.needs_leases_to_run_out:
         ends.append(("a row has to wait until a lease runs out", (Kind.ORDINARY,)))
     return ends
 
 
-def _stuck(states: int, ended: Sequence[int], edges: Sequence[tuple[Sequence[int], Sequence[int]]]) -> int | None:
+def _stuck(
+    states: int, ended: Sequence[int], edges: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> int | None:
     """Return the nearest state from which no path leads along *edges* to one of *ended*."""
     before: list[list[int]] = [[] for _ in range(states)]
     for froms, tos in edges:

@@ -1,4 +1,6 @@
-"""What lease_model.py and lease_steps.py are about: rows, claims, workers, faults, and what must hold of them in every state."""
+"""What lease_model.py and lease_steps.py are about: rows, claims, workers, faults, and what must
+hold of them in every state.
+"""
 
 from collections.abc import Iterable
 from enum import Enum
@@ -14,7 +16,9 @@ FINAL = (Status.DELIVERED, Status.FAILED)
 
 
 class Kind(Enum):
-    """What a step needs: nothing out of the ordinary, that a lease runs out, or that something goes wrong."""
+    """What a step needs: nothing out of the ordinary, that a lease runs out, or that something goes
+    wrong.
+    """
 
     ORDINARY = 0
     RUNS_OUT = 1
@@ -38,10 +42,11 @@ class Lease(Enum):
 
 
 class Row(NamedTuple):
-    """A queue row (first line: its state; second: its lease). The third line is what only the model knows.
+    """A queue row (first line: its state; second: its lease). The third line is what only the model
+    knows.
 
-    *owner*: the serial of the claim that the row was given to and that has not ended. *torn*: its status was changed behind
-    every trigger's back. *requeued*: how often an operator did so openly.
+    *owner*: the serial of the claim that the row was given to and that has not ended. *torn*: its
+    status was changed behind every trigger's back. *requeued*: how often an operator did so openly.
     """
 
     status: Status = Status.PENDING
@@ -58,7 +63,9 @@ class Row(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A delivery in a worker's memory: the row as it was at the claim, or when its lease was read as lost."""
+    """A delivery in a worker's memory: the row as it was at the claim, or when its lease was read
+    as lost.
+    """
 
     row: int
     token: int
@@ -71,7 +78,9 @@ class Claim(NamedTuple):
 
 
 class Doing(Enum):
-    """The transaction that a worker has open. Only a defect leaves one open where others can see it."""
+    """The transaction that a worker has open. Only a defect leaves one open where others can see
+    it.
+    """
 
     NOTHING = 0
     CLAIM = 1
@@ -97,9 +106,9 @@ class Worker(NamedTuple):
 class Faults(NamedTuple):
     """How many of each may still happen.
 
-    *crashes*: deaths that the supervisor sees. *unseen*: deaths that nobody sees, such as a whole host's. *stalls*: leases that
-    run out while their holder lives. *lost_records*, *lost_claims*: COMMITs whose answer is lost. *operations*: an operator
-    cancels a row or makes it new.
+    *crashes*: deaths that the supervisor sees. *unseen*: deaths that nobody sees, such as a whole
+    host's. *stalls*: leases that run out while their holder lives. *lost_records*, *lost_claims*:
+    COMMITs whose answer is lost. *operations*: an operator cancels a row or makes it new.
     """
 
     crashes: int = 0
@@ -111,7 +120,9 @@ class Faults(NamedTuple):
 
 
 class Fleet(NamedTuple):
-    """*cap*: max_in_flight. *poison*: the first row kills whoever posts it, and that as often as it takes."""
+    """*cap*: max_in_flight. *poison*: the first row kills whoever posts it, and that as often as it
+    takes.
+    """
 
     rows: int
     workers: int
@@ -123,7 +134,9 @@ class Fleet(NamedTuple):
     def __str__(self) -> str:
         numbers = {**self._asdict(), **self.faults._asdict()}
         del numbers["faults"]
-        return ", ".join(f"{what} {count}" for what, count in numbers.items() if count and count != 10)
+        return ", ".join(
+            f"{what} {count}" for what, count in numbers.items() if count and count != 10
+        )
 
     @property
     def needs_leases_to_run_out(self) -> bool:
@@ -132,7 +145,9 @@ class Fleet(NamedTuple):
 
 
 class State(NamedTuple):
-    """*stranded*: by how much operators have made in_flight wrong. *dead*: incarnations (and names) to release."""
+    """*stranded*: by how much operators have made in_flight wrong. *dead*: incarnations (and names)
+    to release.
+    """
 
     rows: tuple[Row, ...]
     in_flight: int
@@ -165,11 +180,15 @@ class State(NamedTuple):
         return any(claim.serial == serial for worker in self.workers for claim in worker.hands)
 
     def serials(self, count: int) -> list[int]:
-        """Return serials that nobody anywhere remembers: as good as new ones, and they keep the model finite."""
+        """Return serials that nobody anywhere remembers: as good as new ones, and they keep the
+        model finite.
+        """
         known = {row.owner for row in self.rows} | {row.token for row in self.rows}
         for worker in self.workers:
             known.update(claim.serial for claim in (*worker.hands, *worker.lost, *worker.batch))
-        return [number for number in range(1, len(known) + count + 1) if number not in known][:count]
+        return [number for number in range(1, len(known) + count + 1) if number not in known][
+            :count
+        ]
 
     def violation(self, max_retries: int) -> str | None:
         """Return which invariant does not hold here, if any."""
@@ -181,9 +200,12 @@ class State(NamedTuple):
             holds = {
                 "more retries than max_retries": row.retry_count <= max_retries,
                 "a retry was spent without an attempt": row.retry_count <= row.attempts,
-                "more attempts than the first and its retries": row.attempts <= (max_retries + 1) * (row.requeued + 1),
-                "it went on after six lost leases": row.leases_lost < ENDS_AFTER + (row.status is Status.FAILED),
-                "a lease without a claim, or a claim without a lease": leased == {sending} or row.torn,
+                "more attempts than the first and its retries": row.attempts
+                <= (max_retries + 1) * (row.requeued + 1),
+                "it went on after six lost leases": row.leases_lost
+                < ENDS_AFTER + (row.status is Status.FAILED),
+                "a lease without a claim, or a claim without a lease": leased == {sending}
+                or row.torn,
                 "owned and not sending, or sending and nobody's": (row.owner != NOBODY) == sending,
             }
             if not all(holds.values()):
@@ -201,7 +223,9 @@ class Move(NamedTuple):
 
 
 def plain_numbers(state: State) -> State:
-    """Return *state* with claims and incarnations numbered as they come, and without the dead that hold nothing any more."""
+    """Return *state* with claims and incarnations numbered as they come, and without the dead that
+    hold nothing any more.
+    """
     incarnations = {NOBODY: NOBODY}
     serials = {NOBODY: NOBODY}
     for worker in state.workers:
@@ -224,11 +248,20 @@ def plain_numbers(state: State) -> State:
         return state if dead == state.dead else state._replace(dead=dead)
 
     def plainly(claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
-        return in_order([claim._replace(token=serials[claim.token], serial=serials[claim.serial]) for claim in claims])
+        return in_order(
+            [
+                claim._replace(token=serials[claim.token], serial=serials[claim.serial])
+                for claim in claims
+            ]
+        )
 
     return state._replace(
         rows=tuple(
-            row._replace(token=serials[row.token], leased_by=incarnations[row.leased_by], owner=serials[row.owner])
+            row._replace(
+                token=serials[row.token],
+                leased_by=incarnations[row.leased_by],
+                owner=serials[row.owner],
+            )
             for row in state.rows
         ),
         workers=tuple(

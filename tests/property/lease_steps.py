@@ -1,4 +1,6 @@
-"""The steps of lease_model.py: what a worker, time and an operator may do next, and the same with a step left out or wrong."""
+"""The steps of lease_model.py: what a worker, time and an operator may do next, and the same with a
+step left out or wrong.
+"""
 
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
@@ -58,7 +60,9 @@ class Defect(StrEnum):
     RELEASE_OF_ALL = "a dead worker's release takes everybody's leases"
     NO_RELEASE = "nobody releases a dead worker's leases"
     RELEASE_BEFORE_DEATH = "the supervisor has leases released before it waited for the process"
-    DEAD_FORGOTTEN = "the dead are forgotten once somebody was told, though that one may die before it releases"
+    DEAD_FORGOTTEN = (
+        "the dead are forgotten once somebody was told, though that one may die before it releases"
+    )
     LOST_SPENDS_RETRY = "a lost lease spends a retry"
     LOST_NOT_COUNTED = "a lost lease is not counted"
     RETRY_NOT_COUNTED = "a retry is not counted"
@@ -71,14 +75,21 @@ class Defect(StrEnum):
     GIVEN_BACK_AGAIN = "a worker gives back what it has recorded"
 
 
-# Mistakes of a worker that the fence makes good. They must break nothing, unless the fence is broken too.
+# Mistakes of a worker that the fence makes good. They must break nothing, unless the fence is
+# broken too.
 TOLERATED = (Defect.GIVEN_BACK_AGAIN,)
 
 
 class Model:
     """The protocol, with *defects*."""
 
-    def __init__(self, fleet: Fleet, defects: frozenset[Defect], settles: ModuleType, settles_lane: ModuleType) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        defects: frozenset[Defect],
+        settles: ModuleType,
+        settles_lane: ModuleType,
+    ) -> None:
         self._fleet = fleet
         self._defects = defects
         self._core = Core(fleet, settles, settles_lane)
@@ -89,10 +100,13 @@ class Model:
             for label, after, kind in self._lives(state, number, worker):
                 yield Move(f"worker {number}: {label}", plain_numbers(after), kind)
         for index, row in enumerate(state.rows):
-            for label, after, kind in (*self._runs_out(state, index, row), *self._operator(state, index, row)):
+            for label, after, kind in (
+                *self._runs_out(state, index, row),
+                *self._operator(state, index, row),
+            ):
                 yield Move(f"row {index + 1}: {label}", plain_numbers(after), kind)
 
-    # A worker's process ----------------------------------------------------------------------------------------------
+    # A worker's process
 
     def _lives(self, state: State, number: int, worker: Worker) -> Iterator[Move]:
         match worker.doing:
@@ -105,19 +119,25 @@ class Model:
             case Doing.RECORD:
                 yield from self._commits_record(state, number, worker)
             case Doing.STORE_LANE:
-                yield Move("stores the lane", self._rests(state._replace(in_flight=worker.read), number))
+                yield Move(
+                    "stores the lane", self._rests(state._replace(in_flight=worker.read), number)
+                )
         yield from self._dies(state, number, worker)
 
     def _dies(self, state: State, number: int, worker: Worker) -> Iterator[Move]:
         if state.left.crashes:
             yield Move("dies", _died(state.less("crashes"), number), Kind.FAULT)
         if state.left.unseen:
-            yield Move("dies, and nobody sees it", _died(state.less("unseen"), number, seen=False), Kind.FAULT)
+            yield Move(
+                "dies, and nobody sees it",
+                _died(state.less("unseen"), number, seen=False),
+                Kind.FAULT,
+            )
         if Defect.RELEASE_BEFORE_DEATH in self._defects:
             told = state._replace(dead=state.dead | {(worker.incarnation, number)})
             yield Move("is taken for dead", told, Kind.FAULT)
 
-    # Claim and exchange: the dispatcher and its senders --------------------------------------------------------------
+    # Claim and exchange: the dispatcher and its senders
 
     def _dispatches(self, state: State, number: int, worker: Worker) -> Iterator[Move]:
         if self._claimable(state) or state.in_flight >= self._fleet.cap:
@@ -128,7 +148,10 @@ class Model:
         for claim in worker.hands:
             if claim.end is not End.OPEN:
                 if Defect.POSTED_GIVEN_BACK in self._defects and claim.end is not End.GIVEN_BACK:
-                    yield Move("gives back what it has posted", self._ends(state, number, claim, End.GIVEN_BACK))
+                    yield Move(
+                        "gives back what it has posted",
+                        self._ends(state, number, claim, End.GIVEN_BACK),
+                    )
                 continue
             yield Move("gives back", self._ends(state, number, claim, End.GIVEN_BACK))
             if self._fleet.poison and claim.row == 0:
@@ -140,7 +163,9 @@ class Model:
     def _ends(self, state: State, number: int, claim: Claim, end: End) -> State:
         after = claim._replace(end=end, posted=claim.posted or end in (End.DELIVERED, End.RETRY))
         hands = state.workers[number - 1].hands
-        return state.with_worker(number, hands=in_order(after if other == claim else other for other in hands))
+        return state.with_worker(
+            number, hands=in_order(after if other == claim else other for other in hands)
+        )
 
     def _commits_claim(self, state: State, number: int, worker: Worker) -> Iterator[Move]:
         suspect = worker.doing is Doing.CLAIM_SUSPECT
@@ -148,7 +173,9 @@ class Model:
         if not suspect and in_flight >= self._fleet.cap and Defect.NO_RECOUNT not in self._defects:
             in_flight, stranded = state.leased(), 0
         candidates = self._suspects(state) if suspect else self._claimable(state)
-        counted = (Defect.SUSPECT_NOT_COUNTED if suspect else Defect.CLAIM_NOT_COUNTED) not in self._defects
+        counted = (
+            Defect.SUSPECT_NOT_COUNTED if suspect else Defect.CLAIM_NOT_COUNTED
+        ) not in self._defects
         for wish in range(1, 2 if suspect or len(candidates) < 2 else len(candidates) + 1):
             quota = self._core.quota(in_flight, wish)
             taken = candidates[:quota]
@@ -158,22 +185,37 @@ class Model:
             claimed = claimed._replace(stranded=stranded)
             if Defect.CLAIM_IN_TWO in self._defects:
                 halfway = claimed.with_worker(number, hands=in_order((*worker.hands, *claims)))
-                yield Move(f"{label} in part", halfway.with_worker(number, doing=Doing.STORE_LANE, read=now_in_flight))
+                yield Move(
+                    f"{label} in part",
+                    halfway.with_worker(number, doing=Doing.STORE_LANE, read=now_in_flight),
+                )
                 continue
             ended = self._rests(claimed._replace(in_flight=now_in_flight), number)
             yield Move(label, ended.with_worker(number, hands=in_order((*worker.hands, *claims))))
             if taken and state.left.lost_claims:
-                yield from self._claims_in_doubt(label, state.less("lost_claims"), ended.less("lost_claims"), number, claims)
+                yield from self._claims_in_doubt(
+                    label, state.less("lost_claims"), ended.less("lost_claims"), number, claims
+                )
 
     def _claims_in_doubt(
         self, label: str, before: State, committed: State, number: int, claims: Sequence[Claim]
     ) -> Iterator[Move]:
-        """Yield a claim whose COMMIT was not answered: the worker cannot tell one from the other, and gives it back."""
+        """Yield a claim whose COMMIT was not answered: the worker cannot tell one from the other,
+        and gives it back.
+        """
         hands = before.workers[number - 1].hands
         if Defect.DOUBT_FORGOTTEN not in self._defects:
             hands = in_order((*hands, *(claim._replace(end=End.GIVEN_BACK) for claim in claims)))
-        yield Move(f"{label} and does not hear of it", committed.with_worker(number, hands=hands), Kind.FAULT)
-        yield Move("cannot commit its claim", self._rests(before.with_worker(number, hands=hands), number), Kind.FAULT)
+        yield Move(
+            f"{label} and does not hear of it",
+            committed.with_worker(number, hands=hands),
+            Kind.FAULT,
+        )
+        yield Move(
+            "cannot commit its claim",
+            self._rests(before.with_worker(number, hands=hands), number),
+            Kind.FAULT,
+        )
 
     def _given(self, state: State, number: int, rows: Sequence[int]) -> tuple[State, list[Claim]]:
         """Return *state* with *rows* leased to a worker, and what it knows of them then."""
@@ -185,7 +227,15 @@ class Model:
             row = state.rows[index]
             token = row.token if Defect.NO_TOKEN_SET in self._defects else serial
             if Defect.TOKEN_REPEATS in self._defects:
-                token = next((claim.token for other in state.workers for claim in other.hands if claim.row == index), serial)
+                token = next(
+                    (
+                        claim.token
+                        for other in state.workers
+                        for claim in other.hands
+                        if claim.row == index
+                    ),
+                    serial,
+                )
             if row.owner != NOBODY:
                 after = after._replace(wrong="a row was claimed that had an owner")
             if row.status in FINAL:
@@ -201,7 +251,9 @@ class Model:
                 lease=Lease.NONE if Defect.NO_LEASE_SET in self._defects else Lease.RUNNING,
                 owner=serial,
             )
-            claims.append(Claim(index, token, serial, row.retry_count, row.attempts, row.leases_lost))
+            claims.append(
+                Claim(index, token, serial, row.retry_count, row.attempts, row.leases_lost)
+            )
         return after, claims
 
     def _claimable(self, state: State) -> list[int]:
@@ -211,14 +263,26 @@ class Model:
         if Defect.FINAL_ROWS_CLAIMED in self._defects:
             statuses.add(Status.DELIVERED)
         below = ENDS_AFTER if Defect.SUSPECTS_WITH_THE_REST in self._defects else SUSPECT_AFTER
-        return [index for index, row in enumerate(state.rows) if row.status in statuses and row.leases_lost < below]
+        return [
+            index
+            for index, row in enumerate(state.rows)
+            if row.status in statuses and row.leases_lost < below
+        ]
 
     @staticmethod
     def _suspects(state: State) -> list[int]:
-        return [i for i, row in enumerate(state.rows) if row.status in WAITING and row.leases_lost >= SUSPECT_AFTER]
+        return [
+            i
+            for i, row in enumerate(state.rows)
+            if row.status in WAITING and row.leases_lost >= SUSPECT_AFTER
+        ]
 
-    def _begins(self, state: State, number: int, doing: Doing, batch: tuple[Claim, ...] = ()) -> Iterator[Move]:
-        """Yield what a transaction does that finds the lane free; one that does not is tried again soon."""
+    def _begins(
+        self, state: State, number: int, doing: Doing, batch: tuple[Claim, ...] = ()
+    ) -> Iterator[Move]:
+        """Yield what a transaction does that finds the lane free; one that does not is tried again
+        soon.
+        """
         if any(worker.doing is Doing.STORE_LANE for worker in state.workers):
             return
         begun = state.with_worker(number, doing=doing, batch=batch, read=state.in_flight)
@@ -229,7 +293,8 @@ class Model:
         else:
             yield from self._commits_claim(begun, number, begun.workers[number - 1])
 
-    # Record: what a worker's own claims became, and leases that others lost ------------------------------------------
+    # Record: what a worker's own claims became, and leases that others lost
+    #
 
     def _begins_record(self, state: State, number: int, worker: Worker) -> Iterator[Move]:
         finished = tuple(claim for claim in worker.hands if claim.end is not End.OPEN)
@@ -256,7 +321,9 @@ class Model:
         rest = in_order(claim for claim in worker.hands if claim not in worker.batch)
         if Defect.GIVEN_BACK_AGAIN in self._defects and own:
             attempted = [claim for claim in worker.batch if claim.end is not End.GIVEN_BACK]
-            rest = in_order((*rest, *(claim._replace(end=End.GIVEN_BACK, posted=False) for claim in attempted)))
+            rest = in_order(
+                (*rest, *(claim._replace(end=End.GIVEN_BACK, posted=False) for claim in attempted))
+            )
         changes: dict[str, object] = {"hands": rest} if own else {"lost": ()}
         if Defect.RECORD_IN_TWO in self._defects:
             half = recorded.with_worker(number, doing=Doing.STORE_LANE, batch=(), read=in_flight)
@@ -286,20 +353,26 @@ class Model:
             spends, loses = settlement.spends_retry, settlement.loses_lease
             if Defect.LOST_SPENDS_RETRY in self._defects and claim.end is End.LOST:
                 spends = True
-            counted = settlement.vote is not None and Defect.ATTEMPT_NOT_COUNTED not in self._defects
+            counted = (
+                settlement.vote is not None and Defect.ATTEMPT_NOT_COUNTED not in self._defects
+            )
             after = after.with_row(
                 claim.row,
                 status=settlement.status,
-                retry_count=row.retry_count + (spends and Defect.RETRY_NOT_COUNTED not in self._defects),
+                retry_count=row.retry_count
+                + (spends and Defect.RETRY_NOT_COUNTED not in self._defects),
                 attempts=row.attempts + counted,
-                leases_lost=row.leases_lost + (loses and Defect.LOST_NOT_COUNTED not in self._defects),
+                leases_lost=row.leases_lost
+                + (loses and Defect.LOST_NOT_COUNTED not in self._defects),
                 token=row.token if Defect.TOKEN_KEPT in self._defects else NOBODY,
                 leased_by=row.leased_by if Defect.HOLDER_KEPT in self._defects else NOBODY,
                 lease=row.lease if Defect.LEASE_KEPT in self._defects else Lease.NONE,
                 owner=NOBODY,
             )
             if counted != claim.posted:
-                after = after._replace(wrong="an attempt was not counted, or one that did not take place was")
+                after = after._replace(
+                    wrong="an attempt was not counted, or one that did not take place was"
+                )
         return after, passed
 
     def _passes(self, row: Row, claim: Claim) -> bool:
@@ -317,26 +390,41 @@ class Model:
             return "recorded as delivered and no receiver has it, or the other way round"
         if row.owner != claim.serial:
             return "recorded by a non-owner"
-        if claim.end is End.LOST and row.lease is Lease.RUNNING and state.in_living_hands(row.owner):
+        if (
+            claim.end is End.LOST
+            and row.lease is Lease.RUNNING
+            and state.in_living_hands(row.owner)
+        ):
             return "a living worker lost a lease that had not run out"
-        if settlement.spends_retry != (claim.end is End.RETRY and settlement.status is Status.RETRYING):
+        if settlement.spends_retry != (
+            claim.end is End.RETRY and settlement.status is Status.RETRYING
+        ):
             return "a retry was spent on something else than a failed attempt"
         return None
 
-    # Reap and release: the housekeeping ------------------------------------------------------------------------------
+    # Reap and release: the housekeeping
 
     def _reaps(self, state: State, number: int, worker: Worker) -> Iterator[Move]:
-        """Leases are read first, and recorded as lost in a transaction of its own, however much later."""
+        """Leases are read first, and recorded as lost in a transaction of its own, however much
+        later.
+        """
         if worker.lost:
             return
-        ends = (Lease.RUNNING, Lease.RUN_OUT) if Defect.REAP_BEFORE_THE_END in self._defects else (Lease.RUN_OUT,)
+        ends = (
+            (Lease.RUNNING, Lease.RUN_OUT)
+            if Defect.REAP_BEFORE_THE_END in self._defects
+            else (Lease.RUN_OUT,)
+        )
         lost = _read_lost(state, [i for i, row in enumerate(state.rows) if row.lease in ends])
         if lost and Defect.NO_REAP not in self._defects:
             yield Move("reads what ran out", state.with_worker(number, lost=lost))
         if Defect.NO_RELEASE in self._defects:
             return
         for incarnation, name in state.dead:
-            lost = _read_lost(state, [i for i, row in enumerate(state.rows) if self._held_by(row, incarnation, name)])
+            lost = _read_lost(
+                state,
+                [i for i, row in enumerate(state.rows) if self._held_by(row, incarnation, name)],
+            )
             told = state.with_worker(number, lost=lost)
             if Defect.DEAD_FORGOTTEN in self._defects:
                 told = told._replace(dead=state.dead - {(incarnation, name)})
@@ -346,12 +434,16 @@ class Model:
     def _held_by(self, row: Row, incarnation: int, name: int) -> bool:
         if Defect.RELEASE_OF_ALL in self._defects:
             return True
-        return row.worker == name if Defect.RELEASE_BY_NAME in self._defects else row.leased_by == incarnation
+        return (
+            row.worker == name
+            if Defect.RELEASE_BY_NAME in self._defects
+            else row.leased_by == incarnation
+        )
 
     def _rests(self, state: State, number: int) -> State:
         return state.with_worker(number, doing=Doing.NOTHING, batch=(), read=0)
 
-    # Time and the operator -------------------------------------------------------------------------------------------
+    # Time and the operator
 
     def _runs_out(self, state: State, index: int, row: Row) -> Iterator[Move]:
         if row.lease is not Lease.RUNNING:
@@ -360,39 +452,62 @@ class Model:
         if not state.in_living_hands(row.owner):
             yield Move("its lease runs out", after, Kind.RUNS_OUT)
         elif state.left.stalls:
-            yield Move("its lease runs out while its holder lives", after.less("stalls"), Kind.FAULT)
+            yield Move(
+                "its lease runs out while its holder lives", after.less("stalls"), Kind.FAULT
+            )
 
     def _operator(self, state: State, index: int, row: Row) -> Iterator[Move]:
-        """UPDATEs of delivery_status, which the trigger requeue sees, or does not see in a session that fires none."""
+        """UPDATEs of delivery_status, which the trigger requeue sees, or does not see in a session
+        that fires none.
+        """
         if not state.left.operations:
             return
         operated = state.less("operations")
         if row.status is Status.SENDING:
             operated = operated._replace(stranded=state.stranded + 1)
-        free = {"token": NOBODY, "leased_by": NOBODY, "lease": Lease.NONE, "owner": NOBODY, "torn": False}
+        free = {
+            "token": NOBODY,
+            "leased_by": NOBODY,
+            "lease": Lease.NONE,
+            "owner": NOBODY,
+            "torn": False,
+        }
         if row.status not in FINAL:
-            yield Move("is cancelled", operated.with_row(index, status=Status.FAILED, **free), Kind.FAULT)
+            yield Move(
+                "is cancelled", operated.with_row(index, status=Status.FAILED, **free), Kind.FAULT
+            )
         if row.status is Status.SENDING:
             torn = operated.with_row(index, status=Status.FAILED, owner=NOBODY, torn=True)
             yield Move("is cancelled behind the triggers", torn, Kind.FAULT)
         if row.status in (Status.SENDING, Status.FAILED):
-            new = operated.with_row(index, status=Status.PENDING, leases_lost=0, requeued=row.requeued + 1, **free)
+            new = operated.with_row(
+                index, status=Status.PENDING, leases_lost=0, requeued=row.requeued + 1, **free
+            )
             yield Move("is made new", new, Kind.FAULT)
 
 
 def _died(state: State, number: int, *, seen: bool = True) -> State:
-    """Return *state* after a death, and with the next process of that name, which knows nothing of what the last one did."""
+    """Return *state* after a death, and with the next process of that name, which knows nothing of
+    what the last one did.
+    """
     incarnation = state.workers[number - 1].incarnation
     dead = state.dead | {(incarnation, number)} if seen else state.dead
     known = {row.leased_by for row in state.rows} | {worker.incarnation for worker in state.workers}
     fresh = next(new for new in range(1, len(known) + 2) if new not in known)
-    workers = tuple(Worker(fresh) if at == number else worker for at, worker in enumerate(state.workers, 1))
+    workers = tuple(
+        Worker(fresh) if at == number else worker for at, worker in enumerate(state.workers, 1)
+    )
     return state._replace(workers=workers, dead=dead)
 
 
 def _read_lost(state: State, rows: Sequence[int]) -> tuple[Claim, ...]:
-    """Return what expired_leases.sql or leases_of.sql says of *rows* (those of them that are sending)."""
-    read = [(index, state.rows[index]) for index in rows if state.rows[index].status is Status.SENDING]
+    """Return what expired_leases.sql or leases_of.sql says of *rows* (those of them that are
+    sending).
+    """
+    read = [
+        (index, state.rows[index]) for index in rows if state.rows[index].status is Status.SENDING
+    ]
     return tuple(
-        Claim(index, row.token, row.owner, row.retry_count, row.attempts, row.leases_lost, End.LOST) for index, row in read
+        Claim(index, row.token, row.owner, row.retry_count, row.attempts, row.leases_lost, End.LOST)
+        for index, row in read
     )

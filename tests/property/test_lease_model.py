@@ -1,4 +1,6 @@
-"""Claims and leases in every interleaving of a few workers and faults, and with each step left out or done wrong."""
+"""Claims and leases in every interleaving of a few workers and faults, and with each step left out
+or done wrong.
+"""
 
 import pytest
 
@@ -37,7 +39,8 @@ NEEDS = {
     Defect.CLAIM_IN_TWO: DEATHS,
     Defect.RECORD_IN_TWO: DEATHS,
 }
-# One seldom reached place for each fleet: an exploration could find nothing because nothing happened.
+# One seldom reached place for each fleet: an exploration could find nothing because nothing
+# happened.
 PLACES = {
     RETRIES: "is refused by the fence",
     DEATHS: "reads what a dead one held",
@@ -57,32 +60,81 @@ def test_no_interleaving_breaks_an_invariant(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize(
-    "defect", [defect for defect in Defect if defect not in TOLERATED], ids=lambda defect: defect.name.lower().replace("_", " ")
+    "defect",
+    [defect for defect in Defect if defect not in TOLERATED],
+    ids=lambda defect: defect.name.lower().replace("_", " "),
 )
 def test_a_step_left_out_or_done_wrong_breaks_one(defect: Defect) -> None:
     exploration = explore(NEEDS.get(defect, RETRIES), defect)
     assert exploration.broken is not None, f"not found: {defect}"
 
 
-@pytest.mark.parametrize("defect", TOLERATED, ids=lambda defect: defect.name.lower().replace("_", " "))
+@pytest.mark.parametrize(
+    "defect", TOLERATED, ids=lambda defect: defect.name.lower().replace("_", " ")
+)
 def test_the_fence_makes_good_what_a_worker_does_twice(defect: Defect) -> None:
     one_worker = Fleet(rows=1, workers=1, max_retries=1)
     assert explore(RETRIES, defect).broken is None
-    assert explore(one_worker, Defect.NO_FENCE).broken is None  # with nobody else and no mistake, nothing has to be refused
+    assert (
+        explore(one_worker, Defect.NO_FENCE).broken is None
+    )  # with nobody else and no mistake, nothing has to be refused
     assert explore(one_worker, Defect.NO_FENCE, defect).broken is not None
 
 
 CORE_MUTANTS = (
-    (Mutant("lifecycle", "retry_count >= delivery.max_retries", "retry_count > delivery.max_retries", ""), RETRIES),
+    (
+        Mutant(
+            "lifecycle",
+            "retry_count >= delivery.max_retries",
+            "retry_count > delivery.max_retries",
+            "",
+        ),
+        RETRIES,
+    ),
     (Mutant("lifecycle", "spends_retry=not throttled", "spends_retry=False", ""), RETRIES),
     (Mutant("lifecycle", "lost >= GIVE_UP_AFTER", "lost > GIVE_UP_AFTER", ""), POISON),
     (Mutant("lifecycle", "delay_s=delay_s, loses_lease=True", "delay_s=delay_s", ""), POISON),
     (Mutant("lifecycle", "delivery.leases_lost + 1", "delivery.leases_lost", ""), POISON),
-    (Mutant("lifecycle", '"lease lost", None, delay_s', '"lease lost", None, spends_retry=True, delay_s', ""), RETRIES),
-    (Mutant("lifecycle", '_waiting(delivery), None, "given back"', 'Status.DELIVERED, None, "given back"', ""), RETRIES),
-    (Mutant("lifecycle", "Status.RETRYING if delivery.attempts else Status.PENDING", "Status.SENDING", ""), RETRIES),
-    (Mutant("lane", "in_flight=max(0, lane.in_flight - len(settled))", "in_flight=lane.in_flight", ""), RETRIES),
-    (Mutant("lane", "lane.in_flight >= settings.max_in_flight", "lane.in_flight >= 0", ""), RETRIES),
+    (
+        Mutant(
+            "lifecycle",
+            '"lease lost", None, delay_s',
+            '"lease lost", None, spends_retry=True, delay_s',
+            "",
+        ),
+        RETRIES,
+    ),
+    (
+        Mutant(
+            "lifecycle",
+            '_waiting(delivery), None, "given back"',
+            'Status.DELIVERED, None, "given back"',
+            "",
+        ),
+        RETRIES,
+    ),
+    (
+        Mutant(
+            "lifecycle",
+            "Status.RETRYING if delivery.attempts else Status.PENDING",
+            "Status.SENDING",
+            "",
+        ),
+        RETRIES,
+    ),
+    (
+        Mutant(
+            "lane",
+            "in_flight=max(0, lane.in_flight - len(settled))",
+            "in_flight=lane.in_flight",
+            "",
+        ),
+        RETRIES,
+    ),
+    (
+        Mutant("lane", "lane.in_flight >= settings.max_in_flight", "lane.in_flight >= 0", ""),
+        RETRIES,
+    ),
 )
 
 

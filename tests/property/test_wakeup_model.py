@@ -1,4 +1,6 @@
-"""The wakeup protocol in every interleaving of a few producers and workers, and with each of its steps left out."""
+"""The wakeup protocol in every interleaving of a few producers and workers, and with each of its
+steps left out.
+"""
 
 import pytest
 
@@ -38,14 +40,20 @@ def test_a_step_left_out_loses_one(defect: Defect) -> None:
 
 
 def is_reached(what: str, seen: frozenset[State]) -> bool:
-    """Return whether the exploration came to the places that matter: it could be right because nothing happened."""
+    """Return whether the exploration came to the places that matter: it could be right because
+    nothing happened.
+    """
     match what:
         case "asleep":
             return any(
-                state.flag and all(w.step is Step.DEAD or w.asleep(state.lockers()) for w in state.workers) for state in seen
+                state.flag
+                and all(w.step is Step.DEAD or w.asleep(state.lockers()) for w in state.workers)
+                for state in seen
             )
         case "heard":
-            return any(state.row_waits and any(worker.inbox for worker in state.workers) for state in seen)
+            return any(
+                state.row_waits and any(worker.inbox for worker in state.workers) for state in seen
+            )
         case "outwaiting":
             return any(
                 any(worker.outwaited for worker in state.workers)

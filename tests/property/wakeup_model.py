@@ -1,11 +1,13 @@
 """A model of the wakeup protocol, small enough to try every interleaving of it.
 
-Each step is what PostgreSQL does at one instant: a statement with its snapshot, a commit that shows rows, releases locks and
-delivers notifications, a write to a sequence that everybody sees at once. Between any two steps of one participant, any steps of
-the others may happen. Time is left out: a timer of some milliseconds is a step that may be taken whenever its timer is set. The
-sweep every 30 s is not modelled, since a wakeup that only the sweep makes good is lost.
+Each step is what PostgreSQL does at one instant: a statement with its snapshot, a commit that shows
+rows, releases locks and delivers notifications, a write to a sequence that everybody sees at once.
+Between any two steps of one participant, any steps of the others may happen. Time is left out: a
+timer of some milliseconds is a step that may be taken whenever its timer is set. The sweep every 30
+s is not modelled, since a wakeup that only the sweep makes good is lost.
 
-Producers and workers follow webhookd/dispatcher.py, webhookd/watch.py and the statements behind them; the names are theirs.
+Producers and workers follow webhookd/dispatcher.py, webhookd/watch.py and the statements behind
+them; the names are theirs.
 """
 
 from collections import deque
@@ -29,7 +31,9 @@ class Defect(StrEnum):
     OLD_SNAPSHOT = "the trigger sees the flag as its transaction's snapshot has it"
     NOTIFICATION_SWALLOWED = "a notification that comes during the outwaiting leads to no look"
     OTHERS_NOT_ALERTED = "a worker ignores notifications that name another"
-    HEIR_DOES_NOT_OUTWAIT = "whoever hears its name keeps the watch from then on and outwaits nobody"
+    HEIR_DOES_NOT_OUTWAIT = (
+        "whoever hears its name keeps the watch from then on and outwaits nobody"
+    )
     NAME_TAKEN_AT_ITS_WORD = "whoever hears its name keeps the watch from then on, though it may have dropped it meanwhile"
     HEIR_NOT_TOLD = "the watch is handed over without a notification"
     DROPPED_FOR_GOOD = "who dropped the watch does not take it up again"
@@ -48,7 +52,9 @@ class Stage(Enum):
 
 
 class Producer(NamedTuple):
-    """*snapshot* and *notify*: the flag as it was at the begin, and as the trigger saw it (FLAG_DOWN: no NOTIFY at commit)."""
+    """*snapshot* and *notify*: the flag as it was at the begin, and as the trigger saw it
+    (FLAG_DOWN: no NOTIFY at commit).
+    """
 
     stage: Stage = Stage.IDLE
     snapshot: int = FLAG_DOWN
@@ -83,14 +89,20 @@ class Worker(NamedTuple):
     row: bool = False
     row_has_room: bool = False
     row_looking: bool = False
-    row_stale: bool = False  # no sign of life for 20 s, though it lives: stalled, or its housekeeping is
+    row_stale: bool = (
+        False  # no sign of life for 20 s, though it lives: stalled, or its housekeeping is
+    )
 
     def asleep(self, lockers: frozenset[int]) -> bool:
-        """Return whether nothing but a notification, the sweep, or another producer's end will make this worker look."""
+        """Return whether nothing but a notification, the sweep, or another producer's end will make
+        this worker look.
+        """
         if self.step is Step.DEAD:
             return True
         if not self.room:
-            return not self.keeping  # a keeper hands over within 10 ms; room may take an exchange's whole timeout
+            return (
+                not self.keeping
+            )  # a keeper hands over within 10 ms; room may take an exchange's whole timeout
         due = self.look_due or self.looking or not self.outwaited <= lockers
         return self.step is Step.WAIT and not self.inbox and not due
 
@@ -106,11 +118,18 @@ class State(NamedTuple):
     healing: bool = False  # after a crash or a mistake, signs of life every few seconds put right who keeps the watch
 
     def lost_wakeup(self) -> bool:
-        """Return whether a committed row waits, somebody has room for it, and nobody is going to look."""
-        if not self.row_waits or not any(worker.room and worker.step is not Step.DEAD for worker in self.workers):
+        """Return whether a committed row waits, somebody has room for it, and nobody is going to
+        look.
+        """
+        if not self.row_waits or not any(
+            worker.room and worker.step is not Step.DEAD for worker in self.workers
+        ):
             return False
-        # The signs of life of a worker with room will find that nobody keeps the watch, once a dead one's row is struck.
-        if self.healing and (not self.somebody_keeps() or any(w.row and w.step is Step.DEAD for w in self.workers)):
+        # The signs of life of a worker with room will find that nobody keeps the watch, once a dead
+        # one's row is struck.
+        if self.healing and (
+            not self.somebody_keeps() or any(w.row and w.step is Step.DEAD for w in self.workers)
+        ):
             return False
         lockers = self.lockers()
         return all(worker.asleep(lockers) for worker in self.workers)
@@ -124,9 +143,13 @@ class State(NamedTuple):
         )
 
     def lockers(self) -> frozenset[int]:
-        """Return the producers that pg_locks shows; a prepared one keeps its locks, and the name that it had before."""
+        """Return the producers that pg_locks shows; a prepared one keeps its locks, and the name
+        that it had before.
+        """
         held = (Stage.LOCKED, Stage.LOOKED, Stage.PREPARED)
-        return frozenset(index for index, producer in enumerate(self.producers) if producer.stage in held)
+        return frozenset(
+            index for index, producer in enumerate(self.producers) if producer.stage in held
+        )
 
     def with_worker(self, number: int, **changes: object) -> "State":
         workers = list(self.workers)
@@ -140,7 +163,9 @@ class State(NamedTuple):
 
     def notified(self, payload: int) -> "State":
         """Return the state after a NOTIFY was committed: every session that listens has it."""
-        workers = (w._replace(inbox=w.inbox | {payload}) if w.listening else w for w in self.workers)
+        workers = (
+            w._replace(inbox=w.inbox | {payload}) if w.listening else w for w in self.workers
+        )
         return self._replace(workers=tuple(workers))
 
 
@@ -148,8 +173,8 @@ Move = tuple[str, State]
 
 
 class Fleet(NamedTuple):
-    """Producers have one transaction each. A worker may lose its room *saturations* times in all, *crashes* of them may die,
-    and *mistakes* times a living one may be taken for dead.
+    """Producers have one transaction each. A worker may lose its room *saturations* times in all,
+    *crashes* of them may die, and *mistakes* times a living one may be taken for dead.
     """
 
     producers: int
@@ -164,7 +189,9 @@ class Fleet(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Exploration:
-    """*lost*: the steps to the nearest lost wakeup, None if there is none anywhere. *seen*: every state that can be reached."""
+    """*lost*: the steps to the nearest lost wakeup, None if there is none anywhere. *seen*: every
+    state that can be reached.
+    """
 
     seen: frozenset[State]
     lost: tuple[str, ...] | None
@@ -218,7 +245,7 @@ class _Model:
             for label, after in self._worker(state, number, worker):
                 yield f"worker {number} {label}", after
 
-    # The application -------------------------------------------------------------------------------------------------
+    # The application
 
     def _producer(self, state: State, index: int, producer: Producer) -> Iterator[Move]:
         match producer.stage:
@@ -228,26 +255,38 @@ class _Model:
                 yield "inserts", state.with_producer(index, stage=Stage.LOCKED)
             case Stage.LOCKED:
                 seen = producer.snapshot if self._defect is Defect.OLD_SNAPSHOT else state.flag
-                yield "looks at the flag", state.with_producer(index, stage=Stage.LOOKED, notify=seen, snapshot=FLAG_DOWN)
+                yield (
+                    "looks at the flag",
+                    state.with_producer(index, stage=Stage.LOOKED, notify=seen, snapshot=FLAG_DOWN),
+                )
             case Stage.LOOKED | Stage.PREPARED:
-                if producer.stage is Stage.LOOKED and producer.notify == FLAG_DOWN:  # PREPARE refuses to carry a NOTIFY
+                if (
+                    producer.stage is Stage.LOOKED and producer.notify == FLAG_DOWN
+                ):  # PREPARE refuses to carry a NOTIFY
                     yield "prepares", state.with_producer(index, stage=Stage.PREPARED)
                 ended = state.with_producer(index, stage=Stage.ENDED, notify=FLAG_DOWN)
                 yield "rolls back", ended
                 committed = ended._replace(row_waits=True)
-                yield "commits", committed.notified(producer.notify) if producer.notify else committed
+                yield (
+                    "commits",
+                    committed.notified(producer.notify) if producer.notify else committed,
+                )
             case Stage.ENDED:
                 pass
 
-    # A worker --------------------------------------------------------------------------------------------------------
+    # A worker
 
     def _worker(self, state: State, number: int, worker: Worker) -> Iterator[Move]:
         match worker.step:
             case Step.REGISTER:
-                # The look that follows LISTEN is due already: it finds whatever was committed before.
+                # The look that follows LISTEN is due already: it finds whatever was committed
+                # before.
                 late = self._defect is Defect.LISTEN_AFTER_FLAG
                 following = Step.WAIT if late else Step.LISTEN
-                yield "registers", state.with_worker(number, step=following, row=True, look_due=True)
+                yield (
+                    "registers",
+                    state.with_worker(number, step=following, row=True, look_due=True),
+                )
             case Step.LISTEN:
                 yield "listens", state.with_worker(number, step=Step.WAIT, listening=True)
             case Step.WAIT:
@@ -262,24 +301,42 @@ class _Model:
                 lowered = state._replace(flag=FLAG_DOWN)
                 yield (
                     "lowers the flag",
-                    lowered.with_worker(number, step=Step.WAIT, looking=True, row_looking=True, outwaited=frozenset()),
+                    lowered.with_worker(
+                        number,
+                        step=Step.WAIT,
+                        looking=True,
+                        row_looking=True,
+                        outwaited=frozenset(),
+                    ),
                 )
             case Step.DEAD:
                 if worker.row:
                     yield "is struck from the workers", state.with_worker(number, row=False)
         if worker.step is not Step.DEAD and state.crashes_left:
             dead = state._replace(crashes_left=state.crashes_left - 1, healing=True)
-            left = Worker(step=Step.DEAD, row=worker.row, row_has_room=worker.row_has_room, row_looking=worker.row_looking)
+            left = Worker(
+                step=Step.DEAD,
+                row=worker.row,
+                row_has_room=worker.row_has_room,
+                row_looking=worker.row_looking,
+            )
             yield "dies", dead.with_worker(number, **left._asdict())
 
     def _waits(self, state: State, number: int, worker: Worker) -> Iterator[Move]:
         """Yield what the dispatcher's loop does, whichever of select's sources is ready first."""
-        if self._defect is Defect.LISTEN_AFTER_FLAG and not worker.listening and worker.keeping and not worker.look_due:
+        if (
+            self._defect is Defect.LISTEN_AFTER_FLAG
+            and not worker.listening
+            and worker.keeping
+            and not worker.look_due
+        ):
             yield "listens", state.with_worker(number, listening=True)
         if worker.inbox:
             yield from self._reads_notifications(state, number, worker)
         if worker.room and (worker.look_due or worker.looking):
-            claimed = state._replace(row_waits=False).with_worker(number, step=Step.REST, look_due=False)
+            claimed = state._replace(row_waits=False).with_worker(
+                number, step=Step.REST, look_due=False
+            )
             yield "claims", claimed
         elif worker.room and worker.outwaited:
             yield self._outwaits(state, number, worker)
@@ -291,7 +348,10 @@ class _Model:
             if worker.keeping:
                 yield from self._hands_over(state, number, worker)
         if state.healing and not state.somebody_keeps() and not worker.look_due:
-            yield "finds that nobody keeps the watch", state.with_worker(number, look_due=True, watched=False)
+            yield (
+                "finds that nobody keeps the watch",
+                state.with_worker(number, look_due=True, watched=False),
+            )
         if worker.row_stale:
             yield "gives a sign of life", state.with_worker(number, row_stale=False)
         elif state.mistakes_left:
@@ -311,21 +371,30 @@ class _Model:
         takes = not worker.watched or worker.looking
         early = takes and self._defect is Defect.LOCKERS_READ_EARLY
         outwaited = state.lockers() if early else worker.outwaited
-        yield "rests", state.with_worker(number, step=Step.TAKE if takes else Step.WAIT, outwaited=outwaited)
+        yield (
+            "rests",
+            state.with_worker(number, step=Step.TAKE if takes else Step.WAIT, outwaited=outwaited),
+        )
 
     def _takes(self, state: State, number: int) -> Move:
         ours = {"watched": True, "looking": False, "row_has_room": True, "row_looking": False}
         if state.somebody_keeps(besides=number):
-            return "leaves the watch to another", state.with_worker(number, step=Step.WAIT, keeping=False, **ours)
+            return "leaves the watch to another", state.with_worker(
+                number, step=Step.WAIT, keeping=False, **ours
+            )
         following = Step.WAIT if self._defect is Defect.LOCKERS_READ_EARLY else Step.READ_LOCKERS
         raised = state._replace(flag=number)
         early = self._defect is Defect.LOCKERS_READ_EARLY
-        return "raises the flag", raised.with_worker(number, step=following, keeping=True, look_due=early, **ours)
+        return "raises the flag", raised.with_worker(
+            number, step=following, keeping=True, look_due=early, **ours
+        )
 
     def _reads_lockers(self, state: State, number: int) -> Move:
         look = self._defect is not Defect.NO_LOOK_AFTER_RAISING
         lockers = self._lockers(state)
-        return "reads the lockers", state.with_worker(number, step=Step.WAIT, outwaited=lockers, look_due=look)
+        return "reads the lockers", state.with_worker(
+            number, step=Step.WAIT, outwaited=lockers, look_due=look
+        )
 
     def _outwaits(self, state: State, number: int, worker: Worker) -> Move:
         left = worker.outwaited & self._lockers(state)
@@ -335,11 +404,15 @@ class _Model:
     def _reads_notifications(self, state: State, number: int, worker: Worker) -> Iterator[Move]:
         if number not in worker.inbox:
             alert = self._defect is not Defect.OTHERS_NOT_ALERTED
-            yield "hears another named", state.with_worker(number, inbox=frozenset(), look_due=worker.look_due or alert)
+            yield (
+                "hears another named",
+                state.with_worker(number, inbox=frozenset(), look_due=worker.look_due or alert),
+            )
             return
         heard = state.with_worker(number, inbox=frozenset(), look_due=True)
         if not worker.keeping:
-            # Handed over, or an old notification: the next claim's rest takes the watch or leaves it.
+            # Handed over, or an old notification: the next claim's rest takes the watch or leaves
+            # it.
             heard = heard.with_worker(number, keeping=True, watched=False)
             if self._defect is Defect.HEIR_DOES_NOT_OUTWAIT:
                 heard = heard.with_worker(number, watched=True)
@@ -353,7 +426,14 @@ class _Model:
 
     def _hands_over(self, state: State, number: int, worker: Worker) -> Iterator[Move]:
         watched = self._defect is Defect.DROPPED_FOR_GOOD
-        without = state.with_worker(number, keeping=False, looking=False, watched=watched, row_has_room=False, row_looking=False)
+        without = state.with_worker(
+            number,
+            keeping=False,
+            looking=False,
+            watched=watched,
+            row_has_room=False,
+            row_looking=False,
+        )
         if not worker.row_looking and state.flag != number:
             yield "says that it has no room", without
             return
@@ -366,12 +446,17 @@ class _Model:
             yield "drops the watch", without._replace(flag=FLAG_DOWN)
         for heir in heirs:
             told = without._replace(flag=heir)
-            yield f"hands over to {heir}", told if self._defect is Defect.HEIR_NOT_TOLD else told.notified(heir)
+            yield (
+                f"hands over to {heir}",
+                told if self._defect is Defect.HEIR_NOT_TOLD else told.notified(heir),
+            )
 
     def _lockers(self, state: State) -> frozenset[int]:
         """Return whom a worker outwaits."""
         if self._defect is Defect.NO_OUTWAITING:
             return frozenset()
         if self._defect is Defect.PREPARED_NOT_COUNTED:
-            return frozenset(i for i in state.lockers() if state.producers[i].stage is not Stage.PREPARED)
+            return frozenset(
+                i for i in state.lockers() if state.producers[i].stage is not Stage.PREPARED
+            )
         return state.lockers()

@@ -1,4 +1,6 @@
-"""`webhookd migrate` and the check at a worker's boot, on the real migrations and on small ones made here."""
+"""`webhookd migrate` and the check at a worker's boot, on the real migrations and on small ones
+made here.
+"""
 
 import multiprocessing
 import threading
@@ -25,12 +27,15 @@ def next_migration(text: str, *, name: str = "0002_next", oldest: str = "0.1.0")
 
 def columns(database: Database) -> list[tuple[object, ...]]:
     return database.execute(
-        "SELECT table_name, column_name, data_type FROM information_schema.columns WHERE table_schema = 'pggit' ORDER BY 1, 2"
+        "SELECT table_name, column_name, data_type FROM information_schema.columns WHERE "
+        "table_schema = 'pggit' ORDER BY 1, 2"
     )
 
 
 def history(database: Database) -> list[tuple[object, ...]]:
-    return database.execute("SELECT version, name, applied_at FROM pggit.webhookd_migrations ORDER BY version")
+    return database.execute(
+        "SELECT version, name, applied_at FROM pggit.webhookd_migrations ORDER BY version"
+    )
 
 
 @contextmanager
@@ -41,7 +46,9 @@ def locked(database: Database, table: str) -> Iterator[psycopg.Connection[tuple[
         connection.rollback()
 
 
-def test_a_fresh_database_gets_every_migration_and_passes_the_check(empty_database: Database) -> None:
+def test_a_fresh_database_gets_every_migration_and_passes_the_check(
+    empty_database: Database,
+) -> None:
     assert migrate(empty_database.dsn) == [migration.name for migration in load()]
     with empty_database.connect() as connection:
         check(connection)
@@ -62,7 +69,9 @@ def test_two_migrations_at_once_apply_each_file_once(empty_database: Database) -
 
 
 @pytest.mark.parametrize("rights", ["creates the schema", "owns the schema"])
-def test_a_role_without_special_rights_can_migrate_and_work(server: Server, empty_database: Database, rights: str) -> None:
+def test_a_role_without_special_rights_can_migrate_and_work(
+    server: Server, empty_database: Database, rights: str
+) -> None:
     role = server.create_role()
     if rights == "owns the schema":
         empty_database.execute(f"CREATE SCHEMA pggit AUTHORIZATION {role}")
@@ -76,7 +85,9 @@ def test_a_role_without_special_rights_can_migrate_and_work(server: Server, empt
     assert empty_database.execute("SELECT system_identifier FROM pggit.installation") == identifier
 
 
-def test_defaults_of_the_role_and_the_database_do_not_matter(server: Server, empty_database: Database) -> None:
+def test_defaults_of_the_role_and_the_database_do_not_matter(
+    server: Server, empty_database: Database
+) -> None:
     role = server.create_role(options="LOGIN SUPERUSER")
     for setting in (
         "default_transaction_isolation = serializable",
@@ -94,7 +105,10 @@ def test_a_changed_migration_is_refused_by_migrate_and_by_workers(empty_database
     changed = [parse(load()[0].name, load()[0].text + "-- edited later\n")]
     with pytest.raises(UnusableError, match=f"{load()[0].name}.*another content"):
         migrate(empty_database.dsn, migrations=changed)
-    with empty_database.connect() as connection, pytest.raises(UnusableError, match="another content"):
+    with (
+        empty_database.connect() as connection,
+        pytest.raises(UnusableError, match="another content"),
+    ):
         check(connection, migrations=changed)
 
 
@@ -105,7 +119,9 @@ def test_an_unknown_migration_is_refused_by_migrate(empty_database: Database) ->
         migrate(empty_database.dsn, migrations=newer[:1])
 
 
-def test_a_worker_tolerates_a_newer_schema_only_as_far_as_that_schema_tolerates_it(empty_database: Database) -> None:
+def test_a_worker_tolerates_a_newer_schema_only_as_far_as_that_schema_tolerates_it(
+    empty_database: Database,
+) -> None:
     newer = next_migration("SELECT 1;", oldest="0.9.10")
     migrate(empty_database.dsn, migrations=newer)
     with empty_database.connect() as connection:
@@ -131,11 +147,17 @@ def test_a_gap_in_the_history_is_refused(empty_database: Database) -> None:
         migrate(empty_database.dsn, migrations=next_migration("SELECT 1;"))
 
 
-def test_a_failing_migration_leaves_the_schema_as_it_was_and_says_what_failed(empty_database: Database) -> None:
+def test_a_failing_migration_leaves_the_schema_as_it_was_and_says_what_failed(
+    empty_database: Database,
+) -> None:
     migrate(empty_database.dsn, migrations=load()[:1])
     before = columns(empty_database)
-    broken = next_migration("ALTER TABLE pggit.webhooks ADD COLUMN note text;\nSELECT 1 FROM pggit.no_such_table;")
-    with pytest.raises(UnusableError, match=r"0002_next cannot be applied.*no_such_table") as refused:
+    broken = next_migration(
+        "ALTER TABLE pggit.webhooks ADD COLUMN note text;\nSELECT 1 FROM pggit.no_such_table;"
+    )
+    with pytest.raises(
+        UnusableError, match=r"0002_next cannot be applied.*no_such_table"
+    ) as refused:
         migrate(empty_database.dsn, migrations=broken)
     assert "\n" not in str(refused.value)
     assert columns(empty_database) == before
@@ -163,13 +185,20 @@ def test_a_lock_that_somebody_holds_is_tried_again_until_it_is_free(
 def test_a_lock_that_is_never_free_is_given_up_with_advice(empty_database: Database) -> None:
     migrate(empty_database.dsn, migrations=load()[:1])
     wanting = next_migration("ALTER TABLE pggit.webhooks ADD COLUMN note text;")
-    with locked(empty_database, "pggit.webhooks"), pytest.raises(WebhookdError, match="did not get its locks"):
+    with (
+        locked(empty_database, "pggit.webhooks"),
+        pytest.raises(WebhookdError, match="did not get its locks"),
+    ):
         migrate(empty_database.dsn, migrations=wanting, patience_s=0.1)
     assert migrate(empty_database.dsn, migrations=wanting) == ["0002_next"]
 
 
-def test_inserts_wait_two_seconds_at_most_for_a_migration_that_waits(empty_database: Database) -> None:
-    """Without the lock timeout the INSERT would stand in line behind the migration for as long as the reader reads."""
+def test_inserts_wait_two_seconds_at_most_for_a_migration_that_waits(
+    empty_database: Database,
+) -> None:
+    """Without the lock timeout the INSERT would stand in line behind the migration for as long as
+    the reader reads.
+    """
     migrate(empty_database.dsn, migrations=load()[:1])
     wanting = next_migration("ALTER TABLE pggit.alert_delivery_queue ADD COLUMN note text;")
     with locked(empty_database, "pggit.alert_delivery_queue"):
@@ -184,7 +213,9 @@ def test_inserts_wait_two_seconds_at_most_for_a_migration_that_waits(empty_datab
         upgrading = threading.Thread(target=upgrade)
         upgrading.start()
         eventually(lambda: empty_database.execute("SELECT 1 FROM pg_locks WHERE NOT granted"))
-        empty_database.execute("INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) VALUES (1, '{}')")
+        empty_database.execute(
+            "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) VALUES (1, '{}')"
+        )
         upgrading.join()
     assert len(failed) == 1
 
@@ -209,10 +240,14 @@ def test_a_migration_without_transaction_may_create_an_index_concurrently_while_
     for thread in upgrading:
         thread.join()
     assert names == ["0002_next"]
-    assert empty_database.execute("SELECT indisvalid FROM pg_index WHERE indexrelid = 'pggit.log_worker'::regclass") == [(True,)]
+    assert empty_database.execute(
+        "SELECT indisvalid FROM pg_index WHERE indexrelid = 'pggit.log_worker'::regclass"
+    ) == [(True,)]
 
 
-def test_an_old_postgresql_is_refused(empty_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_postgresql_is_refused(
+    empty_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # No server that old is at hand: the limit is raised instead.
     monkeypatch.setattr(migrate_module, "OLDEST_POSTGRES", 990000)
     with pytest.raises(UnusableError, match="is too old"):
@@ -224,19 +259,26 @@ def test_an_encoding_other_than_utf8_is_refused_by_migrate_and_by_workers_and_no
     server: Server, monkeypatch: pytest.MonkeyPatch, encoding: str
 ) -> None:
     database = server.create(encoding=encoding)
-    with pytest.raises(UnusableError, match=rf"{encoding}.*UTF8.*createdb -E UTF8 -T template0") as refused:
+    with pytest.raises(
+        UnusableError, match=rf"{encoding}.*UTF8.*createdb -E UTF8 -T template0"
+    ) as refused:
         migrate(database.dsn)
     assert "\n" not in str(refused.value)
     assert database.execute("SELECT to_regnamespace('pggit') IS NULL") == [(True,)]
     with monkeypatch.context() as before:
         before.setattr(migrate_module, "_refuse_other_encoding", lambda connection: None)
         migrate(database.dsn)
-    with session.connect(database.dsn, application_name="test") as connection, pytest.raises(UnusableError, match=encoding):
+    with (
+        session.connect(database.dsn, application_name="test") as connection,
+        pytest.raises(UnusableError, match=encoding),
+    ):
         check(connection)
     server.drop(database)
 
 
-def test_a_malformed_dsn_and_a_database_that_is_away_are_told_apart(empty_database: Database) -> None:
+def test_a_malformed_dsn_and_a_database_that_is_away_are_told_apart(
+    empty_database: Database,
+) -> None:
     with pytest.raises(UnusableError, match="DSN"):
         migrate("postgres//nonsense")
     with pytest.raises(WebhookdError, match="cannot be reached") as away:
@@ -253,6 +295,8 @@ def test_a_malformed_dsn_and_a_database_that_is_away_are_told_apart(empty_databa
         ("0001_bad_release", "-- oldest webhookd: new"),
     ],
 )
-def test_a_malformed_migration_is_an_error_of_its_author(server: Server, name: str, text: str) -> None:
+def test_a_malformed_migration_is_an_error_of_its_author(
+    server: Server, name: str, text: str
+) -> None:
     with pytest.raises(ValueError, match=r"migration|release"):
         parse(name, text)

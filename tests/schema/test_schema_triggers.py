@@ -1,20 +1,35 @@
-"""What the schema's triggers make of changes that an operator or a producer commits, and which of them wake a worker."""
+"""What the schema's triggers make of changes that an operator or a producer commits, and which of
+them wake a worker.
+"""
 
 import psycopg
 import pytest
 
-from tests.support.engine import Engine, answered, attempts, delivery, given_back, ids, insert, let_pass, register, unseen
+from tests.support.engine import (
+    Engine,
+    answered,
+    attempts,
+    delivery,
+    given_back,
+    ids,
+    insert,
+    let_pass,
+    register,
+    unseen,
+)
 from tests.support.listening import heard, watched
 from tests.support.postgres import Database
 
 pytestmark = pytest.mark.every_postgres
 
 
-# Triggers -----------------------------------------------------------------------------------------------------------
+# Triggers
 
 
 @pytest.mark.parametrize("final", [200, 404], ids=["delivered", "failed"])
-def test_an_operator_puts_a_finished_delivery_back_by_its_status_alone(database: Database, worker: Engine, final: int) -> None:
+def test_an_operator_puts_a_finished_delivery_back_by_its_status_alone(
+    database: Database, worker: Engine, final: int
+) -> None:
     register(database, 1)
     [delivery_id] = insert(database, 1)
     worker.finish(worker.take(), answered(final))
@@ -38,7 +53,9 @@ def test_an_operator_brings_a_retry_forward(database: Database, worker: Engine) 
     assert ids(worker.take_all()) == [delivery_id]
 
 
-def test_an_operator_moves_a_delivery_to_another_webhook(database: Database, worker: Engine) -> None:
+def test_an_operator_moves_a_delivery_to_another_webhook(
+    database: Database, worker: Engine
+) -> None:
     register(database, 1, enabled=False)
     register(database, 2)
     [delivery_id] = insert(database, 1)
@@ -50,16 +67,23 @@ def test_an_operator_moves_a_delivery_to_another_webhook(database: Database, wor
     assert (claimed.delivery_id, claimed.webhook_id) == (delivery_id, 2)
 
 
-def test_a_suspect_that_an_operator_puts_back_has_its_chances_again(database: Database, worker: Engine) -> None:
+def test_a_suspect_that_an_operator_puts_back_has_its_chances_again(
+    database: Database, worker: Engine
+) -> None:
     register(database, 1)
     [delivery_id] = insert(database, 1)
     with unseen(database) as connection:
-        connection.execute("UPDATE pggit.alert_delivery_queue SET leases_lost = 6, delivery_status = 'failed', routed = true")
+        connection.execute(
+            "UPDATE pggit.alert_delivery_queue SET leases_lost = 6, delivery_status = 'failed', "
+            "routed = true"
+        )
     database.execute("UPDATE pggit.alert_delivery_queue SET delivery_status = 'pending'")
     assert ids(worker.take_all()) == [delivery_id]
 
 
-def test_no_statement_of_a_worker_is_taken_for_an_operators(database: Database, worker: Engine) -> None:
+def test_no_statement_of_a_worker_is_taken_for_an_operators(
+    database: Database, worker: Engine
+) -> None:
     """The triggers that react to an operator's changes stay silent through a delivery's whole life."""
     register(database, 1, 2, retry_base_seconds=0.001)
     register(database, 3, enabled=False)
@@ -87,7 +111,7 @@ def test_no_statement_of_a_worker_is_taken_for_an_operators(database: Database, 
         worker.sweep()
 
 
-# Wakeups ------------------------------------------------------------------------------------------------------------
+# Wakeups
 
 
 def test_an_insert_notifies_only_while_the_flag_is_up(database: Database) -> None:
@@ -99,7 +123,9 @@ def test_an_insert_notifies_only_while_the_flag_is_up(database: Database) -> Non
         assert heard(listener) == []
 
 
-def test_a_producer_sees_a_flag_that_went_up_after_its_snapshot_at_every_isolation_level(database: Database) -> None:
+def test_a_producer_sees_a_flag_that_went_up_after_its_snapshot_at_every_isolation_level(
+    database: Database,
+) -> None:
     for isolation in ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"):
         with database.connect() as listener, database.connect(autocommit=False) as producer:
             listener.execute("SELECT setval('pggit.wake_flag', 1)")
@@ -107,7 +133,9 @@ def test_a_producer_sees_a_flag_that_went_up_after_its_snapshot_at_every_isolati
             producer.execute(f"SET TRANSACTION ISOLATION LEVEL {isolation}".encode())
             producer.execute("SELECT count(*) FROM pggit.alert_delivery_queue")
             listener.execute("SELECT setval('pggit.wake_flag', 42)")
-            producer.execute("INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) VALUES (1, '{}')")
+            producer.execute(
+                "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) VALUES (1, '{}')"
+            )
             assert heard(listener) == []
             producer.commit()
             assert heard(listener) == ["42"], isolation
@@ -115,21 +143,28 @@ def test_a_producer_sees_a_flag_that_went_up_after_its_snapshot_at_every_isolati
 
 def test_copy_and_merge_and_a_subtransaction_notify(database: Database) -> None:
     with watched(database) as listener, database.connect() as producer:
-        with producer.cursor().copy("COPY pggit.alert_delivery_queue (webhook_id, message_body) FROM STDIN") as copy:
+        with producer.cursor().copy(
+            "COPY pggit.alert_delivery_queue (webhook_id, message_body) FROM STDIN"
+        ) as copy:
             copy.write_row([1, "{}"])
         assert heard(listener) == ["42"]
         with producer.transaction(), producer.transaction():
-            producer.execute("INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) VALUES (1, '{}')")
+            producer.execute(
+                "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) VALUES (1, '{}')"
+            )
         assert heard(listener) == ["42"]
         if producer.info.server_version >= 150000:
             producer.execute(
-                "MERGE INTO pggit.alert_delivery_queue q USING (VALUES (1)) v (id) ON q.alert_id = v.id"
+                "MERGE INTO pggit.alert_delivery_queue q USING (VALUES (1)) v (id) ON q.alert_id "
+                "= v.id"
                 " WHEN NOT MATCHED THEN INSERT (webhook_id, message_body) VALUES (v.id, '{}')"
             )
             assert heard(listener) == ["42"]
 
 
-def test_a_transaction_can_be_prepared_while_the_flag_is_up_if_it_says_so(database: Database, worker: Engine) -> None:
+def test_a_transaction_can_be_prepared_while_the_flag_is_up_if_it_says_so(
+    database: Database, worker: Engine
+) -> None:
     register(database, 1)
     statement = "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) VALUES (1, '{}')"
     name = f"prepared_{database.name}"
@@ -137,7 +172,9 @@ def test_a_transaction_can_be_prepared_while_the_flag_is_up_if_it_says_so(databa
         producer.execute(f"BEGIN; {statement}".encode())
         with pytest.raises(psycopg.errors.FeatureNotSupported):
             producer.execute(f"PREPARE TRANSACTION '{name}'".encode())
-        producer.execute(f"BEGIN; SET LOCAL webhookd.notify = off; {statement}; PREPARE TRANSACTION '{name}'".encode())
+        producer.execute(
+            f"BEGIN; SET LOCAL webhookd.notify = off; {statement}; PREPARE TRANSACTION '{name}'".encode()
+        )
         assert worker.take_all() == []
         producer.execute(f"COMMIT PREPARED '{name}'".encode())
         assert heard(listener) == []
@@ -150,7 +187,8 @@ def test_a_transaction_can_be_prepared_while_the_flag_is_up_if_it_says_so(databa
         "UPDATE pggit.webhooks SET enabled = true WHERE webhook_id = 1",
         "UPDATE pggit.webhooks SET rate_limit_per_second = 100 WHERE webhook_id = 1",
         "INSERT INTO pggit.webhooks (webhook_id, url) VALUES (2, 'https://receiver.example/')",
-        "UPDATE pggit.webhook_health_metrics SET health_status = 'healthy', consecutive_failures = 0 WHERE webhook_id = 1",
+        "UPDATE pggit.webhook_health_metrics SET health_status = 'healthy', consecutive_failures "
+        "= 0 WHERE webhook_id = 1",
         "SELECT pggit.update_webhook_health(1, 200, 10)",
     ],
     ids=["resume", "raised limit", "registration", "reset", "health function"],

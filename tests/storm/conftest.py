@@ -40,12 +40,15 @@ def storm(account: Account, database: Database, seed: int) -> Storm:
 def server_storm(account: Account, private_server: Server, seed: int) -> Iterator[Storm]:
     """A storm with a PostgreSQL of its own (`private_server`), which may be killed."""
     database = private_server.create_migrated()
-    # A crash soon after CREATE DATABASE sets copied sequences back: PostgreSQL logs them 32 ahead, and has not yet here.
+    # A crash soon after CREATE DATABASE sets copied sequences back: PostgreSQL logs them 32 ahead,
+    # and has not yet here.
     database.execute("CHECKPOINT")
     yield Storm(account, database, random.Random(seed))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     accounts = config.stash.get(ACCOUNTS, [])
     if not accounts:
         return

@@ -1,8 +1,10 @@
-"""webhookd with a failpoint: `python failing_webhookd.py STEP PROBABILITY TIMES WEBHOOKD'S OPTIONS`.
+"""webhookd with a failpoint: `python failing_webhookd.py STEP PROBABILITY TIMES WEBHOOKD'S
+OPTIONS`.
 
-Having taken the step, a worker dies of SIGKILL with that probability, or (`..._answer_lost`) its database connection does, just
-after the COMMIT of that step, whose answer it therefore never gets. After TIMES failures all is well. This program wraps
-webhookd's own functions before the workers are forked; webhookd itself knows nothing of failpoints.
+Having taken the step, a worker dies of SIGKILL with that probability, or (`..._answer_lost`) its
+database connection does, just after the COMMIT of that step, whose answer it therefore never gets.
+After TIMES failures all is well. This program wraps webhookd's own functions before the workers are
+forked; webhookd itself knows nothing of failpoints.
 """
 
 import multiprocessing
@@ -36,7 +38,9 @@ STEPS: dict[str, tuple[type, str]] = {
 
 
 def fail_after(step: str, probability: float, times: int) -> None:
-    """Have the fleet fail *times* after *step*, with *probability* each time that it has been taken."""
+    """Have the fleet fail *times* after *step*, with *probability* each time that it has been
+    taken.
+    """
     owner, name = STEPS[step]
     original: Callable[..., Any] = getattr(owner, name)
     left = multiprocessing.Value("i", times)

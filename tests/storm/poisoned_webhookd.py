@@ -1,7 +1,8 @@
 """webhookd with poison in its queue: `python poisoned_webhookd.py WEBHOOK_ID WEBHOOKD'S OPTIONS`.
 
-A worker that is about to send a delivery of that webhook dies of SIGKILL, as one would that a body drives into a bug of the
-interpreter. Like failing_webhookd.py, this wraps webhookd's own function before the workers are forked.
+A worker that is about to send a delivery of that webhook dies of SIGKILL, as one would that a body
+drives into a bug of the interpreter. Like failing_webhookd.py, this wraps webhookd's own function
+before the workers are forked.
 """
 
 import os

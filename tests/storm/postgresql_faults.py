@@ -18,10 +18,12 @@ COMMITTED = b"C\0\0\0\x0bCOMMIT\0"  # CommandComplete: the answer to COMMIT
 
 
 class Proxy:
-    """Passes connections on to the PostgreSQL that *dsn* names (by the folder of its socket), and harms them.
+    """Passes connections on to the PostgreSQL that *dsn* names (by the folder of its socket), and
+    harms them.
 
-    *cut* is the probability that a piece of traffic, in either direction, is cut off somewhere in its middle and its connection
-    with it; *lose_commit* that the answer to a COMMIT never arrives. `happened` counts both by these names.
+    *cut* is the probability that a piece of traffic, in either direction, is cut off somewhere in
+    its middle and its connection with it; *lose_commit* that the answer to a COMMIT never arrives.
+    `happened` counts both by these names.
     """
 
     def __init__(self, dsn: str, rng: random.Random) -> None:
@@ -51,7 +53,12 @@ class Proxy:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         _shut(self._listener)
         self._listener.close()
         self.cut_all()
@@ -70,10 +77,17 @@ class Proxy:
                     continue
                 with self._lock:
                     self._connections |= {client, server}
-                for source, sink, fate in ((client, server, self._cut_point), (server, client, self._answer_point)):
-                    threading.Thread(target=self._pass_on, args=(source, sink, fate), daemon=True).start()
+                for source, sink, fate in (
+                    (client, server, self._cut_point),
+                    (server, client, self._answer_point),
+                ):
+                    threading.Thread(
+                        target=self._pass_on, args=(source, sink, fate), daemon=True
+                    ).start()
 
-    def _pass_on(self, source: socket.socket, sink: socket.socket, fate: Callable[[bytes], int | None]) -> None:
+    def _pass_on(
+        self, source: socket.socket, sink: socket.socket, fate: Callable[[bytes], int | None]
+    ) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
                 point = fate(data)
@@ -103,7 +117,9 @@ class Proxy:
 
 
 class ServiceManager:
-    """Stands in for systemd with its watchdog: a notification socket at *path* that notes when it hears WATCHDOG=1."""
+    """Stands in for systemd with its watchdog: a notification socket at *path* that notes when it
+    hears WATCHDOG=1.
+    """
 
     def __init__(self, path: Path) -> None:
         self._fed = [time.monotonic()]

@@ -1,4 +1,5 @@
-"""webhookd with a worker that falls ill: `python sick_webhookd.py ILLNESS PROBABILITY TIMES WEBHOOKD'S OPTIONS`.
+"""webhookd with a worker that falls ill: `python sick_webhookd.py ILLNESS PROBABILITY TIMES
+WEBHOOKD'S OPTIONS`.
 
 boot        worker 1 dies before it has booted
 dispatcher  waits for ever, outside the database, for what nobody will give it
@@ -6,8 +7,8 @@ exchange    raises after the request was answered
 sender      raises outside an exchange, and so ends its thread
 recorder    raises, and so ends its thread
 
-With PROBABILITY each time that it could, and TIMES altogether; after that all is well. Like failing_webhookd.py this wraps
-webhookd's own functions before the workers are forked.
+With PROBABILITY each time that it could, and TIMES altogether; after that all is well. Like
+failing_webhookd.py this wraps webhookd's own functions before the workers are forked.
 """
 
 import multiprocessing
@@ -55,7 +56,9 @@ def infect(illness: str, probability: float, times: int) -> None:
     chance = random.SystemRandom()  # forked workers would share the state of any other
 
     def due(args: tuple[Any, ...]) -> bool:
-        able = args[1].number == 1 if illness == "boot" else bool(args[-1])  # an empty claim is none
+        able = (
+            args[1].number == 1 if illness == "boot" else bool(args[-1])
+        )  # an empty claim is none
         if not able or chance.random() >= probability:
             return False
         with left.get_lock():

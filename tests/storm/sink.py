@@ -17,10 +17,11 @@ Answer = Callable[[int, int], bytes]
 
 
 class Sink(Receiver):
-    """Webhook 2001's URL is `url("/2001")`. *arrivals* counts whole requests by delivery id, *accepted* those answered with 2xx.
+    """Webhook 2001's URL is `url("/2001")`. *arrivals* counts whole requests by delivery id,
+    *accepted* those answered with 2xx.
 
-    *behaviour* replaces the plain HTTP server by something worse, until `heal`; only what it reads with `Peer.read_request` is
-    counted.
+    *behaviour* replaces the plain HTTP server by something worse, until `heal`; only what it reads
+    with `Peer.read_request` is counted.
     """
 
     def __init__(

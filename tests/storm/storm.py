@@ -1,9 +1,10 @@
-"""One storm: inserts deliveries with known ids, notes the faults, and accounts for every delivery at the end.
+"""One storm: inserts deliveries with known ids, notes the faults, and accounts for every delivery
+at the end.
 
     storm.register(sink); storm.insert(5000); ... faults ...; storm.settle(); storm.account(sink)
 
-The account compares, delivery by delivery, what the receivers saw with the row and the attempt log, and the sums with the
-counters. What it proves:
+The account compares, delivery by delivery, what the receivers saw with the row and the attempt log,
+and the sums with the counters. What it proves:
 
 lost      none: every delivery that was committed has been answered with 2xx, unless its webhook was expected to fail it
 repeated  requests that arrived without an attempt that was recorded; at most one for each lease that was lost, and for each
@@ -66,7 +67,11 @@ class Account:
 
     def recovery(self) -> str:
         """Return the median and the worst time to recover."""
-        return f"{median(self.recoveries):.1f} / {max(self.recoveries):.1f} s" if self.recoveries else "-"
+        return (
+            f"{median(self.recoveries):.1f} / {max(self.recoveries):.1f} s"
+            if self.recoveries
+            else "-"
+        )
 
 
 class Storm:
@@ -78,25 +83,35 @@ class Storm:
         self._account = account
         self._acknowledged = 0
 
-    def register(self, sink: Sink, *, count: int = 50, first: int = 2000, settings: str = "") -> Sequence[int]:
+    def register(
+        self, sink: Sink, *, count: int = 50, first: int = 2000, settings: str = ""
+    ) -> Sequence[int]:
         """Register webhooks at *sink* without a rate limit and return their ids.
 
         *settings* is SQL for further columns, such as `max_in_flight = 5`.
         """
         ids = range(first, first + count)
         self.database.execute(
-            "INSERT INTO pggit.webhooks (webhook_id, url, rate_limit_per_second, retry_base_seconds)"
-            f" SELECT id, '{sink.url('')}/' || id, 0, 0.2 FROM generate_series({ids[0]}, {ids[-1]}) id"
+            "INSERT INTO pggit.webhooks (webhook_id, url, rate_limit_per_second, "
+            "retry_base_seconds)"
+            f" SELECT id, '{sink.url('')}/' || id, 0, 0.2 FROM generate_series({ids[0]}, "
+            f"{ids[-1]}) id"
         )
         if settings:
-            self.database.execute(f"UPDATE pggit.webhooks SET {settings} WHERE webhook_id BETWEEN {ids[0]} AND {ids[-1]}")
+            self.database.execute(
+                f"UPDATE pggit.webhooks SET {settings} WHERE webhook_id BETWEEN {ids[0]} AND "
+                f"{ids[-1]}"
+            )
         return ids
 
-    def insert(self, deliveries: int, *, webhooks: int = 50, first: int = 2000, max_retries: int = 3) -> None:
+    def insert(
+        self, deliveries: int, *, webhooks: int = 50, first: int = 2000, max_retries: int = 3
+    ) -> None:
         """Insert *deliveries* rows, spread evenly, in one transaction."""
         self.database.execute(
             "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, max_retries)"
-            f" SELECT {first} + i % {webhooks}, jsonb_build_object('n', i), {max_retries} FROM generate_series(1, {deliveries}) i"
+            f" SELECT {first} + i % {webhooks}, jsonb_build_object('n', i), {max_retries} FROM "
+            f"generate_series(1, {deliveries}) i"
         )
         self.inserted(deliveries)
 
@@ -111,7 +126,9 @@ class Storm:
 
     @contextmanager
     def recovering(self) -> Iterator[None]:
-        """Measure how long the body takes: from a fault (or the end of an outage) to what shows that work goes on."""
+        """Measure how long the body takes: from a fault (or the end of an outage) to what shows
+        that work goes on.
+        """
         began = time.monotonic()
         yield
         self._account.recoveries.append(time.monotonic() - began)
@@ -134,21 +151,45 @@ class Storm:
     def settle(self, *, timeout_s: float = 90.0) -> None:
         """Wait until every delivery is delivered or failed and nothing is in flight."""
         # Not too often: it reads the whole queue.
-        eventually(lambda: self.unfinished() == 0, timeout_s, what="every delivery is finished", every_s=0.2)
-        # Whoever recorded the last result is about to commit, or a lane's counter is mended by the next sweep.
-        in_flight = "SELECT webhook_id, in_flight FROM pggit.webhook_health_metrics WHERE in_flight <> 0"
+        eventually(
+            lambda: self.unfinished() == 0,
+            timeout_s,
+            what="every delivery is finished",
+            every_s=0.2,
+        )
+        # Whoever recorded the last result is about to commit, or a lane's counter is mended by the
+        # next sweep.
+        in_flight = (
+            "SELECT webhook_id, in_flight FROM pggit.webhook_health_metrics WHERE in_flight <> 0"
+        )
         eventually(lambda: not self.database.execute(in_flight), 45.0, what="nothing is in flight")
 
     def account(self, *sinks: Sink, may_fail: Collection[int] = (), refused: int = 0) -> None:
-        """Account for every delivery (see above). *may_fail* are webhooks; *refused* how many results the fence turned away."""
+        """Account for every delivery (see above). *may_fail* are webhooks; *refused* how many
+        results the fence turned away.
+        """
         arrivals: Counter[int] = sum((sink.arrivals for sink in sinks), Counter())
         accepted: Counter[int] = sum((sink.accepted for sink in sinks), Counter())
         account, wrong = self._account, []
         rows = self.database.execute(ACCOUNT)
-        assert len(rows) >= self._acknowledged, f"{self._acknowledged - len(rows)} committed rows are gone"
+        assert len(rows) >= self._acknowledged, (
+            f"{self._acknowledged - len(rows)} committed rows are gone"
+        )
         allowed = refused
         for row in rows:
-            delivery_id, webhook_id, status, attempts, retries, most, leases_lost, no_lease, numbers, delivered, answered = row
+            (
+                delivery_id,
+                webhook_id,
+                status,
+                attempts,
+                retries,
+                most,
+                leases_lost,
+                no_lease,
+                numbers,
+                delivered,
+                answered,
+            ) = row
             came = arrivals[delivery_id]
             account.deliveries += 1
             account.repeated += max(0, came - attempts)
@@ -167,13 +208,18 @@ class Storm:
                 wrong.append((*row, f"arrived {came}, accepted {accepted[delivery_id]}"))
         account.allowed += allowed
         assert not wrong, f"{len(wrong)} deliveries do not add up, the first: {wrong[:5]}"
-        assert account.repeated <= account.allowed, f"{account.repeated} repeated, at most {account.allowed} explained"
+        assert account.repeated <= account.allowed, (
+            f"{account.repeated} repeated, at most {account.allowed} explained"
+        )
         assert not self.database.execute(HEALTH)
         self._counts_agree(rows)
 
     def _counts_agree(self, rows: Sequence[tuple[object, ...]]) -> None:
         counted = self.database.execute(
-            "SELECT pending_count, retrying_count, delivered_count, failed_count FROM pggit.count_pending_by_status()"
+            "SELECT pending_count, retrying_count, delivered_count, failed_count FROM "
+            "pggit.count_pending_by_status()"
         )
         by_status = Counter(row[2] for row in rows)
-        assert counted == [tuple(by_status[status] for status in ("pending", "retrying", "delivered", "failed"))]
+        assert counted == [
+            tuple(by_status[status] for status in ("pending", "retrying", "delivered", "failed"))
+        ]

@@ -1,7 +1,8 @@
 """webhookd whose names come from here: `python stub_dns_webhookd.py HEALED WEBHOOKD'S OPTIONS`.
 
-Names under storm.test begin with what becomes of them: slow (10 s), unknown, failing, silly (no valid name), flapping (every
-other lookup fails); others are 127.0.0.1 at once, and so are all as soon as the file HEALED exists.
+Names under storm.test begin with what becomes of them: slow (10 s), unknown, failing, silly (no
+valid name), flapping (every other lookup fails); others are 127.0.0.1 at once, and so are all as
+soon as the file HEALED exists.
 """
 
 import itertools

@@ -4,7 +4,16 @@ from collections.abc import Sequence
 
 from tests.storm.storm import Account
 
-HEAD = ("family", "storm", "faults", "of them kills", "deliveries", "lost", "repeated (bound)", "to recover: median / worst")
+HEAD = (
+    "family",
+    "storm",
+    "faults",
+    "of them kills",
+    "deliveries",
+    "lost",
+    "repeated (bound)",
+    "to recover: median / worst",
+)
 
 
 def table(accounts: Sequence[Account]) -> str:

@@ -38,16 +38,24 @@ def database(hosts: Sequence[Host]) -> Iterator[Database]:
         yield database
 
 
-def test_limits_hold_for_all_hosts_together(hosts: Sequence[Host], database: Database, tmp_path: Path) -> None:
+def test_limits_hold_for_all_hosts_together(
+    hosts: Sequence[Host], database: Database, tmp_path: Path
+) -> None:
     stage = Stage(database, MAIN)
     logs = [tmp_path / f"{host.name}.log" for host in hosts]
     with ExitStack() as stack:
         stack.enter_context(stage.sink)
         stage.prepare()
         for host, log in zip(hosts, logs, strict=True):
-            stack.enter_context(host.webhookd(make_conninfo(database.dsn, host=MAIN), "--workers", "2", log=log))
+            stack.enter_context(
+                host.webhookd(make_conninfo(database.dsn, host=MAIN), "--workers", "2", log=log)
+            )
         workers = "SELECT count(DISTINCT split_part(worker_id, '/', 1))::int, count(*)::int FROM pggit.workers WHERE has_room"
-        eventually(lambda: database.execute(workers) == [(HOSTS, 2 * HOSTS)], 60.0, what="all workers are ready")
+        eventually(
+            lambda: database.execute(workers) == [(HOSTS, 2 * HOSTS)],
+            60.0,
+            what="all workers are ready",
+        )
         seen = stage.play(seconds=6.0, deliveries=3000)
     assert seen.limited_excess <= 0
     assert seen.limited_share > 0.5  # the limit is used; how much of it, a busy machine decides

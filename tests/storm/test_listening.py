@@ -1,4 +1,6 @@
-"""Connections to PostgreSQL fall silent without an end, as behind a firewall that forgot them, or lead through a pooler."""
+"""Connections to PostgreSQL fall silent without an end, as behind a firewall that forgot them, or
+lead through a pooler.
+"""
 
 import os
 import re
@@ -26,7 +28,9 @@ OUTSIDE, WORK, LISTEN = "198.18.77.1", "198.18.77.2", "198.18.77.3"
 
 
 class Network:
-    """A network namespace of its own, in which *programs* can run, and which can be made silent by address. For root."""
+    """A network namespace of its own, in which *programs* can run, and which can be made silent by
+    address. For root.
+    """
 
     def __init__(self, stack: ExitStack) -> None:
         if os.geteuid() != 0 or shutil.which("ip") is None:
@@ -37,11 +41,26 @@ class Network:
         stack.callback(_ip, "netns", "del", self.name)
         ends = f"a{os.getpid()}", f"b{os.getpid()}"
         made = subprocess.run(
-            ["ip", "link", "add", ends[0], "type", "veth", "peer", "name", ends[1], "netns", self.name], check=False
+            [
+                "ip",
+                "link",
+                "add",
+                ends[0],
+                "type",
+                "veth",
+                "peer",
+                "name",
+                ends[1],
+                "netns",
+                self.name,
+            ],
+            check=False,
         )
         if made.returncode != 0:
             pytest.skip("NO VETH: this kernel does not have it")
-        stack.callback(_ip, "link", "del", ends[0])  # at once: a namespace lives on while a process is in it
+        stack.callback(
+            _ip, "link", "del", ends[0]
+        )  # at once: a namespace lives on while a process is in it
         _ip("addr", "add", f"{OUTSIDE}/29", "dev", ends[0])
         _ip("link", "set", ends[0], "up")
         for address in (WORK, LISTEN):
@@ -51,7 +70,9 @@ class Network:
     @contextmanager
     def pgbouncer(self, database: Database, mode: str) -> Iterator[None]:
         """A pgbouncer on all addresses of the network."""
-        with pgbouncer(database, mode, inside=("ip", "netns", "exec", self.name), addresses="0.0.0.0"):
+        with pgbouncer(
+            database, mode, inside=("ip", "netns", "exec", self.name), addresses="0.0.0.0"
+        ):
             yield
 
     @contextmanager
@@ -79,7 +100,9 @@ def listeners(daemon: Daemon) -> list[int]:
     found = []
     for port in daemon.metrics_ports():
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
-            found += re.findall(r"^webhookd_listener_connected\S* ([01])", answer.read().decode(), re.MULTILINE)
+            found += re.findall(
+                r"^webhookd_listener_connected\S* ([01])", answer.read().decode(), re.MULTILINE
+            )
     return [int(value) for value in found]
 
 
@@ -92,7 +115,9 @@ def latency_s(storm: Storm, sink: Sink) -> float:
 
 
 def best_latency_s(storm: Storm, sink: Sink) -> float:
-    """Return the best of some: the machine may be busy, but a worker that is not told looks every 2 s at most."""
+    """Return the best of some: the machine may be busy, but a worker that is not told looks every 2
+    s at most.
+    """
     return min(latency_s(storm, sink) for _ in range(5))
 
 
@@ -109,8 +134,12 @@ def test_listen_falls_silent(storm: Storm, network: Network) -> None:
                 storm.insert(1000)
                 with storm.recovering():  # 30 s at most: nobody is told
                     storm.settle()
-                eventually(lambda: listeners(daemon) == [0, 0, 0], 90.0, what="the silence is noticed")
-                with storm.recovering():  # looking every 2 s, but for a try to connect, which takes 10 s
+                eventually(
+                    lambda: listeners(daemon) == [0, 0, 0], 90.0, what="the silence is noticed"
+                )
+                with (
+                    storm.recovering()
+                ):  # looking every 2 s, but for a try to connect, which takes 10 s
                     storm.insert(1000)
                     storm.settle(timeout_s=25.0)
             eventually(lambda: listeners(daemon) == [1, 1, 1], 90.0, what="listening again")
@@ -126,7 +155,11 @@ def test_every_connection_falls_silent(storm: Storm, network: Network) -> None:
         time.sleep(0.02)
         return OK
 
-    with network.pgbouncer(storm.database, "session"), Sink(slowly) as sink, Daemon(through(storm.database, WORK)) as daemon:
+    with (
+        network.pgbouncer(storm.database, "session"),
+        Sink(slowly) as sink,
+        Daemon(through(storm.database, WORK)) as daemon,
+    ):
         storm.register(sink, settings="timeout_seconds = 5")
         wait_until_ready(storm.database)
         workers = daemon.workers()
@@ -134,7 +167,11 @@ def test_every_connection_falls_silent(storm: Storm, network: Network) -> None:
         eventually(lambda: sink.arrivals.total() > 200)
         with network.silent(WORK):
             storm.inject("connections silent", 9)
-            eventually(lambda: daemon.log().count("database unreachable") >= 3, 120.0, what="the silence is noticed")
+            eventually(
+                lambda: daemon.log().count("database unreachable") >= 3,
+                120.0,
+                what="the silence is noticed",
+            )
         before = storm.finished()
         with storm.recovering():
             eventually(lambda: storm.finished() > before, 60.0)
@@ -148,7 +185,9 @@ def test_a_transaction_pooler(storm: Storm) -> None:
     with pgbouncer(storm.database, "transaction") as folder, Sink() as sink:
         storm.register(sink)
         with Daemon(through(storm.database, folder)) as daemon:
-            eventually(lambda: daemon.log().count("LISTEN is deaf") == 3, 60.0, what="said by each worker")
+            eventually(
+                lambda: daemon.log().count("LISTEN is deaf") == 3, 60.0, what="said by each worker"
+            )
             assert listeners(daemon) == [0, 0, 0]
             storm.inject("LISTEN through a transaction pooler", 3)
             for _ in range(3):

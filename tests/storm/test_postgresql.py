@@ -1,4 +1,6 @@
-"""PostgreSQL dies, is cut off, full, read-only, out of connections, locked, replaced, or on another time than the workers."""
+"""PostgreSQL dies, is cut off, full, read-only, out of connections, locked, replaced, or on another
+time than the workers.
+"""
 
 import os
 import random
@@ -42,7 +44,9 @@ def recovered(storm: Storm) -> None:
     """Measure how long it takes until something else is delivered; the server may be away still."""
     with storm.recovering():
         before = storm.finished()
-        eventually(lambda: storm.finished() > before or storm.unfinished() == 0, 60.0, what="work goes on")
+        eventually(
+            lambda: storm.finished() > before or storm.unfinished() == 0, 60.0, what="work goes on"
+        )
 
 
 def keep_busy(storm: Storm, deliveries: int = 1500) -> None:
@@ -58,7 +62,10 @@ def test_restarted_and_killed(server_storm: Storm, private_server: Server) -> No
         if sessions := [row[0] for row in storm.database.execute(SESSIONS)]:
             os.kill(storm.random.choice(sessions), signal.SIGKILL)
             storm.inject("backend killed", kills=1)
-            eventually(lambda: not any(map(alive, sessions)), what="the postmaster has ended the others, too")
+            eventually(
+                lambda: not any(map(alive, sessions)),
+                what="the postmaster has ended the others, too",
+            )
 
     def kill_postmaster() -> None:
         server.kill()
@@ -76,7 +83,11 @@ def test_restarted_and_killed(server_storm: Storm, private_server: Server) -> No
         storm.inject("fast restart")
         server.restart()
 
-    faults: list[Callable[[], None]] = [kill_backend] * 15 + [kill_postmaster, shut_down_at_once, shut_down_fast] * 4
+    faults: list[Callable[[], None]] = [kill_backend] * 15 + [
+        kill_postmaster,
+        shut_down_at_once,
+        shut_down_fast,
+    ] * 4
     storm.random.shuffle(faults)
     with Sink() as sink, Daemon(storm.database.dsn) as daemon:
         storm.register(sink, settings=PATIENT)
@@ -94,14 +105,20 @@ def test_restarted_and_killed(server_storm: Storm, private_server: Server) -> No
 
 
 def test_connections_cut(storm: Storm) -> None:
-    with Sink() as sink, Proxy(storm.database.dsn, storm.random) as proxy, Daemon(proxy.dsn) as daemon:
+    with (
+        Sink() as sink,
+        Proxy(storm.database.dsn, storm.random) as proxy,
+        Daemon(proxy.dsn) as daemon,
+    ):
         storm.register(sink, settings=PATIENT)
         wait_until_ready(storm.database)
         workers = set(daemon.workers())
         for _ in range(40):
             keep_busy(storm)
             if sessions := storm.database.execute(SESSIONS):
-                storm.database.execute("SELECT pg_terminate_backend(%s)", storm.random.choice(sessions))
+                storm.database.execute(
+                    "SELECT pg_terminate_backend(%s)", storm.random.choice(sessions)
+                )
                 storm.inject("session terminated")
             time.sleep(storm.random.uniform(0, 0.1))
         recovered(storm)
@@ -154,7 +171,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = Path("/run") / f"webhookd-test-{os.getpid()}"
     disk.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=500m", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode != 0:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(command, check=False, capture_output=True).returncode != 0
+    ):
         disk.rmdir()
         pytest.skip("NO SMALL DISK: only root may mount one, and not in every container")
     yield disk
@@ -176,7 +196,9 @@ def test_disk_full(small_disk: Path, account: Account, seed: int, manager: Servi
                 fill(ballast)
                 storm.inject(f"disk full for {what}")
                 if what == "WAL":
-                    with suppress(psycopg.OperationalError):  # the next segment finds no room: the server panics
+                    with suppress(
+                        psycopg.OperationalError
+                    ):  # the next segment finds no room: the server panics
                         storm.database.execute("SELECT pg_switch_wal()")
                 eventually(lambda: refuses(storm, ballast), 60.0, what="an INSERT finds no room")
                 time.sleep(3.0)
@@ -194,7 +216,9 @@ def test_disk_full(small_disk: Path, account: Account, seed: int, manager: Servi
 
 
 def refuses(storm: Storm, ballast: Path) -> bool:
-    """Insert deliveries, and return whether PostgreSQL would not; *ballast* takes what a checkpoint has freed."""
+    """Insert deliveries, and return whether PostgreSQL would not; *ballast* takes what a checkpoint
+    has freed.
+    """
     fill(ballast)
     try:
         storm.insert(2000, max_retries=10)
@@ -213,12 +237,18 @@ def fill(path: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["multi-host", "virtual address"])
-def test_failover(server_storm: Storm, private_server: Server, manager: ServiceManager, way: str) -> None:
+def test_failover(
+    server_storm: Storm, private_server: Server, manager: ServiceManager, way: str
+) -> None:
     """A virtual address leads to the replica before that is promoted: read-only for a while."""
     storm, primary = server_storm, private_server.dsn(server_storm.database.name)
     with private_server.replica() as host, Proxy(primary, storm.random) as proxy, Sink() as sink:
         replica = make_conninfo(primary, host=host)
-        both = make_conninfo(primary, host=f"{conninfo_to_dict(primary)['host']},{host}", target_session_attrs="read-write")
+        both = make_conninfo(
+            primary,
+            host=f"{conninfo_to_dict(primary)['host']},{host}",
+            target_session_attrs="read-write",
+        )
         with Daemon(both if way == "multi-host" else proxy.dsn) as daemon:
             storm.register(sink, settings=PATIENT)
             wait_until_ready(storm.database)
@@ -247,10 +277,18 @@ def test_failover(server_storm: Storm, private_server: Server, manager: ServiceM
 def test_transactions_left_open(storm: Storm, server: Server) -> None:
     """And a role whose settings would make every statement fail. Only what is locked waits."""
     role = server.create_role(options="LOGIN SUPERUSER")
-    for setting in ("statement_timeout = '20ms'", "lock_timeout = '1ms'", "default_transaction_read_only = on"):
+    for setting in (
+        "statement_timeout = '20ms'",
+        "lock_timeout = '1ms'",
+        "default_transaction_read_only = on",
+    ):
         storm.database.execute(f"ALTER ROLE {role} SET {setting}")
     storm.inject("role's tiny timeouts")
-    with Sink() as sink, ExitStack() as left_open, Daemon(server.dsn(storm.database.name, role)) as daemon:
+    with (
+        Sink() as sink,
+        ExitStack() as left_open,
+        Daemon(server.dsn(storm.database.name, role)) as daemon,
+    ):
 
         def leave_open(statement: str) -> psycopg.Connection[tuple[object, ...]]:
             connection = left_open.enter_context(storm.database.connect(autocommit=False))
@@ -262,25 +300,40 @@ def test_transactions_left_open(storm: Storm, server: Server) -> None:
         wait_until_ready(storm.database)
         storm.insert(4000)
         eventually(lambda: storm.finished() > 100)
-        leave_open("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pggit.alert_delivery_queue")
-        leave_open("UPDATE pggit.webhook_health_metrics SET last_check_at = now() WHERE webhook_id = 2001")
+        leave_open(
+            "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM "
+            "pggit.alert_delivery_queue"
+        )
+        leave_open(
+            "UPDATE pggit.webhook_health_metrics SET last_check_at = now() WHERE webhook_id = 2001"
+        )
         # Some of these are in flight, some wait, some are delivered.
         leave_open("SELECT FROM pggit.alert_delivery_queue WHERE webhook_id = 2002 FOR UPDATE")
         application = leave_open(
-            "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) SELECT 2003, '{}' FROM generate_series(1, 500)"
+            "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) SELECT 2003, '{}' "
+            "FROM generate_series(1, 500)"
         )
         storm.insert(4000)
         others = (
-            "SELECT count(*)::int FROM pggit.alert_delivery_queue WHERE webhook_id NOT IN (2001, 2002)"
+            "SELECT count(*)::int FROM pggit.alert_delivery_queue WHERE webhook_id NOT IN (2001, "
+            "2002)"
             " AND delivery_status <> 'delivered'"
         )
         with storm.recovering():
-            eventually(lambda: storm.database.execute(others) == [(0,)], 60.0, what="everything else is delivered")
+            eventually(
+                lambda: storm.database.execute(others) == [(0,)],
+                60.0,
+                what="everything else is delivered",
+            )
         time.sleep(20.0)
         application.commit()
         storm.inserted(500)
         with storm.recovering():
-            eventually(lambda: storm.database.execute(others) == [(0,)], 20.0, what="delivered once it is committed")
+            eventually(
+                lambda: storm.database.execute(others) == [(0,)],
+                20.0,
+                what="delivered once it is committed",
+            )
         left_open.pop_all().close()
         storm.settle()
         assert daemon.stop() == 0
@@ -289,7 +342,10 @@ def test_transactions_left_open(storm: Storm, server: Server) -> None:
 
 def test_poison(storm: Storm) -> None:
     poison, rows = 2050, 5
-    with Sink() as sink, Daemon(storm.database.dsn, program=[POISONED, str(poison)], workers=4) as daemon:
+    with (
+        Sink() as sink,
+        Daemon(storm.database.dsn, program=[POISONED, str(poison)], workers=4) as daemon,
+    ):
         storm.register(sink, count=51, settings=PATIENT)
         wait_until_ready(storm.database, workers=4)
         storm.insert(rows, webhooks=1, first=poison)
@@ -299,7 +355,8 @@ def test_poison(storm: Storm) -> None:
         storm.inject("worker poisoned", deaths, kills=deaths)
         assert daemon.stop() == 0
         ends = storm.database.execute(
-            "SELECT q.delivery_status, q.leases_lost, l.event_details->>'reason' FROM pggit.alert_delivery_queue q"
+            "SELECT q.delivery_status, q.leases_lost, l.event_details->>'reason' FROM "
+            "pggit.alert_delivery_queue q"
             " LEFT JOIN pggit.alert_delivery_log l USING (delivery_id) WHERE q.webhook_id = %s",
             [poison],
         )
@@ -308,7 +365,9 @@ def test_poison(storm: Storm) -> None:
 
 
 def test_clocks_off_by_hours(storm: Storm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two hosts, one hours behind the database and one hours ahead; half of the attempts fail, so that retries are timed too."""
+    """Two hosts, one hours behind the database and one hours ahead; half of the attempts fail, so
+    that retries are timed too.
+    """
     library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
     if library is None:
         pytest.skip("NO FAKETIME: install Debian's faketime")
@@ -330,7 +389,12 @@ def test_clocks_off_by_hours(storm: Storm, monkeypatch: pytest.MonkeyPatch) -> N
         storm.insert(4000)
         with storm.recovering():
             storm.settle()
-        assert storm.database.execute("SELECT count(DISTINCT worker_id) FROM pggit.alert_delivery_log")[0][0] >= 2
+        assert (
+            storm.database.execute(
+                "SELECT count(DISTINCT worker_id) FROM pggit.alert_delivery_log"
+            )[0][0]
+            >= 2
+        )
         late = "SELECT 1 FROM pggit.alert_delivery_queue WHERE abs(extract(epoch FROM delivered_at - created_at)) > 300"
         assert not storm.database.execute(late)
         assert all(count == 2 for count in sink.arrivals.values())

@@ -1,4 +1,6 @@
-"""Receivers that are hostile or broken in every way, all at once, beside healthy ones that must not notice."""
+"""Receivers that are hostile or broken in every way, all at once, beside healthy ones that must not
+notice.
+"""
 
 import gzip
 import re
@@ -39,8 +41,9 @@ pytestmark = [pytest.mark.storm, pytest.mark.timeout(300)]
 
 STUB_DNS = str(Path(__file__).with_name("stub_dns_webhookd.py"))
 MB = 2**20
-# Each hostile receiver has two webhooks. One's circuit never opens, so that its deliveries keep senders busy all the time, and
-# they have retries enough to be delivered once it is healed; the other's deliveries have two retries and may fail.
+# Each hostile receiver has two webhooks. One's circuit never opens, so that its deliveries keep
+# senders busy all the time, and they have retries enough to be delivered once it is healed; the
+# other's deliveries have two retries and may fail.
 PATIENT, HASTY = range(10_000, 20_000), range(20_000, 30_000)
 BROKEN = "timeout_seconds = 1, retry_max_seconds = 2, circuit_open_seconds = 2"
 OPTIONS = ("--circuit-open", "2", "--drain-timeout", "10")
@@ -56,7 +59,9 @@ HOSTILE: dict[str, Behaviour] = {
     "hanging up": hanging_up,
     "hanging up at once": lambda peer: None,
     "dripping its head": dripping(OK, interval_s=1.0),
-    "dripping its body": dripping(b"x" * 999, at_once=_UNAVAILABLE + b"content-length: 999\r\n\r\n", interval_s=1.0),
+    "dripping its body": dripping(
+        b"x" * 999, at_once=_UNAVAILABLE + b"content-length: 999\r\n\r\n", interval_s=1.0
+    ),
     "garbage": speaking_first(b"SSH-2.0-OpenSSH_9.6\r\n"),
     "garbage in a chunk": answering(_UNAVAILABLE + b"transfer-encoding: chunked\r\n\r\nzz\r\n"),
     "endless headers": endless(_UNAVAILABLE, b"x-y: z\r\n"),
@@ -65,16 +70,27 @@ HOSTILE: dict[str, Behaviour] = {
     "endless body": endless(_UNAVAILABLE + b"\r\n", b"x"),
     "endless chunks": endless(_UNAVAILABLE + b"transfer-encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
     "gzip bomb": answering(_UNAVAILABLE + _BOMB_BODY),
-    "content-length too large": answering_then_holding(_UNAVAILABLE + b"content-length: 9\r\n\r\nx"),
+    "content-length too large": answering_then_holding(
+        _UNAVAILABLE + b"content-length: 9\r\n\r\nx"
+    ),
     "content-length too small": answering(_UNAVAILABLE + b"content-length: 1\r\n\r\n" + OK),
-    "two content-lengths": answering(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nxx"),
-    "switching protocols": answering(b"HTTP/1.1 101 Switching\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n"),
+    "two content-lengths": answering(
+        b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nxx"
+    ),
+    "switching protocols": answering(
+        b"HTTP/1.1 101 Switching\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n"
+    ),
 }
 
-# What is odd but a success all the same: what stands before the status, the rest of the answer, and whether it closes then.
+# What is odd but a success all the same: what stands before the status, the rest of the answer, and
+# whether it closes then.
 ODD: dict[str, tuple[bytes, bytes, bool]] = {
     "100 before 200": (b"HTTP/1.1 100 Continue\r\n\r\n", OK, False),
-    "close after each answer": (b"", OK.replace(b"content-type: text/plain", b"connection: close"), True),
+    "close after each answer": (
+        b"",
+        OK.replace(b"content-type: text/plain", b"connection: close"),
+        True,
+    ),
     "http/1.0 until the end": (b"", b"HTTP/1.0 200 OK\r\n\r\nok", True),
     "bomb with 200": (b"", b"HTTP/1.1 200 OK\r\n" + _BOMB_BODY, False),
     "200 with more than it says": (b"", OK + OK, False),
@@ -83,7 +99,10 @@ ODD: dict[str, tuple[bytes, bytes, bool]] = {
 
 def resident(daemon: Daemon) -> int:
     """Return the resident bytes of the largest worker."""
-    found = [re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text()) for pid in daemon.workers()]
+    found = [
+        re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+        for pid in daemon.workers()
+    ]
     return max(int(match[1]) * 1024 for match in found if match)
 
 
@@ -116,13 +135,16 @@ def answering_before_reading() -> Sink:
 
 
 def break_webhooks(storm: Storm, urls: list[str], deliveries: int) -> None:
-    """Register a patient and a hasty webhook at each of *urls*, which are all broken, with *deliveries* in two parts."""
+    """Register a patient and a hasty webhook at each of *urls*, which are all broken, with
+    *deliveries* in two parts.
+    """
     for webhooks, retries, limits in (
         (PATIENT, 1000, "max_in_flight = 8, circuit_failure_threshold = 1000000"),
         (HASTY, 2, "max_in_flight = 50"),
     ):
         storm.database.execute(
-            "INSERT INTO pggit.webhooks (webhook_id, url, rate_limit_per_second, retry_base_seconds)"
+            "INSERT INTO pggit.webhooks (webhook_id, url, rate_limit_per_second, "
+            "retry_base_seconds)"
             " SELECT %s + n - 1, url, 0, 0.2 FROM unnest(%s::text[]) WITH ORDINALITY AS u (url, n)",
             [webhooks[0], urls],
         )
@@ -133,13 +155,18 @@ def break_webhooks(storm: Storm, urls: list[str], deliveries: int) -> None:
 
 def attempts_that_failed(storm: Storm) -> dict[int, int]:
     """Return how many attempts of each webhook failed so far."""
-    return dict(storm.database.execute("SELECT webhook_id, failed_deliveries::int FROM pggit.webhook_health_metrics"))
+    return dict(
+        storm.database.execute(
+            "SELECT webhook_id, failed_deliveries::int FROM pggit.webhook_health_metrics"
+        )
+    )
 
 
 def unfinished_of(storm: Storm, first: int, count: int) -> int:
     """Return how many deliveries of *count* webhooks are unfinished."""
     found: int = storm.database.execute(
-        "SELECT count(*)::int FROM pggit.alert_delivery_queue WHERE delivery_status IN ('pending', 'retrying', 'sending')"
+        "SELECT count(*)::int FROM pggit.alert_delivery_queue WHERE delivery_status IN "
+        "('pending', 'retrying', 'sending')"
         f" AND webhook_id BETWEEN {first} AND {first + count - 1}"
     )[0][0]
     return found
@@ -151,7 +178,9 @@ def test_hostile_receivers_all_at_once(storm: Storm) -> None:
         hostile = [stack.enter_context(Sink(behaviour=behaviour)) for behaviour in HOSTILE.values()]
         hostile.append(stack.enter_context(answering_before_reading()))
         odds = [stack.enter_context(odd(name)) for name in ODD]
-        dead = [f"http://127.0.0.1:{stack.enter_context(port)}/" for port in (refusing(), black_hole())]
+        dead = [
+            f"http://127.0.0.1:{stack.enter_context(port)}/" for port in (refusing(), black_hole())
+        ]
         daemon = stack.enter_context(Daemon(storm.database.dsn, *OPTIONS))
         wait_until_ready(storm.database)
         workers = set(daemon.workers())
@@ -163,7 +192,9 @@ def test_hostile_receivers_all_at_once(storm: Storm) -> None:
             storm.inject(fault)
         storm.inject("odd answer", len(odds))
         failing = [*PATIENT[: len(urls)], *HASTY[: len(urls)]]
-        eventually(lambda: all(attempts_that_failed(storm).get(webhook_id) for webhook_id in failing), 60.0)
+        eventually(
+            lambda: all(attempts_that_failed(storm).get(webhook_id) for webhook_id in failing), 60.0
+        )
 
         # They hang all the time now, and everybody else's deliveries pass them.
         storm.register(good)
@@ -172,14 +203,22 @@ def test_hostile_receivers_all_at_once(storm: Storm) -> None:
             storm.register(sink, count=1, first=3000 + index, settings="timeout_seconds = 20")
             storm.insert(200, webhooks=1, first=3000 + index)
         with storm.recovering():
-            eventually(lambda: unfinished_of(storm, 2000, 1000 + len(odds)) == 0, 120.0, what="the healthy webhooks' deliveries")
-        assert unfinished_of(storm, PATIENT[0], len(urls)) == 6000, "the hostile receivers were hostile all the while"
+            eventually(
+                lambda: unfinished_of(storm, 2000, 1000 + len(odds)) == 0,
+                120.0,
+                what="the healthy webhooks' deliveries",
+            )
+        assert unfinished_of(storm, PATIENT[0], len(urls)) == 6000, (
+            "the hostile receivers were hostile all the while"
+        )
         assert resident(daemon) - early < 100 * MB
         assert set(daemon.workers()) == workers
 
         for sink in hostile:
             sink.heal()
-        storm.database.execute(f"UPDATE pggit.webhooks SET url = '{good.url()}' WHERE url = ANY (%s)", [dead])
+        storm.database.execute(
+            f"UPDATE pggit.webhooks SET url = '{good.url()}' WHERE url = ANY (%s)", [dead]
+        )
         with storm.recovering():
             storm.settle(timeout_s=120.0)
         assert set(daemon.workers()) == workers
@@ -188,11 +227,15 @@ def test_hostile_receivers_all_at_once(storm: Storm) -> None:
 
 
 def test_connections_closed_while_idle(storm: Storm) -> None:
-    # The receiver closes what lay idle for 3 s just when the next request is on its way: that is no failed attempt.
+    # The receiver closes what lay idle for 3 s just when the next request is on its way: that is no
+    # failed attempt.
     def serve(peer: Peer, request: bytes) -> None:
         sink.answer(peer, request)
 
-    with Sink(behaviour=closing_when_used_after(3.0, serve)) as sink, Daemon(storm.database.dsn) as daemon:
+    with (
+        Sink(behaviour=closing_when_used_after(3.0, serve)) as sink,
+        Daemon(storm.database.dsn) as daemon,
+    ):
         storm.register(sink, settings="max_in_flight = 4")
         wait_until_ready(storm.database)
         for _ in range(3):
@@ -206,10 +249,12 @@ def test_connections_closed_while_idle(storm: Storm) -> None:
         assert daemon.stop() == 0
         assert set(sink.arrivals.values()) == {1}
         storm.account(sink)
-        assert storm.database.execute("SELECT max(attempts) FROM pggit.alert_delivery_queue") == [(1,)]
+        assert storm.database.execute("SELECT max(attempts) FROM pggit.alert_delivery_queue") == [
+            (1,)
+        ]
 
 
-# --- TLS --------------------------------------------------------------------------------------------------------------
+# --- TLS
 
 
 @pytest.fixture(scope="module")
@@ -254,17 +299,23 @@ def wanting_a_client_certificate(authority: trustme.CA) -> ssl.SSLContext:
 
 BROKEN_TLS: dict[str, Callable[[trustme.CA], ssl.SSLContext]] = {
     "expired certificate": expired,
-    "another host's certificate": lambda authority: server_tls(authority.issue_cert("127.0.0.2", "hooks.example.com")),
+    "another host's certificate": lambda authority: server_tls(
+        authority.issue_cert("127.0.0.2", "hooks.example.com")
+    ),
     "another authority's certificate": lambda _: server_tls(trustme.CA().issue_cert("127.0.0.1")),
     "self-signed certificate": self_signed,
     "old TLS": old_protocol,
     "client certificate wanted": wanting_a_client_certificate,
 }
 BROKEN_HANDSHAKES: dict[str, Behaviour] = {
-    "plain http on the TLS port": speaking_first(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n"),
+    "plain http on the TLS port": speaking_first(
+        b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n"
+    ),
     "handshake garbage": speaking_first(b"\x16\x03\x03\xff\xff" + bytes(range(256)) * 300),
     "handshake that stalls": never_reading,
-    "handshake dripping": lambda peer: peer.drip(b"\x16\x03\x03\x3f\x00\x02\x00\x3e\xfc" + b"\x03" * 9999, interval_s=1.0),
+    "handshake dripping": lambda peer: peer.drip(
+        b"\x16\x03\x03\x3f\x00\x02\x00\x3e\xfc" + b"\x03" * 9999, interval_s=1.0
+    ),
     "handshake reset": lambda peer: peer.reset(),
     "handshake alert": speaking_first(b"\x15\x03\x03\x00\x02\x02\x28"),
 }
@@ -280,7 +331,10 @@ def test_tls_broken_in_every_way(storm: Storm, authority: trustme.CA, trusted: N
         for make in BROKEN_TLS.values():
             broken.append(stack.enter_context(Sink()))
             broken[-1].heal(make(authority))
-        broken += [stack.enter_context(Sink(behaviour=behaviour)) for behaviour in BROKEN_HANDSHAKES.values()]
+        broken += [
+            stack.enter_context(Sink(behaviour=behaviour))
+            for behaviour in BROKEN_HANDSHAKES.values()
+        ]
         daemon = stack.enter_context(Daemon(storm.database.dsn, *OPTIONS))
         wait_until_ready(storm.database)
         urls = [f"https://127.0.0.1:{sink.port}/hook" for sink in broken]
@@ -288,14 +342,22 @@ def test_tls_broken_in_every_way(storm: Storm, authority: trustme.CA, trusted: N
         for fault in [*BROKEN_TLS, *BROKEN_HANDSHAKES]:
             storm.inject(fault)
         failing = [*PATIENT[: len(urls)], *HASTY[: len(urls)]]
-        eventually(lambda: all(attempts_that_failed(storm).get(webhook_id) for webhook_id in failing), 60.0)
+        eventually(
+            lambda: all(attempts_that_failed(storm).get(webhook_id) for webhook_id in failing), 60.0
+        )
 
         storm.register(good, count=20)
         storm.insert(2000, webhooks=20)
         with storm.recovering():
-            eventually(lambda: unfinished_of(storm, 2000, 20) == 0, 120.0, what="the healthy webhooks' deliveries")
+            eventually(
+                lambda: unfinished_of(storm, 2000, 20) == 0,
+                120.0,
+                what="the healthy webhooks' deliveries",
+            )
         assert unfinished_of(storm, PATIENT[0], len(urls)) == 1200
-        assert not any(sink.arrivals for sink in broken), "nothing is sent to who has not proved who he is"
+        assert not any(sink.arrivals for sink in broken), (
+            "nothing is sent to who has not proved who he is"
+        )
         for sink in broken:
             sink.heal(sound)
         with storm.recovering():
@@ -304,37 +366,52 @@ def test_tls_broken_in_every_way(storm: Storm, authority: trustme.CA, trusted: N
         storm.account(good, *broken, may_fail=HASTY)
 
 
-# --- DNS --------------------------------------------------------------------------------------------------------------
+# --- DNS
 
 
 def test_dns_that_fails_flaps_or_takes_ten_seconds(storm: Storm, tmp_path: Path) -> None:
     healed = tmp_path / "healed"
     with ExitStack() as stack:
         good, healing = stack.enter_context(Sink()), stack.enter_context(Sink())
-        daemon = stack.enter_context(Daemon(storm.database.dsn, *OPTIONS, program=[STUB_DNS, str(healed)]))
+        daemon = stack.enter_context(
+            Daemon(storm.database.dsn, *OPTIONS, program=[STUB_DNS, str(healed)])
+        )
         wait_until_ready(storm.database)
-        names = [f"{kind}-{number}" for kind in ("slow", "unknown", "failing", "silly") for number in range(5)]
+        names = [
+            f"{kind}-{number}"
+            for kind in ("slow", "unknown", "failing", "silly")
+            for number in range(5)
+        ]
         urls = [healing.url(host=f"{name}.storm.test") for name in names]
         break_webhooks(storm, urls, 2000)
         storm.inject("name that does not resolve", len(names))
         failing = [*PATIENT[: len(urls)], *HASTY[: len(urls)]]
-        eventually(lambda: all(attempts_that_failed(storm).get(webhook_id) for webhook_id in failing), 60.0)
+        eventually(
+            lambda: all(attempts_that_failed(storm).get(webhook_id) for webhook_id in failing), 60.0
+        )
 
-        # Half of the healthy ones have names that resolve at once, a few have names that resolve every other time.
+        # Half of the healthy ones have names that resolve at once, a few have names that resolve
+        # every other time.
         storm.register(good, count=40)
         port = good.port
         storm.database.execute(
-            f"UPDATE pggit.webhooks SET url = 'http://good-' || webhook_id || '.storm.test:{port}/' || webhook_id"
+            "UPDATE pggit.webhooks SET url = 'http://good-' || webhook_id || "
+            f"'.storm.test:{port}/' || webhook_id"
             " WHERE webhook_id BETWEEN 2000 AND 2019"
         )
         storm.database.execute(
-            f"UPDATE pggit.webhooks SET url = 'http://flapping-' || webhook_id || '.storm.test:{port}/' || webhook_id,"
+            "UPDATE pggit.webhooks SET url = 'http://flapping-' || webhook_id || "
+            f"'.storm.test:{port}/' || webhook_id,"
             " circuit_open_seconds = 0.5 WHERE webhook_id BETWEEN 2020 AND 2024"
         )
         storm.inject("name that flaps", 5)
         storm.insert(2000, webhooks=40, max_retries=20)
         with storm.recovering():
-            eventually(lambda: unfinished_of(storm, 2000, 40) == 0, 60.0, what="the healthy webhooks' deliveries")
+            eventually(
+                lambda: unfinished_of(storm, 2000, 40) == 0,
+                60.0,
+                what="the healthy webhooks' deliveries",
+            )
         assert unfinished_of(storm, PATIENT[0], len(urls)) == 1000
         # A lookup holds a sender until its webhook's timeout, not until it is over.
         slow = [*PATIENT[:5], *HASTY[:5]]
@@ -345,11 +422,16 @@ def test_dns_that_fails_flaps_or_takes_ten_seconds(storm: Storm, tmp_path: Path)
 
         # A drain does not wait for names: exit 0 within its deadline, with nothing left leased.
         assert daemon.stop() == 0
-        leased = "SELECT count(*)::int FROM pggit.alert_delivery_queue WHERE lease_token IS NOT NULL"
+        leased = (
+            "SELECT count(*)::int FROM pggit.alert_delivery_queue WHERE lease_token IS NOT NULL"
+        )
         assert storm.database.execute(leased) == [(0,)]
         storm.inject("drain amid lookups")
         healed.touch()
-        with Daemon(storm.database.dsn, *OPTIONS, program=[STUB_DNS, str(healed)]) as successor, storm.recovering():
+        with (
+            Daemon(storm.database.dsn, *OPTIONS, program=[STUB_DNS, str(healed)]) as successor,
+            storm.recovering(),
+        ):
             storm.settle(timeout_s=120.0)
             assert successor.stop() == 0
         storm.account(good, healing, may_fail=HASTY)

@@ -1,4 +1,6 @@
-"""The storms that every test run has time for: processes die in the middle of it, and every delivery is accounted for."""
+"""The storms that every test run has time for: processes die in the middle of it, and every
+delivery is accounted for.
+"""
 
 import os
 import signal
@@ -22,7 +24,8 @@ def test_workers_killed(storm: Storm) -> None:
             if workers := daemon.workers():
                 os.kill(storm.random.choice(workers), signal.SIGKILL)
                 storm.inject("worker killed", kills=1)
-        # Far below a lease's 35 s: the supervisor saw the deaths, so a sibling released the leases at once.
+        # Far below a lease's 35 s: the supervisor saw the deaths, so a sibling released the leases
+        # at once.
         storm.settle(timeout_s=30.0)
         assert daemon.stop() == 0
         storm.account(sink)
@@ -76,4 +79,6 @@ def test_drain(storm: Storm) -> None:
         assert "sending" not in after
         assert set(sink.arrivals.values()) == {1}
         assert len(sink.arrivals) == after["delivered"]
-        assert storm.database.execute("SELECT last_value::int FROM pggit.wake_flag") == [(1,)], "nobody to wake, so no NOTIFY"
+        assert storm.database.execute("SELECT last_value::int FROM pggit.wake_flag") == [(1,)], (
+            "nobody to wake, so no NOTIFY"
+        )

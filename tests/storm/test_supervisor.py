@@ -1,4 +1,6 @@
-"""The supervisor dies, its workers do not boot or fall ill, and orders come while thousands of deliveries are under way."""
+"""The supervisor dies, its workers do not boot or fall ill, and orders come while thousands of
+deliveries are under way.
+"""
 
 import os
 import re
@@ -69,7 +71,9 @@ def arrived_once(sink: Sink) -> bool:
 
 
 class Restarted:
-    """One webhookd after another on the same ports. *current* is the last one; `refused` counts over all of them."""
+    """One webhookd after another on the same ports. *current* is the last one; `refused` counts
+    over all of them.
+    """
 
     def __init__(self, storm: Storm, *options: str) -> None:
         self._dsn = storm.database.dsn
@@ -85,7 +89,9 @@ class Restarted:
         self._all.append(Daemon(self._dsn, *self._options))
 
     def works(self) -> bool:
-        """Return whether all of its workers do; fails if it has ended, as for a port that somebody holds."""
+        """Return whether all of its workers do; fails if it has ended, as for a port that somebody
+        holds.
+        """
         assert self.current.process.poll() is None, self.current.log()
         return self.current.log().count("worker ready") >= 3
 
@@ -133,8 +139,12 @@ def test_supervisor_killed(storm: Storm) -> None:
         assert arrived_once(sink), "orphans finish what they have begun"
 
 
-def test_supervisor_killed_while_postgresql_is_away(server_storm: Storm, private_server: Server) -> None:
-    """Workers that wait for a database, at their start or with results in hand, do not outlive the supervisor for it."""
+def test_supervisor_killed_while_postgresql_is_away(
+    server_storm: Storm, private_server: Server
+) -> None:
+    """Workers that wait for a database, at their start or with results in hand, do not outlive the
+    supervisor for it.
+    """
     storm = server_storm
     with Sink(answer_after(0.02)) as sink, restarted(storm, "--drain-timeout", "2") as daemons:
         storm.register(sink, settings=SHORT_LEASES)
@@ -185,7 +195,9 @@ def test_a_worker_that_cannot_boot(storm: Storm) -> None:
             pauses = [float(found) for found in re.findall(r"restart_in_s=([0-9.]+)", daemon.log())]
         storm.inject("worker killed at its start", len(pauses), kills=len(pauses))
         assert pauses[0] == 0
-        assert all(pause >= 0.5 * 2 ** (number - 1) / 2 for number, pause in enumerate(pauses) if number), pauses
+        assert all(
+            pause >= 0.5 * 2 ** (number - 1) / 2 for number, pause in enumerate(pauses) if number
+        ), pauses
         assert daemon.stop() == 0
         storm.account(sink)
         assert arrived_once(sink)
@@ -210,19 +222,28 @@ def resize(storm: Storm, daemon: Daemon) -> None:
         for _ in range(steps):
             daemon.signal(number)
             storm.inject(number.name.removeprefix("SIG"))
-            time.sleep(storm.random.uniform(0.05, 1.0))  # signals of a kind that nobody has seen yet are one
+            time.sleep(
+                storm.random.uniform(0.05, 1.0)
+            )  # signals of a kind that nobody has seen yet are one
     eventually(lambda: len(daemon.workers()) == 3, 60.0)
 
 
 def recycle(storm: Storm, daemon: Daemon) -> None:
     """Wait until some worker has passed its limit."""
     seen = daemon.log().count("has passed its limit")
-    eventually(lambda: daemon.log().count("has passed its limit") > seen or storm.unfinished() == 0, 60.0)
+    eventually(
+        lambda: daemon.log().count("has passed its limit") > seen or storm.unfinished() == 0, 60.0
+    )
     storm.inject("worker recycled", daemon.log().count("has passed its limit") - seen)
 
 
-@pytest.mark.parametrize(("order", "options"), [(reload, ()), (resize, ()), (recycle, ("--worker-max-deliveries", "200"))])
-def test_without_a_crash(storm: Storm, order: Callable[[Storm, Daemon], None], options: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("order", "options"),
+    [(reload, ()), (resize, ()), (recycle, ("--worker-max-deliveries", "200"))],
+)
+def test_without_a_crash(
+    storm: Storm, order: Callable[[Storm, Daemon], None], options: tuple[str, ...]
+) -> None:
     """Nothing fails, nothing is sent twice, nothing is taken for a crash."""
     with Sink(answer_after(0.01)) as sink, Daemon(storm.database.dsn, *options) as daemon:
         storm.register(sink, settings=LONG_LEASES)
@@ -234,9 +255,9 @@ def test_without_a_crash(storm: Storm, order: Callable[[Storm, Daemon], None], o
         assert daemon.stop() == 0
         storm.account(sink)
         assert arrived_once(sink)
-        assert storm.database.execute("SELECT sum(attempts)::int, max(retry_count) FROM pggit.alert_delivery_queue") == [
-            (9000, 0)
-        ]
+        assert storm.database.execute(
+            "SELECT sum(attempts)::int, max(retry_count) FROM pggit.alert_delivery_queue"
+        ) == [(9000, 0)]
         assert "restart_in_s" not in daemon.log()
 
 
@@ -252,7 +273,9 @@ def test_drain_deadline_passed(storm: Storm) -> None:
             storm.inject("drain deadline passed")
             daemons.start()
         storm.settle(timeout_s=120.0)
-        assert storm.database.execute("SELECT sum(leases_lost) > 0 FROM pggit.alert_delivery_queue") == [(True,)]
+        assert storm.database.execute(
+            "SELECT sum(leases_lost) > 0 FROM pggit.alert_delivery_queue"
+        ) == [(True,)]
         storm.account(sink, refused=daemons.refused())
 
 
@@ -276,7 +299,8 @@ def test_stopped_while_postgresql_is_away(server_storm: Storm, private_server: S
 
 
 @pytest.mark.parametrize(
-    ("illness", "probability"), [("dispatcher", 0.1), ("exchange", 0.005), ("sender", 0.005), ("recorder", 0.05)]
+    ("illness", "probability"),
+    [("dispatcher", 0.1), ("exchange", 0.005), ("sender", 0.005), ("recorder", 0.05)],
 )
 def test_falling_ill(storm: Storm, illness: str, probability: float) -> None:
     program = [SICK, illness, str(probability), "8"]

@@ -17,7 +17,9 @@ MB = 2**20
 
 
 def memory(daemon: Daemon) -> int:
-    """Return the bytes of the largest worker's own memory (what it shares with its siblings is divided among them)."""
+    """Return the bytes of the largest worker's own memory (what it shares with its siblings is
+    divided among them).
+    """
     return max(_pss(pid) for pid in daemon.workers())
 
 
@@ -58,8 +60,14 @@ def test_two_hundred_thousand_webhooks_of_which_ten_thousand_fail_at_once(storm:
         storm.insert(webhooks, webhooks=webhooks, first=first)
         storm.insert(6 * failing, webhooks=failing, first=first, max_retries=50)
         storm.inject("webhook failing", failing)
-        open_circuits = "SELECT count(*)::int FROM pggit.webhook_health_metrics WHERE circuit_state <> 'closed'"
-        eventually(lambda: storm.database.execute(open_circuits)[0][0] >= failing * 9 // 10, 400.0, every_s=2)
+        open_circuits = (
+            "SELECT count(*)::int FROM pggit.webhook_health_metrics WHERE circuit_state <> 'closed'"
+        )
+        eventually(
+            lambda: storm.database.execute(open_circuits)[0][0] >= failing * 9 // 10,
+            400.0,
+            every_s=2,
+        )
         sick_until = time.monotonic()
         with storm.recovering():  # until all is delivered
             storm.settle(timeout_s=300.0)

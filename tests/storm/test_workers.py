@@ -15,14 +15,16 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.storm
 
 FAILING = str(Path(__file__).with_name("failing_webhookd.py"))
-# Lost leases are tried again at once, so two workers' deaths may cost a delivery the three leases after which it is tried alone.
+# Lost leases are tried again at once, so two workers' deaths may cost a delivery the three leases
+# after which it is tried alone.
 SURVIVES = "timeout_seconds = 5"
 
 
 def leases_of(storm: Storm, pid: int) -> int:
     """Return how many deliveries worker *pid* has claimed."""
     rows = storm.database.execute(
-        "SELECT count(*)::int FROM pggit.alert_delivery_queue q JOIN pggit.workers w ON q.leased_by = w.incarnation"
+        "SELECT count(*)::int FROM pggit.alert_delivery_queue q JOIN pggit.workers w ON "
+        "q.leased_by = w.incarnation"
         " WHERE q.delivery_status = 'sending' AND w.pid = %s",
         [pid],
     )
@@ -40,7 +42,12 @@ def kill_a_worker(storm: Storm, daemon: Daemon) -> None:
     os.kill(victim, signal.SIGKILL)
     storm.inject("worker killed", kills=1)
     with storm.recovering():
-        eventually(lambda: leases_of(storm, victim) == 0 and (storm.finished() > before or storm.unfinished() == 0))
+        eventually(
+            lambda: (
+                leases_of(storm, victim) == 0
+                and (storm.finished() > before or storm.unfinished() == 0)
+            )
+        )
 
 
 def test_killed_at_random_moments(storm: Storm) -> None:
@@ -72,7 +79,12 @@ def test_killed_at_random_moments(storm: Storm) -> None:
 )
 def test_dying_at(storm: Storm, step: str, probability: float) -> None:
     kills = not step.endswith("_answer_lost")
-    with Sink() as sink, Daemon(storm.database.dsn, program=[FAILING, step, str(probability), "20"], workers=6) as daemon:
+    with (
+        Sink() as sink,
+        Daemon(
+            storm.database.dsn, program=[FAILING, step, str(probability), "20"], workers=6
+        ) as daemon,
+    ):
         storm.register(sink, settings=SURVIVES)
         deaths = 0
         while deaths < 20:
@@ -82,8 +94,12 @@ def test_dying_at(storm: Storm, step: str, probability: float) -> None:
         storm.inject(f"died {step}" if kills else step, deaths, kills=deaths if kills else 0)
         assert daemon.stop() == 0
         storm.account(sink, refused=refused(daemon))
-        if step == "claim_answer_lost":  # given back at once: no lease ran out, nothing was sent twice
-            assert storm.database.execute("SELECT sum(leases_lost)::int FROM pggit.alert_delivery_queue") == [(0,)]
+        if (
+            step == "claim_answer_lost"
+        ):  # given back at once: no lease ran out, nothing was sent twice
+            assert storm.database.execute(
+                "SELECT sum(leases_lost)::int FROM pggit.alert_delivery_queue"
+            ) == [(0,)]
             assert set(sink.arrivals.values()) == {1}
 
 

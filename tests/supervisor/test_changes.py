@@ -1,4 +1,6 @@
-"""What changes under a running supervisor: the number of workers, the configuration, and workers that are worn."""
+"""What changes under a running supervisor: the number of workers, the configuration, and workers
+that are worn.
+"""
 
 import json
 import os
@@ -49,10 +51,14 @@ def test_hup_replaces_one_worker_at_a_time_with_the_new_configuration(tmp_path: 
         before = {number: program.working(number) for number in (1, 2, 3)}
         (tmp_path / "reload.json").write_text(json.dumps({"timeout": 9.0}))
         program.signal(signal.SIGHUP)
-        after = {number: program.working(number, besides=before[number]["pid"]) for number in (1, 2, 3)}
+        after = {
+            number: program.working(number, besides=before[number]["pid"]) for number in (1, 2, 3)
+        }
         eventually(lambda: len(program.logs("ready")) == 2)
         assert [after[number]["timeout"] for number in (1, 2, 3)] == [9.0, 9.0, 9.0]
-        assert [after[number]["port"] for number in (1, 2, 3)] == [before[number]["port"] for number in (1, 2, 3)]
+        assert [after[number]["port"] for number in (1, 2, 3)] == [
+            before[number]["port"] for number in (1, 2, 3)
+        ]
         assert fewest_working(program, 3) == 2
         program.signal(signal.SIGTERM)
         assert program.exit_code() == 0
@@ -72,12 +78,16 @@ def test_drains_that_were_ordered_do_not_count_as_deaths(tmp_path: Path) -> None
 
 def fewest_working(program: Supervised, count: int) -> int:
     """Return how many workers were left at the worst moment after *count* of them worked."""
-    changes = [1 if line["event"] == "working" else -1 for line in program.reports("working", "draining")]
+    changes = [
+        1 if line["event"] == "working" else -1 for line in program.reports("working", "draining")
+    ]
     totals = [sum(changes[: n + 1]) for n in range(len(changes))]
     return min(totals[totals.index(count) :])
 
 
-def test_worn_workers_are_replaced_one_at_a_time_on_their_ports_and_not_as_crashes(tmp_path: Path) -> None:
+def test_worn_workers_are_replaced_one_at_a_time_on_their_ports_and_not_as_crashes(
+    tmp_path: Path,
+) -> None:
     with supervised(tmp_path, {1: Mode.SLOW_BOOT, 2: Mode.WORN, 3: Mode.WORN}) as program:
         worn = {number: program.working(number) for number in (2, 3)}
         for number in (2, 3):
@@ -87,10 +97,15 @@ def test_worn_workers_are_replaced_one_at_a_time_on_their_ports_and_not_as_crash
         assert not program.logs("worker draining"), "two of three work: none of them is taken away"
         os.kill(booting, signal.SIGKILL)
         after = {number: program.working(number, besides=worn[number]["pid"]) for number in (2, 3)}
-        assert [after[number]["port"] for number in (2, 3)] == [worn[number]["port"] for number in (2, 3)]
+        assert [after[number]["port"] for number in (2, 3)] == [
+            worn[number]["port"] for number in (2, 3)
+        ]
         assert fewest_working(program, 3) == 2
         leaving = [line for line in program.logs("worker exited") if line["worker_pid"] != booting]
-        assert [(line["status"], "restart_in_s" in line) for line in leaving] == [(0, False), (0, False)]
+        assert [(line["status"], "restart_in_s" in line) for line in leaving] == [
+            (0, False),
+            (0, False),
+        ]
         assert len(program.logs("worker started")) == 6
         assert is_alive(program.working(1)["pid"])
 
@@ -98,7 +113,9 @@ def test_worn_workers_are_replaced_one_at_a_time_on_their_ports_and_not_as_crash
 def test_a_reload_that_is_refused_changes_nothing(tmp_path: Path) -> None:
     with supervised(tmp_path) as program:
         pids = all_working(program)
-        (tmp_path / "reload.json").write_text(json.dumps({"unusable": "retry_base is -1: must be above 0"}))
+        (tmp_path / "reload.json").write_text(
+            json.dumps({"unusable": "retry_base is -1: must be above 0"})
+        )
         program.signal(signal.SIGHUP)
         line = eventually(lambda: program.logs("reload refused, nothing changed"))[0]
         assert line["reason"] == "retry_base is -1: must be above 0"

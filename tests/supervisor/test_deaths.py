@@ -1,4 +1,6 @@
-"""Workers that hang, crash or are killed, and a supervisor that is: who is replaced, who hears of it, who stays."""
+"""Workers that hang, crash or are killed, and a supervisor that is: who is replaced, who hears of
+it, who stays.
+"""
 
 import os
 import signal
@@ -11,7 +13,9 @@ from tests.support.supervised_program import Mode
 from tests.support.waiting import eventually
 
 
-def test_a_hung_worker_prints_its_stacks_and_is_replaced_while_its_siblings_go_on(tmp_path: Path) -> None:
+def test_a_hung_worker_prints_its_stacks_and_is_replaced_while_its_siblings_go_on(
+    tmp_path: Path,
+) -> None:
     with supervised(tmp_path, heartbeat_timeout=1.5) as program:
         pids = all_working(program)
         os.kill(pids[2], signal.SIGUSR1)
@@ -70,7 +74,11 @@ def test_a_crash_loop_backs_off_and_leaves_the_siblings_alone(tmp_path: Path) ->
             assert ceiling_s / 2 - 0.01 <= line["restart_in_s"] <= ceiling_s
         program.set_mode(2, Mode.WORK)
         program.working(2)
-        assert len(program.reports("started", number=1)) == len(program.reports("started", number=3)) == 1
+        assert (
+            len(program.reports("started", number=1))
+            == len(program.reports("started", number=3))
+            == 1
+        )
         assert is_alive(one["pid"]) and is_alive(three["pid"])
 
 
@@ -97,7 +105,9 @@ def test_the_only_worker_s_replacement_hears_of_its_death_in_its_seat(tmp_path: 
         assert program.working(1, besides=before["pid"])["lost"] == [before["incarnation"]]
 
 
-def test_a_keeper_that_dies_soon_after_is_inherited_from_together_with_what_it_was_told(tmp_path: Path) -> None:
+def test_a_keeper_that_dies_soon_after_is_inherited_from_together_with_what_it_was_told(
+    tmp_path: Path,
+) -> None:
     with supervised(tmp_path, workers=2) as program:
         all_working(program, 2)
         first, keeper = program.working(1), program.working(2)
@@ -128,10 +138,16 @@ def test_when_the_supervisor_is_killed_its_workers_drain_and_leave(tmp_path: Pat
         program.signal(signal.SIGKILL)
         program.exit_code()
         eventually(lambda: not any(is_alive(pid) for pid in pids.values()))
-        assert sorted(line["number"] for line in program.reports("draining") if line["orphan"]) == [1, 2, 3]
+        assert sorted(line["number"] for line in program.reports("draining") if line["orphan"]) == [
+            1,
+            2,
+            3,
+        ]
 
 
-def test_a_worker_that_stays_does_not_hide_the_supervisor_s_death_from_its_siblings(tmp_path: Path) -> None:
+def test_a_worker_that_stays_does_not_hide_the_supervisor_s_death_from_its_siblings(
+    tmp_path: Path,
+) -> None:
     with supervised(tmp_path, {3: Mode.STUBBORN}) as program:
         pids = all_working(program)
         program.signal(signal.SIGKILL)

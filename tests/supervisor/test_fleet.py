@@ -46,12 +46,16 @@ def test_a_place_s_port_listens_from_the_start_and_is_closed_with_it(fleet: Flee
 def test_place_i_takes_the_metrics_port_plus_i_minus_1() -> None:
     with selectors.DefaultSelector() as selector, socket.create_server(("127.0.0.1", 0)) as holder:
         taken = holder.getsockname()[1]
-        fleet = Fleet(Config(metrics_port=taken - 4), never_forked, selector=selector, detach=lambda: None)
+        fleet = Fleet(
+            Config(metrics_port=taken - 4), never_forked, selector=selector, detach=lambda: None
+        )
         with pytest.raises(UnusableError, match=rf"port {taken} .*--metrics-port"):
             fleet.add_place(5, now=0.0)
 
 
-@pytest.mark.parametrize(("host", "port"), [("no-such-host.invalid", 0), ("192.0.2.1", 0), ("127.0.0.1", 65536)])
+@pytest.mark.parametrize(
+    ("host", "port"), [("no-such-host.invalid", 0), ("192.0.2.1", 0), ("127.0.0.1", 65536)]
+)
 def test_an_address_that_cannot_be_listened_on_is_named(host: str, port: int) -> None:
     config = Config(metrics_host=host, metrics_port=port)
     with selectors.DefaultSelector() as selector:

@@ -69,7 +69,9 @@ def test_a_keeper_whose_lifeline_is_broken_is_passed_over(keeper: Keeper) -> Non
 
 
 @pytest.mark.parametrize("clean", [True, False])
-def test_what_a_keeper_was_told_is_remembered_until_it_has_lived_on_for_a_while(keeper: Keeper, clean: bool) -> None:
+def test_what_a_keeper_was_told_is_remembered_until_it_has_lived_on_for_a_while(
+    keeper: Keeper, clean: bool
+) -> None:
     lost, dead = Handover(), uuid4()
     lost.died(dead, clean=False, heard=0.0)
     lost.hand_over([(keeper.child, 100.0)], 100.0)

@@ -1,4 +1,6 @@
-"""systemd/webhookd.service and supervisord.conf, as far as they can be tried without booting a machine."""
+"""systemd/webhookd.service and supervisord.conf, as far as they can be tried without booting a
+machine.
+"""
 
 import configparser
 import os
@@ -46,7 +48,9 @@ def unit_settings() -> dict[str, str]:
 @pytest.fixture
 def unit_here(tmp_path: Path) -> Path:
     """The unit with an executable that exists on this machine."""
-    text, replaced = re.subn(r"^ExecStart=\S+", "ExecStart=/bin/sh", UNIT.read_text(), flags=re.MULTILINE)
+    text, replaced = re.subn(
+        r"^ExecStart=\S+", "ExecStart=/bin/sh", UNIT.read_text(), flags=re.MULTILINE
+    )
     assert replaced == 1
     unit = tmp_path / "webhookd.service"
     unit.write_text(text)
@@ -65,14 +69,22 @@ def test_systemd_would_find_a_key_that_does_not_exist(unit_here: Path) -> None:
 
 
 def test_the_unit_s_exposure_is_low(unit_here: Path) -> None:
-    verdict = analyze("security", "--offline=true", "--no-pager", f"--threshold={MOST_EXPOSURE}", str(unit_here))
+    verdict = analyze(
+        "security", "--offline=true", "--no-pager", f"--threshold={MOST_EXPOSURE}", str(unit_here)
+    )
     assert verdict.returncode == 0, verdict.stdout + verdict.stderr
 
 
 def test_a_unit_without_a_sandbox_would_be_too_exposed(unit_here: Path) -> None:
-    kept = [line for line in unit_here.read_text().splitlines() if not line.startswith(("Protect", "Restrict", "System"))]
+    kept = [
+        line
+        for line in unit_here.read_text().splitlines()
+        if not line.startswith(("Protect", "Restrict", "System"))
+    ]
     unit_here.write_text("\n".join(kept))
-    verdict = analyze("security", "--offline=true", "--no-pager", f"--threshold={MOST_EXPOSURE}", str(unit_here))
+    verdict = analyze(
+        "security", "--offline=true", "--no-pager", f"--threshold={MOST_EXPOSURE}", str(unit_here)
+    )
     assert verdict.returncode != 0
 
 
@@ -100,7 +112,9 @@ def test_both_managers_wait_longer_than_a_drain_takes() -> None:
 class Supervisord:
     """A running supervisord and the folder that it was started in."""
 
-    def __init__(self, folder: Path, process: "subprocess.Popen[bytes]", environ: dict[str, str]) -> None:
+    def __init__(
+        self, folder: Path, process: "subprocess.Popen[bytes]", environ: dict[str, str]
+    ) -> None:
         self.folder = folder
         self.process = process
         self.environ = environ
@@ -108,14 +122,29 @@ class Supervisord:
         self.program = Supervised(folder, process)
 
     def ctl(self, *arguments: str) -> str:
-        command = [sys.executable, str(BIN / "supervisorctl"), "-c", str(SUPERVISORD_CONF), *arguments]
+        command = [
+            sys.executable,
+            str(BIN / "supervisorctl"),
+            "-c",
+            str(SUPERVISORD_CONF),
+            *arguments,
+        ]
         result = subprocess.run(
-            command, cwd=self.folder, env=self.environ, capture_output=True, text=True, timeout=60, check=False
+            command,
+            cwd=self.folder,
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
         return result.stdout + result.stderr
 
     def wait_for_status(self, state: str) -> None:
-        eventually(lambda: state in self.ctl("status", "webhookd"), what=f"{state}: {self.ctl('status')} {self.output}")
+        eventually(
+            lambda: state in self.ctl("status", "webhookd"),
+            what=f"{state}: {self.ctl('status')} {self.output}",
+        )
 
     @property
     def output(self) -> str:
@@ -125,7 +154,9 @@ class Supervisord:
 
 @contextmanager
 def supervisord(folder: Path, stand_in: str) -> Iterator[Supervisord]:
-    """Run supervisord on the real supervisord.conf; *stand_in* is the shell script that `webhookd` is."""
+    """Run supervisord on the real supervisord.conf; *stand_in* is the shell script that `webhookd`
+    is.
+    """
     bin_folder = folder / "bin"
     bin_folder.mkdir()
     (bin_folder / "webhookd").write_text(f"#!/bin/sh\n{stand_in}\n")
@@ -161,7 +192,10 @@ def test_supervisord_starts_webhookd_reloads_it_and_drains_it(tmp_path: Path) ->
         first = {number: daemon.program.working(number)["pid"] for number in (1, 2, 3)}
         assert (tmp_path / "arguments").read_text() == "--workers 3\n"
         assert "signalled" in daemon.ctl("signal", "HUP", "webhookd")
-        second = {number: daemon.program.working(number, besides=first[number])["pid"] for number in (1, 2, 3)}
+        second = {
+            number: daemon.program.working(number, besides=first[number])["pid"]
+            for number in (1, 2, 3)
+        }
         assert "stopped" in daemon.ctl("stop", "webhookd")
         daemon.wait_for_status("STOPPED")
         assert daemon.program.logs("stopped")[0]["exit_code"] == 0
@@ -176,11 +210,20 @@ def test_supervisord_does_not_restart_what_ended_with_2(tmp_path: Path) -> None:
 
 def test_supervisord_restarts_what_failed(tmp_path: Path) -> None:
     with supervisord(tmp_path, f"echo start >> {tmp_path}/starts\nsleep 1.5\nexit 1") as daemon:
-        eventually(lambda: (tmp_path / "starts").exists() and (tmp_path / "starts").read_text().count("start") >= 2)
+        eventually(
+            lambda: (
+                (tmp_path / "starts").exists()
+                and (tmp_path / "starts").read_text().count("start") >= 2
+            )
+        )
         assert daemon.process.poll() is None
 
 
-def test_webhookd_inherits_its_database_from_supervisord(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_webhookd_inherits_its_database_from_supervisord(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://db.example.com/app")
-    with supervisord(tmp_path, 'echo "database $DATABASE_URL under $SUPERVISOR_ENABLED"\nexec sleep 60') as daemon:
+    with supervisord(
+        tmp_path, 'echo "database $DATABASE_URL under $SUPERVISOR_ENABLED"\nexec sleep 60'
+    ) as daemon:
         eventually(lambda: "database postgresql://db.example.com/app under 1" in daemon.output)

@@ -1,4 +1,6 @@
-"""A supervisor, with real forks and signals: what its workers get, how it stops them, when it ends because they cannot run."""
+"""A supervisor, with real forks and signals: what its workers get, how it stops them, when it ends
+because they cannot run.
+"""
 
 import os
 import signal
@@ -13,10 +15,16 @@ from tests.support.supervised_program import Mode
 from tests.support.waiting import eventually
 
 
-def test_each_worker_gets_its_name_port_and_incarnation_and_no_siblings_sockets(tmp_path: Path) -> None:
+def test_each_worker_gets_its_name_port_and_incarnation_and_no_siblings_sockets(
+    tmp_path: Path,
+) -> None:
     with supervised(tmp_path, node="berlin") as program:
         seats = [program.working(number) for number in (1, 2, 3)]
-    assert [seat["name"] for seat in seats] == ["berlin/worker-1", "berlin/worker-2", "berlin/worker-3"]
+    assert [seat["name"] for seat in seats] == [
+        "berlin/worker-1",
+        "berlin/worker-2",
+        "berlin/worker-3",
+    ]
     assert len({seat["port"] for seat in seats}) == 3
     assert len({seat["incarnation"] for seat in seats}) == 3
     assert [seat["sockets"] for seat in seats] == [1, 1, 1]
@@ -28,7 +36,9 @@ def test_without_a_node_workers_are_named_by_number_alone(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_signal_drains_every_worker_and_exits_0(tmp_path: Path, signum: signal.Signals) -> None:
+def test_a_stop_signal_drains_every_worker_and_exits_0(
+    tmp_path: Path, signum: signal.Signals
+) -> None:
     with supervised(tmp_path) as program:
         all_working(program)
         program.signal(signum)
@@ -51,13 +61,17 @@ def test_a_worker_stopped_while_it_boots_counts_as_drained(tmp_path: Path) -> No
         assert program.exit_code() == 0
 
 
-def test_a_worker_that_does_not_drain_in_time_is_killed_and_the_exit_code_is_1(tmp_path: Path) -> None:
+def test_a_worker_that_does_not_drain_in_time_is_killed_and_the_exit_code_is_1(
+    tmp_path: Path,
+) -> None:
     with supervised(tmp_path, {2: Mode.STUBBORN}, drain_timeout=0.1) as program:
         pids = all_working(program)
         program.signal(signal.SIGTERM)
         assert program.exit_code() == 1
         assert not is_alive(pids[2])
-        assert [line["worker"] for line in program.logs("worker killed: its time to leave was up")] == ["worker-2"]
+        assert [
+            line["worker"] for line in program.logs("worker killed: its time to leave was up")
+        ] == ["worker-2"]
 
 
 def test_a_worker_that_fails_while_it_drains_makes_the_exit_code_1(tmp_path: Path) -> None:
@@ -81,10 +95,14 @@ def test_quit_does_not_wait_for_a_drain_and_exits_0(tmp_path: Path) -> None:
         all_working(program)
         program.signal(signal.SIGQUIT)
         assert program.exit_code() == 0
-        assert {order for line in program.reports("draining") for order in line["orders"]} == {"SIGQUIT"}
+        assert {order for line in program.reports("draining") for order in line["orders"]} == {
+            "SIGQUIT"
+        }
 
 
-def test_workers_that_can_never_run_stop_everything_with_one_line_and_exit_2(tmp_path: Path) -> None:
+def test_workers_that_can_never_run_stop_everything_with_one_line_and_exit_2(
+    tmp_path: Path,
+) -> None:
     with supervised(tmp_path, dict.fromkeys((1, 2, 3), Mode.REFUSE)) as program:
         assert program.exit_code() == 2
         lines = [line for line in program.stderr.splitlines() if "schema 99" in line]
@@ -136,7 +154,9 @@ def test_an_idle_supervisor_does_not_tick(tmp_path: Path) -> None:
 
         def wakeups() -> int:
             status = Path(f"/proc/{program.process.pid}/status").read_text()
-            return sum(int(line.split()[1]) for line in status.splitlines() if "ctxt_switches" in line)
+            return sum(
+                int(line.split()[1]) for line in status.splitlines() if "ctxt_switches" in line
+            )
 
         settled_at = time.monotonic()
         eventually(lambda: time.monotonic() > settled_at + 0.5)

@@ -35,7 +35,11 @@ class Manager:
 
     def states(self) -> list[str]:
         """Return what was heard besides status lines and the watchdog."""
-        return [line for line in self.heard() if not line.startswith(("STATUS=", "WATCHDOG=", "MONOTONIC_USEC="))]
+        return [
+            line
+            for line in self.heard()
+            if not line.startswith(("STATUS=", "WATCHDOG=", "MONOTONIC_USEC="))
+        ]
 
     def close(self) -> None:
         self._socket.close()
@@ -60,7 +64,9 @@ def wait_for(manager: Manager, *states: str) -> None:
     eventually(lambda: manager.states() == list(states), what=f"{states}; heard {manager.heard()}")
 
 
-def test_ready_reloading_and_stopping_come_in_their_order(any_manager: Manager, tmp_path: Path) -> None:
+def test_ready_reloading_and_stopping_come_in_their_order(
+    any_manager: Manager, tmp_path: Path
+) -> None:
     with supervised(tmp_path, environ={"NOTIFY_SOCKET": any_manager.name}) as program:
         wait_for(any_manager, "READY=1")
         before_us = time.monotonic_ns() // 1000
@@ -69,7 +75,11 @@ def test_ready_reloading_and_stopping_come_in_their_order(any_manager: Manager, 
         program.signal(signal.SIGTERM)
         assert program.exit_code() == 0
         wait_for(any_manager, "READY=1", "RELOADING=1", "READY=1", "STOPPING=1")
-    stamps = [int(line.partition("=")[2]) for line in any_manager.lines if line.startswith("MONOTONIC_USEC=")]
+    stamps = [
+        int(line.partition("=")[2])
+        for line in any_manager.lines
+        if line.startswith("MONOTONIC_USEC=")
+    ]
     assert len(stamps) == 1
     assert before_us <= stamps[0] <= time.monotonic_ns() // 1000
     assert "STATUS=3 of 3 workers running" in any_manager.lines
@@ -87,7 +97,9 @@ def test_ready_waits_for_every_worker_s_first_beat(manager: Manager, tmp_path: P
         wait_for(manager, "READY=1")
 
 
-def test_ready_comes_after_ten_seconds_whatever_the_workers_do(manager: Manager, tmp_path: Path) -> None:
+def test_ready_comes_after_ten_seconds_whatever_the_workers_do(
+    manager: Manager, tmp_path: Path
+) -> None:
     started_at = time.monotonic()
     with supervised(tmp_path, {1: Mode.MUTE}, workers=1, environ={"NOTIFY_SOCKET": manager.name}):
         wait_for(manager, "READY=1")
@@ -110,7 +122,9 @@ def test_workers_do_not_inherit_the_notification_socket(manager: Manager, tmp_pa
         assert program.working(1)["notify_socket"] is None
 
 
-def test_the_watchdog_is_fed_while_the_loop_turns_and_not_while_it_hangs(manager: Manager, tmp_path: Path) -> None:
+def test_the_watchdog_is_fed_while_the_loop_turns_and_not_while_it_hangs(
+    manager: Manager, tmp_path: Path
+) -> None:
     environ = {"NOTIFY_SOCKET": manager.name, "WATCHDOG_USEC": "200000"}
     with supervised(tmp_path, {1: Mode.ONE_BEAT}, workers=1, environ=environ) as program:
         eventually(lambda: manager.heard().count("WATCHDOG=1") >= 3)
@@ -137,12 +151,18 @@ def state_of(program: Supervised) -> str:
         {"NOTIFY_SOCKET": "/nowhere", "WATCHDOG_USEC": "0"},
     ],
 )
-def test_a_watchdog_that_nobody_asked_this_process_for_is_never_due(environ: dict[str, str]) -> None:
+def test_a_watchdog_that_nobody_asked_this_process_for_is_never_due(
+    environ: dict[str, str],
+) -> None:
     assert Notifier(environ).keep_alive_at is None
 
 
 def test_the_watchdog_is_due_at_half_its_limit(manager: Manager) -> None:
-    environ = {"NOTIFY_SOCKET": manager.name, "WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid())}
+    environ = {
+        "NOTIFY_SOCKET": manager.name,
+        "WATCHDOG_USEC": "3000000",
+        "WATCHDOG_PID": str(os.getpid()),
+    }
     notifier = Notifier(environ)
     notifier.keep_alive(100.0)
     notifier.keep_alive(101.4)
@@ -159,7 +179,9 @@ def test_the_same_status_is_sent_once(manager: Manager) -> None:
     assert manager.heard() == ["STATUS=a", "STATUS=b", "STATUS=a"]
 
 
-def test_a_manager_that_is_gone_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_manager_that_is_gone_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     Notifier({"NOTIFY_SOCKET": str(tmp_path / "nobody")}).ready()
     assert "service manager not reached" in caplog.text
 

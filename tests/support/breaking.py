@@ -18,7 +18,9 @@ class Broken(psycopg.OperationalError):
 
 @dataclass(slots=True)
 class Breaking:
-    """What happens to the next transaction: it fails before its *fails_at*-th statement, at COMMIT, or is stored all the same."""
+    """What happens to the next transaction: it fails before its *fails_at*-th statement, at COMMIT,
+    or is stored all the same.
+    """
 
     fails_at: int | None = None
     commit: str = "succeeds"  # fails, is stored
@@ -47,6 +49,8 @@ class _BreakingCursor:
 
 
 @contextmanager
-def statement_by_statement(connection: session.Connection, **_: Any) -> Iterator[psycopg.Cursor[Any]]:
+def statement_by_statement(
+    connection: session.Connection, **_: Any
+) -> Iterator[psycopg.Cursor[Any]]:
     with connection.cursor() as cursor:
         yield cursor

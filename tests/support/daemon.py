@@ -1,4 +1,6 @@
-"""The real program as a user runs it: `webhookd --workers 3` in a process of its own, and receivers for it to deliver to."""
+"""The real program as a user runs it: `webhookd --workers 3` in a process of its own, and receivers
+for it to deliver to.
+"""
 
 import os
 import re
@@ -22,15 +24,35 @@ _STARTED = re.compile(r'metrics="?127\.0\.0\.1:(\d+)')
 
 
 class Daemon:
-    """`webhookd` with *arguments*, delivering to loopback. Context manager: stopped, and if need be killed, at the end.
+    """`webhookd` with *arguments*, delivering to loopback. Context manager: stopped, and if need be
+    killed, at the end.
 
     *program* are Python's own arguments, for a program that runs webhookd with faults in it.
     """
 
-    def __init__(self, dsn: str, *arguments: str, workers: int = 3, program: Sequence[str] = ("-m", "webhookd")) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        *arguments: str,
+        workers: int = 3,
+        program: Sequence[str] = ("-m", "webhookd"),
+    ) -> None:
         self._log = tempfile.NamedTemporaryFile("w+", prefix="webhookd-", suffix=".log")  # noqa: SIM115 (closed in __exit__)
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("WEBHOOKD_", "DATABASE_URL"))}
-        options = ("--dsn", dsn, "--workers", str(workers), "--metrics-port", "0", *LOOPBACK, *arguments)
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("WEBHOOKD_", "DATABASE_URL"))
+        }
+        options = (
+            "--dsn",
+            dsn,
+            "--workers",
+            str(workers),
+            "--metrics-port",
+            "0",
+            *LOOPBACK,
+            *arguments,
+        )
         self.process = subprocess.Popen(
             [sys.executable, *program, *options],
             stdout=self._log,
@@ -45,7 +67,11 @@ class Daemon:
 
     def workers(self) -> list[int]:
         """Return the process ids of the living workers."""
-        return [pid for pid, parent, state in _processes() if parent == self.process.pid and state != "Z"]
+        return [
+            pid
+            for pid, parent, state in _processes()
+            if parent == self.process.pid and state != "Z"
+        ]
 
     def metrics_ports(self) -> list[int]:
         """Return the metrics ports in the order in which they were bound."""
@@ -67,7 +93,12 @@ class Daemon:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if error is not None:
             sys.stderr.write(self.log())
         if self.process.poll() is None:
@@ -98,12 +129,17 @@ def answer_ok(peer: Peer) -> None:
 def headers_of(request: bytes) -> dict[str, str]:
     """Return the headers of a recorded request, names in lower case."""
     head = request.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")[1:]
-    return {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head)}
+    return {
+        name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head)
+    }
 
 
 def arrivals(receiver: Receiver) -> Counter[int]:
     """Return how often each delivery (by id) arrived."""
-    return Counter(int(headers_of(request)["webhook-id"].rpartition("_")[2]) for request in list(receiver.requests))
+    return Counter(
+        int(headers_of(request)["webhook-id"].rpartition("_")[2])
+        for request in list(receiver.requests)
+    )
 
 
 def register(database: Database, receiver: Receiver, *, count: int = 50, first: int = 2000) -> None:
@@ -124,7 +160,8 @@ def insert(database: Database, deliveries: int, *, webhooks: int = 50, first: in
     """Insert *deliveries* rows, spread evenly, in one statement."""
     database.execute(
         "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body)"
-        f" SELECT {first} + i % {webhooks}, jsonb_build_object('n', i) FROM generate_series(1, {deliveries}) i"
+        f" SELECT {first} + i % {webhooks}, jsonb_build_object('n', i) FROM generate_series(1, "
+        f"{deliveries}) i"
     )
 
 
@@ -135,9 +172,17 @@ def refused(daemon: Daemon) -> int:
 
 def statuses(database: Database) -> dict[str, int]:
     """Return how many rows there are in each delivery_status."""
-    return dict(database.execute("SELECT delivery_status, count(*)::int FROM pggit.alert_delivery_queue GROUP BY 1"))
+    return dict(
+        database.execute(
+            "SELECT delivery_status, count(*)::int FROM pggit.alert_delivery_queue GROUP BY 1"
+        )
+    )
 
 
 def wait_until_delivered(database: Database, deliveries: int, *, timeout_s: float = 60.0) -> None:
     """Wait until all *deliveries* rows are delivered."""
-    eventually(lambda: statuses(database) == {"delivered": deliveries}, timeout_s, what=f"{deliveries} delivered")
+    eventually(
+        lambda: statuses(database) == {"delivered": deliveries},
+        timeout_s,
+        what=f"{deliveries} delivered",
+    )

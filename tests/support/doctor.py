@@ -21,7 +21,8 @@ from webhookd.schema.expected import expected_schema
 SCHEMA = expected_schema(migrate.load())
 ELSEWHERE = "another-host"
 WORKER = (
-    "INSERT INTO pggit.workers (incarnation, worker_id, host, pid, version, metrics_address, seen_at)"
+    "INSERT INTO pggit.workers (incarnation, worker_id, host, pid, version, metrics_address, "
+    "seen_at)"
     " VALUES (gen_random_uuid(), %s, %s, 1, %s, %s, now() + %s * interval '1 s')"
 )
 ALIVE, DEAD = 3600, -120  # seconds from now
@@ -41,7 +42,9 @@ def add_worker(
 
 @contextmanager
 def installed(database: Database, **options: Any) -> Iterator[Installation]:
-    """*database* as the doctor sees it with these options; commands are for its owner, whatever the DSN in force is."""
+    """*database* as the doctor sees it with these options; commands are for its owner, whatever the
+    DSN in force is.
+    """
     config = Config(**{"dsn": database.dsn, "metrics_port": 0, **options})
     assert config.dsn is not None
     place = shlex.quote(database.dsn)
@@ -72,7 +75,9 @@ def run(finding: Finding) -> None:
 
 
 def assert_found_and_mended(database: Database, name: str, *words: str, **options: Any) -> Finding:
-    """The doctor finds one thing wrong, says so in these *words*, and is content once its command has been run."""
+    """The doctor finds one thing wrong, says so in these *words*, and is content once its command
+    has been run.
+    """
     with installed(database, **options) as installation:
         (finding,) = (finding for finding in examine(installation) if finding.severity.wrong)
         assert finding.name == name
@@ -84,7 +89,9 @@ def assert_found_and_mended(database: Database, name: str, *words: str, **option
 
 
 def mend_all(database: Database, name: str, **options: Any) -> str:
-    """Run what the doctor prints until it is content, and return what it said; everything is of the check *name*."""
+    """Run what the doctor prints until it is content, and return what it said; everything is of the
+    check *name*.
+    """
     said = ""
     for _ in range(10):
         found = wrong(database, **options)
@@ -98,7 +105,7 @@ def mend_all(database: Database, name: str, **options: Any) -> str:
     raise AssertionError(f"not mended: {found}")
 
 
-# What the installation is like ---------------------------------------------------------------------------------------
+# What the installation is like
 
 
 @contextmanager
@@ -106,20 +113,27 @@ def worker_role(server: Server, database: Database) -> Iterator[str]:
     """A role with the rights that README gives to workers."""
     role = server.create_role()
     database.execute(
-        f"GRANT USAGE ON SCHEMA pggit TO {role}; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA pggit TO {role};"
+        f"GRANT USAGE ON SCHEMA pggit TO {role}; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL "
+        f"TABLES IN SCHEMA pggit TO {role};"
         f"GRANT SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA pggit TO {role}"
     )
     yield role
     database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
-def insert(database: Database, webhook_id: int = 1, *, due: str = "now()", change: str = "") -> None:
+def insert(
+    database: Database, webhook_id: int = 1, *, due: str = "now()", change: str = ""
+) -> None:
     """Insert a delivery and *change* it as no trigger would let anybody."""
     database.execute(
-        f"INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, next_retry_at) VALUES ({webhook_id}, '{{}}', {due})"
+        "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, next_retry_at) "
+        f"VALUES ({webhook_id}, '{{}}', {due})"
     )
     if change:
-        database.execute(f"SET session_replication_role = replica; UPDATE pggit.alert_delivery_queue SET {change}")
+        database.execute(
+            "SET session_replication_role = replica; UPDATE pggit.alert_delivery_queue SET "
+            f"{change}"
+        )
 
 
 def register(database: Database, url: str = "https://receiver.example/", **columns: object) -> None:

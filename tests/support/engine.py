@@ -1,4 +1,6 @@
-"""One worker's claims and records without its threads, and a look at what they leave in the database."""
+"""One worker's claims and records without its threads, and a look at what they leave in the
+database.
+"""
 
 import re
 import threading
@@ -39,7 +41,9 @@ TEN_MINUTES_S = 600.0  # longer than any lease here
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Engine:
-    """A worker incarnation: what it claims with and records with, and one connection that has a worker's settings."""
+    """A worker incarnation: what it claims with and records with, and one connection that has a
+    worker's settings.
+    """
 
     worker_id: str
     incarnation: UUID
@@ -52,7 +56,9 @@ class Engine:
         return self.claimer.claim(self.connection, limit=limit)
 
     def take(self, limit: int = 100) -> list[Delivery]:
-        """Claim as a dispatcher does: once more where the first look only made lanes for webhooks that had none."""
+        """Claim as a dispatcher does: once more where the first look only made lanes for webhooks
+        that had none.
+        """
         deliveries = list(self.claim(limit).deliveries)
         if len(deliveries) < limit and self.claimer.next_look(self.connection).new_rows:
             deliveries += self.claim(limit - len(deliveries)).deliveries
@@ -80,11 +86,18 @@ class Engine:
 
     def sweep(self) -> None:
         """Do the chore of that name, for all lanes."""
-        webhook_ids = sorted(row[0] for row in self.connection.execute(statements.load("sweep_candidates")))
+        webhook_ids = sorted(
+            row[0] for row in self.connection.execute(statements.load("sweep_candidates"))
+        )
         make_lanes(self.connection, webhook_ids)
         with session.transaction(self.connection) as cursor:
             parameters = {"webhook_ids": session.number_array(webhook_ids)}
-            locked = [row[0] for row in cursor.execute(statements.load("lock_recorded_lanes"), parameters).fetchall()]
+            locked = [
+                row[0]
+                for row in cursor.execute(
+                    statements.load("lock_recorded_lanes"), parameters
+                ).fetchall()
+            ]
             cursor.execute(self.sweep_lanes, {"webhook_ids": session.number_array(locked)})
 
 
@@ -96,10 +109,14 @@ def engine(
     defaults: WebhookDefaults = ROOMY,
     mutate: Callable[[str, str], str] | None = None,
 ) -> Iterator[Engine]:
-    """Open a worker incarnation on *database*. *mutate* (name, text) -> text plants a fault in its statements."""
+    """Open a worker incarnation on *database*. *mutate* (name, text) -> text plants a fault in its
+    statements.
+    """
     incarnation = uuid4()
     load = statements.load
-    with patch.object(statements, "load", lambda name: mutate(name, load(name)) if mutate else load(name)):
+    with patch.object(
+        statements, "load", lambda name: mutate(name, load(name)) if mutate else load(name)
+    ):
         claimer = Claimer(worker_id=worker_id, incarnation=incarnation, defaults=defaults)
         recorder = ResultWriter(worker_id=worker_id, defaults=defaults)
         sweep_lanes = statements.load("sweep_lanes")
@@ -110,7 +127,8 @@ def engine(
 def replaced(text: str, old: str, new: str) -> str:
     """Return *text* with *old* (whatever its white space) replaced.
 
-    Raise `LookupError` for a fault that no longer fits the text: tests that expect an `AssertionError` of it must not pass.
+    Raise `LookupError` for a fault that no longer fits the text: tests that expect an
+    `AssertionError` of it must not pass.
     """
     pattern = r"\s+".join(re.escape(word) for word in old.split())
     changed, count = re.subn(pattern, lambda match: new, text)
@@ -131,12 +149,16 @@ class Fault:
         return replaced(text, self.old, self.new) if name == self.name else text
 
 
-# Outcomes -----------------------------------------------------------------------------------------------------------
+# Outcomes
 
 
-def answered(status: int, *, seconds: float = 0.01, retry_after: str | None = None, excerpt: str = "") -> Attempted:
+def answered(
+    status: int, *, seconds: float = 0.01, retry_after: str | None = None, excerpt: str = ""
+) -> Attempted:
     """Return the outcome of an exchange that just ended with *status*."""
-    answer = Answer(AnswerKind.RESPONSE, seconds, http_status=status, retry_after=retry_after, excerpt=excerpt)
+    answer = Answer(
+        AnswerKind.RESPONSE, seconds, http_status=status, retry_after=retry_after, excerpt=excerpt
+    )
     return Attempted(answer, time.monotonic())
 
 
@@ -145,32 +167,40 @@ def timed_out(seconds: float = 5.0) -> Attempted:
 
 
 def not_allowed() -> Attempted:
-    return Attempted(Answer(AnswerKind.NOT_ALLOWED, 0.0, error="not a public address"), time.monotonic())
+    return Attempted(
+        Answer(AnswerKind.NOT_ALLOWED, 0.0, error="not a public address"), time.monotonic()
+    )
 
 
 def given_back() -> GivenBack:
     return GivenBack()
 
 
-# What the application and the operator do ---------------------------------------------------------------------------
+# What the application and the operator do
 
 
 def register(database: Database, *webhook_ids: int, **columns: Any) -> None:
     """Register webhooks; *columns* are further ones of the registry."""
     names = ["webhook_id", "url", *columns]
     statement = sql.SQL("INSERT INTO pggit.webhooks ({}) VALUES ({})").format(
-        sql.SQL(", ").join(map(sql.Identifier, names)), sql.SQL(", ").join([sql.Placeholder()] * len(names))
+        sql.SQL(", ").join(map(sql.Identifier, names)),
+        sql.SQL(", ").join([sql.Placeholder()] * len(names)),
     )
     with database.connect(autocommit=False) as connection, connection.cursor() as cursor:
         for webhook_id in webhook_ids:
-            cursor.execute(statement, [webhook_id, f"https://receiver.example/{webhook_id}", *columns.values()])
+            cursor.execute(
+                statement, [webhook_id, f"https://receiver.example/{webhook_id}", *columns.values()]
+            )
 
 
-def insert(database: Database, webhook_id: int, count: int = 1, *, due_in_s: float = 0.0) -> list[int]:
+def insert(
+    database: Database, webhook_id: int, count: int = 1, *, due_in_s: float = 0.0
+) -> list[int]:
     """Insert *count* deliveries, the first due first, and return their ids."""
     rows = database.execute(
         "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, next_retry_at)"
-        " SELECT %s, jsonb_build_object('n', n), now() + %s * interval '1 second' - (%s - n) * interval '1 ms'"
+        " SELECT %s, jsonb_build_object('n', n), now() + %s * interval '1 second' - (%s - n) * "
+        "interval '1 ms'"
         " FROM generate_series(1, %s) n RETURNING delivery_id",
         [webhook_id, due_in_s, count, count],
     )
@@ -188,21 +218,35 @@ def claim_one(database: Database, worker: Engine, **columns: Any) -> Delivery:
 def lanes_of(database: Database, *webhook_ids: int) -> None:
     """Have a lane made for each webhook, as a worker's first look would."""
     database.execute(
-        "INSERT INTO pggit.webhook_health_metrics (webhook_id) SELECT unnest(%s::bigint[]) ON CONFLICT DO NOTHING",
+        "INSERT INTO pggit.webhook_health_metrics (webhook_id) SELECT unnest(%s::bigint[]) ON "
+        "CONFLICT DO NOTHING",
         [list(webhook_ids)],
     )
 
 
 def let_pass(database: Database, seconds: float) -> None:
-    """Have *seconds* pass for everything in the database, by moving its instants into the past; triggers do not see it."""
+    """Have *seconds* pass for everything in the database, by moving its instants into the past;
+    triggers do not see it.
+    """
     tables = {
-        "alert_delivery_queue": ("next_retry_at", "created_at", "attempted_at", "first_attempted_at", "lease_until"),
+        "alert_delivery_queue": (
+            "next_retry_at",
+            "created_at",
+            "attempted_at",
+            "first_attempted_at",
+            "lease_until",
+        ),
         "webhook_health_metrics": ("circuit_until", "hold_until", "tokens_at", "runnable_at"),
     }
     with unseen(database) as connection:
         for table, columns in tables.items():
-            moves = [sql.SQL("{0} = {0} - %(by)s * interval '1 second'").format(sql.Identifier(name)) for name in columns]
-            statement = sql.SQL("UPDATE {} SET {}").format(sql.Identifier("pggit", table), sql.SQL(", ").join(moves))
+            moves = [
+                sql.SQL("{0} = {0} - %(by)s * interval '1 second'").format(sql.Identifier(name))
+                for name in columns
+            ]
+            statement = sql.SQL("UPDATE {} SET {}").format(
+                sql.Identifier("pggit", table), sql.SQL(", ").join(moves)
+            )
             connection.execute(statement, {"by": seconds})
 
 
@@ -214,28 +258,36 @@ def unseen(database: Database) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
         yield connection
 
 
-# What is there now --------------------------------------------------------------------------------------------------
+# What is there now
 
 
 def new_rows(database: Database) -> int:
     """Return how many waiting rows no worker has looked at: those that stand in queue_new."""
     rows = database.execute(
-        "SELECT count(*) FROM pggit.alert_delivery_queue WHERE NOT routed AND delivery_status IN ('pending', 'retrying')"
+        "SELECT count(*) FROM pggit.alert_delivery_queue WHERE NOT routed AND delivery_status IN "
+        "('pending', 'retrying')"
     )
     return int(rows[0][0])
 
 
 def delivery(database: Database, delivery_id: int) -> dict[str, Any]:
     """Return a queue row by column name."""
-    return _one(database, "SELECT to_jsonb(q) FROM pggit.alert_delivery_queue q WHERE delivery_id = %s", delivery_id)
+    return _one(
+        database,
+        "SELECT to_jsonb(q) FROM pggit.alert_delivery_queue q WHERE delivery_id = %s",
+        delivery_id,
+    )
 
 
 def lane(database: Database, webhook_id: int) -> dict[str, Any]:
-    """Return a webhook's health and lane by column name; `*_in_s` are its instants, in seconds from now."""
+    """Return a webhook's health and lane by column name; `*_in_s` are its instants, in seconds from
+    now.
+    """
     return _one(
         database,
         "SELECT to_jsonb(h) || jsonb_build_object("
-        " 'runnable_in_s', extract(epoch FROM runnable_at - now()), 'hold_in_s', extract(epoch FROM hold_until - now()),"
+        " 'runnable_in_s', extract(epoch FROM runnable_at - now()), 'hold_in_s', extract(epoch "
+        "FROM hold_until - now()),"
         " 'circuit_in_s', extract(epoch FROM circuit_until - now()))"
         " FROM pggit.webhook_health_metrics h WHERE webhook_id = %s",
         webhook_id,
@@ -256,7 +308,8 @@ def statuses(database: Database, webhook_id: int | None = None) -> dict[str, int
 def attempts(database: Database, delivery_id: int) -> list[tuple[str, int | None, dict[str, Any]]]:
     """Return event type, HTTP status and details of a delivery's attempts, the first first."""
     return database.execute(
-        "SELECT event_type, http_status, event_details FROM pggit.alert_delivery_log WHERE delivery_id = %s ORDER BY log_id",
+        "SELECT event_type, http_status, event_details FROM pggit.alert_delivery_log WHERE "
+        "delivery_id = %s ORDER BY log_id",
         [delivery_id],
     )
 
@@ -300,11 +353,13 @@ def _one(database: Database, statement: str, key: int) -> dict[str, Any]:
     return row
 
 
-# What takes several steps ---------------------------------------------------------------------------------------------
+# What takes several steps
 
 
 def run_at_once(claimants: list[Engine], *, claims: int) -> int:
-    """Have each of *claimants* claim so often at the same time; return how many rows they took altogether."""
+    """Have each of *claimants* claim so often at the same time; return how many rows they took
+    altogether.
+    """
     start = threading.Barrier(len(claimants))
     taken: list[int] = []
 
@@ -321,7 +376,9 @@ def run_at_once(claimants: list[Engine], *, claims: int) -> int:
 
 
 def block(database: Database, worker: Engine, cause: str) -> list[Delivery]:
-    """Have the lane of webhook 1 blocked by *cause*, without a waiting row; return what is in flight."""
+    """Have the lane of webhook 1 blocked by *cause*, without a waiting row; return what is in
+    flight.
+    """
     if cause == "unregistered":
         return []
     limits: dict[str, dict[str, float]] = {

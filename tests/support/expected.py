@@ -26,7 +26,9 @@ class Row:
     losses: int = 0
     attempts: int = 0
     expired: bool = False
-    torn: bool = False  # its status was changed behind every trigger's back, the token left in place
+    torn: bool = (
+        False  # its status was changed behind every trigger's back, the token left in place
+    )
     holder: tuple[Engine, Delivery] | None = None
 
     @property

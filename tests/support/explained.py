@@ -1,4 +1,6 @@
-"""What `webhookd delivery explain` finds for a delivery, and workers and lanes in the states that it tells."""
+"""What `webhookd delivery explain` finds for a delivery, and workers and lanes in the states that
+it tells.
+"""
 
 from typing import Any
 from uuid import UUID
@@ -14,7 +16,14 @@ from webhookd.postgres.claim import WebhookDefaults
 LANE = "UPDATE pggit.webhook_health_metrics SET {} WHERE webhook_id = 1"
 
 
-def enlist(database: Database, worker_id: str, incarnation: UUID, *, seen_s_ago: float = 0.0, has_room: bool = True) -> None:
+def enlist(
+    database: Database,
+    worker_id: str,
+    incarnation: UUID,
+    *,
+    seen_s_ago: float = 0.0,
+    has_room: bool = True,
+) -> None:
     """Enter a worker's row as the worker itself would."""
     database.execute(
         "INSERT INTO pggit.workers (incarnation, worker_id, host, pid, version, seen_at, has_room)"
@@ -35,7 +44,9 @@ def explained(database: Database, delivery_id: int) -> list[Reason]:
         return explained_by(connection, delivery_id, STANDARD)
 
 
-def explained_by(connection: psycopg.Connection[tuple[Any, ...]], delivery_id: int, defaults: WebhookDefaults) -> list[Reason]:
+def explained_by(
+    connection: psycopg.Connection[tuple[Any, ...]], delivery_id: int, defaults: WebhookDefaults
+) -> list[Reason]:
     connection.isolation_level, connection.read_only = psycopg.IsolationLevel.REPEATABLE_READ, True
     with connection.transaction():
         facts = delivery_facts.read(connection, delivery_id, defaults)

@@ -1,4 +1,5 @@
-"""What must hold for a fleet on several hosts together: played against it, and counted where it counts, at the receiver.
+"""What must hold for a fleet on several hosts together: played against it, and counted where it
+counts, at the receiver.
 
 limited   a webhook with a rate limit: never more arrivals than its bucket has given out by then
 broken    one that always fails, one exchange at a time: exactly as many attempts as open its circuit, then one probe a period
@@ -28,8 +29,9 @@ CAP, HELD_S = 4, 0.02
 class Seen:
     """What came.
 
-    *limited_excess*: the most arrivals beyond what the bucket had given out at any moment (0 or less: none), of which
-    *limited_share* came in the end. *probe_gaps_s*: from the attempt that opened the circuit on. The others: plain deliveries.
+    *limited_excess*: the most arrivals beyond what the bucket had given out at any moment (0 or
+    less: none), of which *limited_share* came in the end. *probe_gaps_s*: from the attempt that
+    opened the circuit on. The others: plain deliveries.
     """
 
     limited_excess: float
@@ -68,12 +70,15 @@ class Stage:
             )
 
     def play(self, *, seconds: float, deliveries: int) -> Seen:
-        """Insert for all webhooks at once, *deliveries* for the plain ones, and count for so many *seconds* at least."""
+        """Insert for all webhooks at once, *deliveries* for the plain ones, and count for so many
+        *seconds* at least.
+        """
         began = time.monotonic()
         enough = BURST + int(RATE * seconds) * 2
         self.database.execute(
             "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body)"
-            f" SELECT {PLAIN[0]} + i % {len(PLAIN)}, '{{}}' FROM generate_series(1, {deliveries}) i;"
+            f" SELECT {PLAIN[0]} + i % {len(PLAIN)}, '{{}}' FROM generate_series(1, "
+            f"{deliveries}) i;"
             "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body)"
             f" SELECT {LIMITED}, '{{}}' FROM generate_series(1, {enough});"
             "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, max_retries)"
@@ -84,23 +89,33 @@ class Stage:
         time.sleep(max(0.0, began + seconds - time.monotonic()))
         limited, broken = self.arrivals[LIMITED][:], self.arrivals[BROKEN][:]
         given = BURST + RATE * (time.monotonic() - began)
-        self.database.execute(f"UPDATE pggit.webhooks SET enabled = false WHERE webhook_id IN ({LIMITED}, {BROKEN})")
+        self.database.execute(
+            f"UPDATE pggit.webhooks SET enabled = false WHERE webhook_id IN ({LIMITED}, {BROKEN})"
+        )
         open_rows = (
             "SELECT count(*)::int FROM pggit.alert_delivery_queue"
             f" WHERE webhook_id NOT IN ({LIMITED}, {BROKEN}) AND delivery_status <> 'delivered'"
         )
-        eventually(lambda: self.database.execute(open_rows) == [(0,)], 60.0, what="all is delivered")
+        eventually(
+            lambda: self.database.execute(open_rows) == [(0,)], 60.0, what="all is delivered"
+        )
         plain = [row[0] for row in self.database.execute(
             f"SELECT delivery_id FROM pggit.alert_delivery_queue WHERE webhook_id >= {PLAIN[0]}"
         )]  # fmt: skip
         hosts = self.database.execute(
-            f"SELECT split_part(worker_id, '/', 1) FROM pggit.alert_delivery_queue WHERE webhook_id >= {PLAIN[0]}"
+            "SELECT split_part(worker_id, '/', 1) FROM pggit.alert_delivery_queue WHERE "
+            f"webhook_id >= {PLAIN[0]}"
         )
         return Seen(
-            limited_excess=max(nth - (BURST + RATE * (at - began)) for nth, at in enumerate(limited, start=1)),
+            limited_excess=max(
+                nth - (BURST + RATE * (at - began)) for nth, at in enumerate(limited, start=1)
+            ),
             limited_share=len(limited) / given,
             before_open=sum(at < broken[THRESHOLD - 1] + OPEN_S / 2 for at in broken),
-            probe_gaps_s=[later - earlier for earlier, later in zip(broken[THRESHOLD - 1 :], broken[THRESHOLD:], strict=False)],
+            probe_gaps_s=[
+                later - earlier
+                for earlier, later in zip(broken[THRESHOLD - 1 :], broken[THRESHOLD:], strict=False)
+            ],
             most_at_once=self.most_at_once,
             deliveries=len(plain),
             missing=sum(self.sink.arrivals[delivery_id] == 0 for delivery_id in plain),

@@ -1,6 +1,8 @@
-"""Several hosts on one machine: network namespaces behind a bridge, each with a webhookd of its own. For root.
+"""Several hosts on one machine: network namespaces behind a bridge, each with a webhookd of its
+own. For root.
 
-What they share is reached over the network only: PostgreSQL and receivers on `MAIN`, this side of the bridge.
+What they share is reached over the network only: PostgreSQL and receivers on `MAIN`, this side of
+the bridge.
 """
 
 import os
@@ -27,8 +29,12 @@ class Host:
     name: str
     namespace: str
 
-    def webhookd(self, dsn: str, *options: str, log: Path | None = None) -> "AbstractContextManager[subprocess.Popen[bytes]]":
-        """Run webhookd here, which may deliver to `MAIN`; what it says goes to *log*. The process is the supervisor."""
+    def webhookd(
+        self, dsn: str, *options: str, log: Path | None = None
+    ) -> "AbstractContextManager[subprocess.Popen[bytes]]":
+        """Run webhookd here, which may deliver to `MAIN`; what it says goes to *log*. The process
+        is the supervisor.
+        """
         allowed = ["--node", self.name, "--allow-network", NETWORK, "--metrics-port", "0"]
         command = local.webhookd(dsn, *allowed, *options)
         return local.program(["ip", "netns", "exec", self.namespace, *command], log)
@@ -49,7 +55,9 @@ def running_hosts(count: int) -> Iterator[Sequence[Host]]:
             _ip("link", "set", bridge, "up")
             hosts = [_host(stack, bridge, number) for number in range(1, count + 1)]
         except subprocess.CalledProcessError as error:
-            raise UnusableError(f"this machine lets nobody make network namespaces: {error}") from error
+            raise UnusableError(
+                f"this machine lets nobody make network namespaces: {error}"
+            ) from error
         yield hosts
 
 
@@ -59,7 +67,9 @@ def _host(stack: ExitStack, bridge: str, number: int) -> Host:
     _ip("netns", "add", namespace)
     stack.callback(_ip, "netns", "del", namespace)
     _ip("link", "add", ends[0], "type", "veth", "peer", "name", ends[1], "netns", namespace)
-    stack.callback(_ip, "link", "del", ends[0])  # at once: a namespace lives on while a process is in it
+    stack.callback(
+        _ip, "link", "del", ends[0]
+    )  # at once: a namespace lives on while a process is in it
     _ip("link", "set", ends[0], "master", bridge, "up")
     _ip("-n", namespace, "addr", "add", _ADDRESSES.format(number=number), "dev", ends[1])
     _ip("-n", namespace, "link", "set", ends[1], "up")
@@ -68,7 +78,9 @@ def _host(stack: ExitStack, bridge: str, number: int) -> Host:
 
 
 def admit_hosts(data: Path) -> None:
-    """Let the hosts in to the PostgreSQL in *data* without a password, once it has read its configuration again."""
+    """Let the hosts in to the PostgreSQL in *data* without a password, once it has read its
+    configuration again.
+    """
     with (data / "pg_hba.conf").open("a") as rules:
         rules.write(f"host all all {NETWORK} trust\n")
 

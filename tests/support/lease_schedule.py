@@ -1,4 +1,5 @@
-"""Random schedules of the steps of tests/property/lease_model.py on the real statements, with the same rules after each step.
+"""Random schedules of the steps of tests/property/lease_model.py on the real statements, with the
+same rules after each step.
 
 A schedule is nothing but its seed, which a failure names.
 """
@@ -41,9 +42,19 @@ class Worker:
     def anew(self) -> None:
         """Another process with the same name: nothing is left of the last one but its leases."""
         incarnation = uuid4()
-        claimer = Claimer(worker_id=self.engine.worker_id, incarnation=incarnation, defaults=DEFAULTS)
-        for statement in ("_lock_lanes", "_lock_suspect", "_count_leases", "_claim", "_claim_suspect"):
-            setattr(claimer, statement, getattr(self.engine.claimer, statement))  # faults are planted in them
+        claimer = Claimer(
+            worker_id=self.engine.worker_id, incarnation=incarnation, defaults=DEFAULTS
+        )
+        for statement in (
+            "_lock_lanes",
+            "_lock_suspect",
+            "_count_leases",
+            "_claim",
+            "_claim_suspect",
+        ):
+            setattr(
+                claimer, statement, getattr(self.engine.claimer, statement)
+            )  # faults are planted in them
         self.engine = replace(self.engine, incarnation=incarnation, claimer=claimer)
         self.hands, self.results, self.lost = [], [], []
 
@@ -63,7 +74,9 @@ class Schedule:
         self.happened: Counter[str] = Counter()
 
     def run(self, steps: int) -> None:
-        """Take *steps* steps, checking after each, and have everything come to its end; raises `AssertionError`."""
+        """Take *steps* steps, checking after each, and have everything come to its end; raises
+        `AssertionError`.
+        """
         self._clear()
         self._inserts()
         with patch.object(store, "transaction", self._breaking.transaction):
@@ -73,11 +86,12 @@ class Schedule:
                 self._check()
             self._come_to_an_end()
 
-    # The steps -------------------------------------------------------------------------------------------------------
+    # The steps
 
     def _inserts(self) -> None:
         rows = self._session.execute(
-            "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) SELECT %s, '{}' FROM generate_series(1, %s)"
+            "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) SELECT %s, '{}' "
+            "FROM generate_series(1, %s)"
             " RETURNING delivery_id, webhook_id",
             [self._dice.choice(WEBHOOKS), self._dice.randint(1, 3)],
         ).fetchall()
@@ -86,21 +100,29 @@ class Schedule:
     def _claims(self, worker: Worker | None = None) -> None:
         claimant = worker or self._dice.choice(self._workers)
         limit = self._dice.randint(1, 6)
-        self._claimed(claimant, lambda: list(claimant.engine.claim(limit).deliveries), suspect=False)
+        self._claimed(
+            claimant, lambda: list(claimant.engine.claim(limit).deliveries), suspect=False
+        )
 
     def _claims_suspect(self, worker: Worker | None = None) -> None:
         worker = worker or self._dice.choice(self._workers)
         if not worker.hands and not worker.results:
             claimer, connection = worker.engine.claimer, worker.engine.connection
-            self._claimed(worker, lambda: list(claimer.claim_suspect(connection).deliveries), suspect=True)
+            self._claimed(
+                worker, lambda: list(claimer.claim_suspect(connection).deliveries), suspect=True
+            )
 
-    def _claimed(self, worker: Worker, claim: Callable[[], list[Delivery]], *, suspect: bool) -> None:
+    def _claimed(
+        self, worker: Worker, claim: Callable[[], list[Delivery]], *, suspect: bool
+    ) -> None:
         stored = self._breaks("claim")
         try:
             deliveries = claim()
         except ClaimInDoubtError as doubt:
             # As the dispatcher does: it cannot tell whether the claim was stored.
-            worker.results += [(Result(delivery, given_back()), "given back") for delivery in doubt.deliveries]
+            worker.results += [
+                (Result(delivery, given_back()), "given back") for delivery in doubt.deliveries
+            ]
             if stored:
                 self.happened["claimed unheard"] += len(doubt.deliveries)
                 self._hold(worker, doubt.deliveries, suspect=suspect)
@@ -115,7 +137,9 @@ class Schedule:
     def _hold(self, worker: Worker, deliveries: Sequence[Delivery], *, suspect: bool) -> None:
         for delivery in deliveries:
             row = self._rows[delivery.delivery_id]
-            assert row.waiting and row.holder is None, "claimed though it has an owner, or is at its end"
+            assert row.waiting and row.holder is None, (
+                "claimed though it has an owner, or is at its end"
+            )
             assert (row.losses >= 3) == suspect, "a suspect row was not tried alone"
             row.status, row.holder = "sending", (worker.engine, delivery)
 
@@ -126,7 +150,9 @@ class Schedule:
             self._ends(worker, worker.hands.pop(), self._dice.choice(sorted(OUTCOMES)))
 
     def _ends(self, worker: Worker, delivery: Delivery, outcome: str) -> None:
-        """Have a claim end with *outcome*; but the first row is poison: whoever posts it dies, and is seen to."""
+        """Have a claim end with *outcome*; but the first row is poison: whoever posts it dies, and
+        is seen to.
+        """
         if delivery.delivery_id == min(self._rows) and outcome != "given back":
             self._dies(worker)
         else:
@@ -147,7 +173,9 @@ class Schedule:
                 self._ended([(result, outcome) for result, outcome in batch if result in owned])
             return
         assert not recorded.deferred
-        assert {id(result) for result in recorded.accepted} == {id(result) for result in owned}, "not the owner's alone"
+        assert {id(result) for result in recorded.accepted} == {id(result) for result in owned}, (
+            "not the owner's alone"
+        )
         self.happened["refused"] += len(recorded.refused)
         self.happened["recorded"] += len(owned)
         self._ended([(result, outcome) for result, outcome in batch if result in owned])
@@ -166,15 +194,25 @@ class Schedule:
         worker = worker or self._dice.choice(self._workers)
         worker.lost = worker.engine.recorder.lost_leases(worker.engine.connection)
         expected = {delivery_id for delivery_id, row in self._rows.items() if row.expired}
-        assert {result.delivery.delivery_id for result in worker.lost} == expected, "not what ran out"
+        assert {result.delivery.delivery_id for result in worker.lost} == expected, (
+            "not what ran out"
+        )
 
     def _reads_what_the_dead_held(self, worker: Worker | None = None) -> None:
         worker = worker or self._dice.choice(self._workers)
         if self._dead:
             dead = min(self._dead)
-            worker.lost = worker.engine.recorder.lost_leases(worker.engine.connection, incarnation=dead)
-            expected = {key for key, row in self._rows.items() if row.holder and row.holder[0].incarnation == dead}
-            assert {result.delivery.delivery_id for result in worker.lost} == expected, "not what the dead one held"
+            worker.lost = worker.engine.recorder.lost_leases(
+                worker.engine.connection, incarnation=dead
+            )
+            expected = {
+                key
+                for key, row in self._rows.items()
+                if row.holder and row.holder[0].incarnation == dead
+            }
+            assert {result.delivery.delivery_id for result in worker.lost} == expected, (
+                "not what the dead one held"
+            )
             if not worker.lost:
                 self._dead.discard(dead)
 
@@ -190,7 +228,9 @@ class Schedule:
             if not stored:
                 return
         else:
-            assert {id(result) for result in recorded.accepted} == {id(result) for result in owned}, "not the holder's lease"
+            assert {id(result) for result in recorded.accepted} == {
+                id(result) for result in owned
+            }, "not the holder's lease"
             worker.lost = []
         for result in owned:
             row = self._rows[result.delivery.delivery_id]
@@ -204,12 +244,16 @@ class Schedule:
         worker.anew()
 
     def _is_operated(self) -> None:
-        """An operator cancels a delivery under way: the row is final, its result will be refused, and the lane miscounts."""
+        """An operator cancels a delivery under way: the row is final, its result will be refused,
+        and the lane miscounts.
+        """
         held = [delivery_id for delivery_id, row in self._rows.items() if row.holder]
         if held:
             delivery_id = self._dice.choice(held)
             self._session.execute(
-                "UPDATE pggit.alert_delivery_queue SET delivery_status = 'failed' WHERE delivery_id = %s", [delivery_id]
+                "UPDATE pggit.alert_delivery_queue SET delivery_status = 'failed' WHERE "
+                "delivery_id = %s",
+                [delivery_id],
             )
             row = self._rows[delivery_id]
             row.status, row.holder, row.expired = "failed", None, False
@@ -221,43 +265,75 @@ class Schedule:
                 "UPDATE pggit.alert_delivery_queue SET next_retry_at = now() - interval '1 s'"
                 " WHERE delivery_status IN ('pending', 'retrying') AND next_retry_at > now()"
             )
-            self._session.execute("UPDATE pggit.webhook_health_metrics SET runnable_at = now() WHERE runnable_at IS NOT NULL")
+            self._session.execute(
+                "UPDATE pggit.webhook_health_metrics SET runnable_at = now() WHERE runnable_at "
+                "IS NOT NULL"
+            )
 
-    # What holds after each -------------------------------------------------------------------------------------------
+    # What holds after each
 
     def _check(self) -> None:
         rows = self._session.execute(
-            "SELECT q.delivery_id, q.delivery_status, q.retry_count, q.leases_lost, q.attempts, q.max_retries,"
-            " (q.lease_token IS NOT NULL AND q.lease_token > 0), q.leased_by, q.lease_until IS NOT NULL,"
-            " (SELECT count(*) FROM pggit.alert_delivery_log l WHERE l.delivery_id = q.delivery_id AND l.http_status IS NOT NULL)"
+            "SELECT q.delivery_id, q.delivery_status, q.retry_count, q.leases_lost, q.attempts, "
+            "q.max_retries,"
+            " (q.lease_token IS NOT NULL AND q.lease_token > 0), q.leased_by, q.lease_until IS "
+            "NOT NULL,"
+            " (SELECT count(*) FROM pggit.alert_delivery_log l WHERE l.delivery_id = "
+            "q.delivery_id AND l.http_status IS NOT NULL)"
             " FROM pggit.alert_delivery_queue q"
         ).fetchall()
         assert {row[0] for row in rows} == set(self._rows), "a row is gone"
-        for delivery_id, status, retries, losses, attempts, most, fenced, leased_by, leased, logged in rows:
+        for (
+            delivery_id,
+            status,
+            retries,
+            losses,
+            attempts,
+            most,
+            fenced,
+            leased_by,
+            leased,
+            logged,
+        ) in rows:
             row = self._rows[delivery_id]
-            assert (status, retries, losses, attempts) == (row.status, row.retries, row.losses, row.attempts), delivery_id
+            assert (status, retries, losses, attempts) == (
+                row.status,
+                row.retries,
+                row.losses,
+                row.attempts,
+            ), delivery_id
             assert retries <= most == MAX_RETRIES
             assert attempts == logged, "an attempt was not counted once"
             assert (fenced, leased_by, leased) == (
                 (True, row.holder[0].incarnation, True) if row.holder else (False, None, False)
             ), "a lease without a claim, or a claim without a lease"
         lanes = self._session.execute(
-            "SELECT h.webhook_id, h.in_flight, h.total_deliveries, h.successful_deliveries FROM pggit.webhook_health_metrics h"
+            "SELECT h.webhook_id, h.in_flight, h.total_deliveries, h.successful_deliveries FROM "
+            "pggit.webhook_health_metrics h"
         ).fetchall()
         for webhook_id, in_flight, attempts, delivered in lanes:
             its = [row for row in self._rows.values() if row.webhook_id == webhook_id]
-            assert attempts == sum(row.attempts for row in its), "the lane did not count each attempt once"
+            assert attempts == sum(row.attempts for row in its), (
+                "the lane did not count each attempt once"
+            )
             assert delivered == sum(row.status == "delivered" for row in its)
             over = in_flight - sum(row.status == "sending" for row in its)
-            assert 0 <= over <= self._stranded[webhook_id], "in_flight does not say what is in flight"
+            assert 0 <= over <= self._stranded[webhook_id], (
+                "in_flight does not say what is in flight"
+            )
             self._stranded[webhook_id] = over  # less than it was, if it was counted afresh
 
     def _come_to_an_end(self) -> None:
-        """Without faults from now on: deaths that were seen need no lease to run out, and no sweep mends a counter."""
+        """Without faults from now on: deaths that were seen need no lease to run out, and no sweep
+        mends a counter.
+        """
         self._faults_left = False
         for _ in range(10 + len(self._rows)):
             for worker in self._workers:
-                for read in (self._reads_what_ran_out, *[self._reads_what_the_dead_held] * (len(self._dead) + 1)):
+                for read in (
+                    self._reads_what_ran_out,
+                    *[self._reads_what_the_dead_held] * (len(self._dead) + 1),
+                ):
                     read(worker)
                     self._records_what_was_lost(worker)
                 while worker.hands:
@@ -271,10 +347,12 @@ class Schedule:
                 return
         raise AssertionError("a row is nobody's for ever")
 
-    # What the steps are made of --------------------------------------------------------------------------------------
+    # What the steps are made of
 
     def _breaks(self, what: str) -> bool:
-        """Decide what happens to the next transaction; return whether its COMMIT is stored and not heard of."""
+        """Decide what happens to the next transaction; return whether its COMMIT is stored and not
+        heard of.
+        """
         self._breaking.fails_at, self._breaking.commit = None, "succeeds"
         if not self._faults_left or self._dice.random() < 0.7:
             return False
@@ -298,14 +376,19 @@ class Schedule:
         self._rows[delivery_id].expired = True
         with _unseen(self._session):
             self._session.execute(
-                "UPDATE pggit.alert_delivery_queue SET lease_until = now() - interval '1 s' WHERE delivery_id = %s", [delivery_id]
+                "UPDATE pggit.alert_delivery_queue SET lease_until = now() - interval '1 s' "
+                "WHERE delivery_id = %s",
+                [delivery_id],
             )
 
     def _clear(self) -> None:
         with _unseen(self._session):
             for table in ("alert_delivery_queue", "alert_delivery_log", "webhook_health_metrics"):
                 self._session.execute(f"DELETE FROM pggit.{table}".encode())
-            self._session.execute("INSERT INTO pggit.webhook_health_metrics (webhook_id) SELECT unnest(%s)", [list(WEBHOOKS)])
+            self._session.execute(
+                "INSERT INTO pggit.webhook_health_metrics (webhook_id) SELECT unnest(%s)",
+                [list(WEBHOOKS)],
+            )
         for worker in self._workers:
             worker.anew()
 
@@ -334,12 +417,18 @@ def _unseen(session: psycopg.Connection[Any]) -> Iterator[None]:
     session.execute("RESET session_replication_role")
 
 
-def run_schedules(database: Database, seeds: range, *, steps: int = 100, mutate: Mutate | None = None) -> Counter[str]:
-    """Run one schedule for each seed; return what happened how often. A failure's note names its seed."""
+def run_schedules(
+    database: Database, seeds: range, *, steps: int = 100, mutate: Mutate | None = None
+) -> Counter[str]:
+    """Run one schedule for each seed; return what happened how often. A failure's note names its
+    seed.
+    """
     happened: Counter[str] = Counter()
     with ExitStack() as stack:
         engines = [
-            stack.enter_context(engine(database, f"worker-{number}", defaults=DEFAULTS, mutate=mutate))
+            stack.enter_context(
+                engine(database, f"worker-{number}", defaults=DEFAULTS, mutate=mutate)
+            )
             for number in range(1, WORKERS + 1)
         ]
         session = stack.enter_context(database.connect())

@@ -21,6 +21,8 @@ def watched(database: Database) -> Iterator[Connection]:
 
 
 def heard(listener: Connection) -> list[str]:
-    """Return what was notified until now; notifications of committed transactions are there at once."""
+    """Return what was notified until now; notifications of committed transactions are there at
+    once.
+    """
     listener.execute("SELECT 1")
     return [notification.payload for notification in listener.notifies(timeout=0)]

@@ -1,4 +1,5 @@
-"""Mistakes planted in webhookd.core, and for each the property that must catch it; and steps left out of the stored breaker.
+"""Mistakes planted in webhookd.core, and for each the property that must catch it; and steps left
+out of the stored breaker.
 
 A property that passes says little until it is seen to fail. Here is what it has to fail for.
 """
@@ -10,7 +11,9 @@ from types import ModuleType
 
 from hypothesis import HealthCheck, Phase, settings
 
-CHECK = settings(max_examples=80, stateful_step_count=30, deadline=None, database=None, derandomize=True)
+CHECK = settings(
+    max_examples=80, stateful_step_count=30, deadline=None, database=None, derandomize=True
+)
 # A mutant has to be caught, not to be explained.
 HUNT = settings(
     CHECK,
@@ -24,7 +27,9 @@ HUNT = settings(
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """webhookd.core.*module* with *was* replaced by *becomes*; *killed_by* is the property that must fail on it."""
+    """webhookd.core.*module* with *was* replaced by *becomes*; *killed_by* is the property that
+    must fail on it.
+    """
 
     module: str
     was: str
@@ -36,7 +41,9 @@ class Mutant:
         original = import_module(f"webhookd.core.{self.module}")
         assert original.__file__ is not None
         source = Path(original.__file__).read_text(encoding="utf-8")
-        assert source.count(self.was) == 1, f"{self.module}.py has {source.count(self.was)} times {self.was!r}: name it anew"
+        assert source.count(self.was) == 1, (
+            f"{self.module}.py has {source.count(self.was)} times {self.was!r}: name it anew"
+        )
         mutated = ModuleType(original.__name__)
         exec(compile(source.replace(self.was, self.becomes), f"<{self}>", "exec"), mutated.__dict__)
         return mutated
@@ -76,7 +83,8 @@ MUTANTS = (
     Mutant("breaker", "self.state is CircuitState.HALF_OPEN or failures >=", "failures >=", "a_probe_that_fails_opens_again"),
     Mutant("breaker", "by hand.\"\"\"\n        return Breaker(CircuitState.CLOSED, self.epoch + 1)",
            "by hand.\"\"\"\n        return Breaker(CircuitState.CLOSED, self.epoch)", "a_reset_closes"),
-    Mutant("breaker", "by hand.\"\"\"\n        return Breaker(", "by hand.\"\"\"\n        return self or Breaker(",
+    Mutant("breaker", "by hand.\"\"\"\n        return Breaker(", "by hand.\"\"\"\n        return "
+                                                                 "self or Breaker(",
            "a_reset_closes"),
     Mutant("breaker", "epoch=self.epoch + 1, until=lease", "until=lease", "each_transition_starts_an_epoch"),
     Mutant("breaker", "CircuitState.OPEN, self.epoch + 1", "CircuitState.OPEN, self.epoch", "each_transition_starts_an_epoch"),
@@ -189,8 +197,10 @@ MUTANTS = (
     Mutant("lifecycle", "wished_s if verdict.holds_webhook else None", "wished_s", "a_wish_holds_the_whole_webhook"),
     Mutant("lifecycle", "wished_s if verdict.holds_webhook else None", "None", "a_wish_holds_the_whole_webhook"),
     Mutant("lifecycle",
-           "no retries left\"\n                return Settlement(Status.FAILED, \"failed\", reason, verdict.vote, hold_s=hold_s)",
-           "no retries left\"\n                return Settlement(Status.FAILED, \"failed\", reason, verdict.vote)",
+           "no retries left\"\n                return Settlement(Status.FAILED, \"failed\", "
+           "reason, verdict.vote, hold_s=hold_s)",
+           "no retries left\"\n                return Settlement(Status.FAILED, \"failed\", "
+           "reason, verdict.vote)",
            "a_wish_holds_the_whole_webhook"),
     Mutant("lifecycle", "\"delivered\", verdict.reason, verdict.vote", "\"delivered\", verdict.reason, None",
            "every_attempt_is_logged_and_votes"),
@@ -198,7 +208,8 @@ MUTANTS = (
            "every_attempt_is_logged_and_votes"),
     # The lane.
     Mutant("lane", "if not settings.enabled:", "if False:", "the_first_block_is_named_with_its_end"),
-    Mutant("lane", "lane.hold_until > now:\n        return", "lane.hold_until >= now:\n        return",
+    Mutant("lane", "lane.hold_until > now:\n        return", "lane.hold_until >= now:\n        "
+                                                             "return",
            "the_first_block_is_named_with_its_end"),
     Mutant("lane", "BlockedBy.HOLD, lane.hold_until)\n    if", "BlockedBy.HOLD, now)\n    if",
            "the_first_block_is_named_with_its_end"),
@@ -206,14 +217,16 @@ MUTANTS = (
     Mutant("lane", "if lane.in_flight >= settings.max_in_flight:", "if False:",
            "the_first_block_is_named_with_its_end"),
     Mutant("lane", "burst=settings.burst) < 1:", "burst=settings.burst) <= 0:", "a_probe_needs_room_and_a_token_too"),
-    Mutant("lane", "return Admission(0, BlockedBy.UNREGISTERED)", "return Admission(0, BlockedBy.UNREGISTERED, now)",
+    Mutant("lane", "return Admission(0, BlockedBy.UNREGISTERED)", "return Admission(0, "
+                                                                  "BlockedBy.UNREGISTERED, now)",
            "the_first_block_is_named_with_its_end"),
     Mutant("lane", "min(wish, room, tokens)", "min(wish, room)", "gives_all_that_wish_room_and_tokens_allow"),
     Mutant("lane", "min(wish, room, tokens)", "min(wish, tokens)", "gives_all_that_wish_room_and_tokens_allow"),
     Mutant("lane", "min(wish, room, tokens)", "min(room, tokens, 20)", "gives_all_that_wish_room_and_tokens_allow"),
     Mutant("lane", "min(wish, room, tokens)", "1", "gives_all_that_wish_room_and_tokens_allow"),
     Mutant("lane", "if lane.breaker.blocked_until is not None:\n", "if False:\n", "a_probe_is_one_row"),
-    Mutant("lane", "Admission(1, BlockedBy.CIRCUIT, probe=True)", "Admission(wish, BlockedBy.CIRCUIT, probe=True)",
+    Mutant("lane", "Admission(1, BlockedBy.CIRCUIT, probe=True)", "Admission(wish, "
+                                                                  "BlockedBy.CIRCUIT, probe=True)",
            "a_probe_is_one_row"),
     Mutant("lane", "if lane.in_flight >= settings.max_in_flight:", "if False:", "a_probe_needs_room_and_a_token_too"),
     Mutant("lane", "if quota == tokens:", "if False:", "says_what_the_lane_waits_for_next"),
@@ -229,7 +242,8 @@ MUTANTS = (
            "waiting_rows_are_looked_at_in_time"),
     Mutant("lane", "in (Status.PENDING, Status.RETRYING)", "in (Status.PENDING,)", "waiting_rows_are_looked_at_in_time"),
     Mutant("lane", "if lane.breaker.epoch != before.breaker.epoch or", "if", "waiting_rows_are_looked_at_in_time"),
-    Mutant("lane", "if lane.breaker.state is not CircuitState.CLOSED and lane.breaker != before.breaker:", "if False:",
+    Mutant("lane", "if lane.breaker.state is not CircuitState.CLOSED and lane.breaker != "
+                   "before.breaker:", "if False:",
            "a_trip_parks_the_lane"),
     Mutant("lane", "runnable_at=lane.breaker.until, blocked_by=BlockedBy.CIRCUIT",
            "runnable_at=now, blocked_by=BlockedBy.CIRCUIT",
@@ -265,8 +279,9 @@ MUTANTS = (
 class StoredMutant:
     """A step that the stored breaker needs, left out.
 
-    *place* is a statement of sql/queries, or `lane` (the core's), `reset_circuit` (the trigger's function), `token` (the dice).
-    What is *rare* takes a long search to be caught: `make storm` does that.
+    *place* is a statement of sql/queries, or `lane` (the core's), `reset_circuit` (the trigger's
+    function), `token` (the dice). What is *rare* takes a long search to be caught: `make storm`
+    does that.
     """
 
     place: str
@@ -298,12 +313,15 @@ STORED = (
     StoredMutant("update_lanes", "in_flight = r.in_flight,", ""),
     StoredMutant("update_lanes", "runnable_at = to_timestamp(r.runnable_at),", "", rare=True),
     # What the claim of a probe stores.
-    StoredMutant("claim", "circuit_state = CASE WHEN t.probes THEN 'half_open' ELSE h.circuit_state END,", ""),
+    StoredMutant("claim", "circuit_state = CASE WHEN t.probes THEN 'half_open' ELSE "
+                          "h.circuit_state END,", ""),
     StoredMutant("claim", "circuit_until = CASE WHEN t.probes", "circuit_until = CASE WHEN false"),
-    StoredMutant("claim", "health_status = CASE WHEN t.probes THEN 'degraded' ELSE h.health_status END,", ""),
+    StoredMutant("claim", "health_status = CASE WHEN t.probes THEN 'degraded' ELSE "
+                          "h.health_status END,", ""),
     StoredMutant("claim", "in_flight = l.in_flight + t.n,", ""),
     StoredMutant("claim", "l.probe AND count(c.webhook_id) > 0 AS probes", "l.probe AS probes", rare=True),
-    StoredMutant("claim_suspect", "circuit_state = CASE WHEN %(probe)s THEN 'half_open' ELSE h.circuit_state END,", "",
+    StoredMutant("claim_suspect", "circuit_state = CASE WHEN %(probe)s THEN 'half_open' ELSE "
+                                  "h.circuit_state END,", "",
                  rare=True),
     StoredMutant("claim_suspect", "circuit_until = CASE WHEN %(probe)s", "circuit_until = CASE WHEN false", rare=True),
     StoredMutant("claim_suspect", "AND %(admitted)s", "", rare=True),

@@ -16,7 +16,9 @@ Pages = dict[str, list[int]]  # by statement, one entry an execution
 
 @contextmanager
 def counted(worker: Engine, *names: str) -> Iterator[Pages]:
-    """Have the server explain each statement that *worker* runs, with the very plan it used, and add up its pages."""
+    """Have the server explain each statement that *worker* runs, with the very plan it used, and
+    add up its pages.
+    """
     pages: Pages = defaultdict(list)
 
     def explained(notice: psycopg.errors.Diagnostic) -> None:
@@ -53,7 +55,8 @@ def _pages(plan: dict[str, Any]) -> int:
     apart = [
         part
         for part in plan.get("Plans", [])
-        if part["Node Type"] == "ModifyTable" and part.get("Subplan Name", "").removeprefix("CTE ") not in {"", *read}
+        if part["Node Type"] == "ModifyTable"
+        and part.get("Subplan Name", "").removeprefix("CTE ") not in {"", *read}
     ]
     return sum(part["Shared Hit Blocks"] + part["Shared Read Blocks"] for part in [plan, *apart])
 

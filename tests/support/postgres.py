@@ -21,25 +21,40 @@ from webhookd.embedded import programs
 from webhookd.embedded import server as embedded
 from webhookd.schema.migrate import migrate
 
-# Crashes of the server are tested by killing it, not the machine: nothing here needs to reach the disk.
-QUICK = ("fsync=off", "full_page_writes=off", "shared_buffers=64MB", "max_connections=200", "max_wal_size=512MB")
+# Crashes of the server are tested by killing it, not the machine: nothing here needs to reach the
+# disk.
+QUICK = (
+    "fsync=off",
+    "full_page_writes=off",
+    "shared_buffers=64MB",
+    "max_connections=200",
+    "max_wal_size=512MB",
+)
 # Two-phase commits are tested, and a server must be told in advance.
 SETTINGS = (*QUICK, "max_prepared_transactions=10", "log_min_messages=warning")
 
 
 @dataclass(slots=True)
 class Database:
-    """One database of a test server. `dsn` names it; connections are in autocommit mode unless told otherwise."""
+    """One database of a test server. `dsn` names it; connections are in autocommit mode unless told
+    otherwise.
+    """
 
     name: str
     dsn: str
 
-    def connect(self, *, autocommit: bool = True, **options: Any) -> psycopg.Connection[tuple[Any, ...]]:
-        """Open a connection (also a context manager); *options* are psycopg's or libpq's, such as `user`."""
+    def connect(
+        self, *, autocommit: bool = True, **options: Any
+    ) -> psycopg.Connection[tuple[Any, ...]]:
+        """Open a connection (also a context manager); *options* are psycopg's or libpq's, such as
+        `user`.
+        """
         return psycopg.connect(self.dsn, autocommit=autocommit, **options)
 
     def execute(self, statement: str, params: Any = None) -> list[tuple[Any, ...]]:
-        """Run one statement, or several without parameters, by itself and return the last one's rows."""
+        """Run one statement, or several without parameters, by itself and return the last one's
+        rows.
+        """
         with self.connect() as connection:
             cursor = connection.execute(statement.encode(), params)
             while cursor.nextset():
@@ -59,20 +74,27 @@ class Server:
     def dsn(self, database: str, user: str = programs.USER) -> str:
         return make_conninfo(self.process.dsn, dbname=database, user=user)
 
-    def create(self, *, template: str = "template0", owner: str = programs.USER, encoding: str = "UTF8") -> Database:
+    def create(
+        self, *, template: str = "template0", owner: str = programs.USER, encoding: str = "UTF8"
+    ) -> Database:
         """Make a database of a fresh name out of *template*, which has *encoding* or is template0."""
         name = f"test_{uuid.uuid4().hex[:12]}"
-        self._administer("CREATE DATABASE {} TEMPLATE {} OWNER {} ENCODING {}", name, template, owner, encoding)
+        self._administer(
+            "CREATE DATABASE {} TEMPLATE {} OWNER {} ENCODING {}", name, template, owner, encoding
+        )
         return Database(name=name, dsn=self.dsn(name))
 
     def create_migrated(self) -> Database:
-        """Make a database with webhookd's schema: a copy of one that was migrated once for all tests."""
+        """Make a database with webhookd's schema: a copy of one that was migrated once for all
+        tests.
+        """
         if "migrated" not in self._templates:
             template = self.create()
             migrate(template.dsn)
             self._templates["migrated"] = template.name
         database = self.create(template=self._templates["migrated"])
-        # Every test's database counts as an installation of its own, not as a copy that must not send.
+        # Every test's database counts as an installation of its own, not as a copy that must not
+        # send.
         database.execute(
             "UPDATE pggit.installation SET installation_id = gen_random_uuid(),"
             " database_oid = (SELECT oid FROM pg_database WHERE datname = current_database())"
@@ -86,7 +108,9 @@ class Server:
         return name
 
     def drop(self, database: Database) -> None:
-        """Drop a database with whatever is still connected to it; the server's end drops what will not go."""
+        """Drop a database with whatever is still connected to it; the server's end drops what will
+        not go.
+        """
         with suppress(psycopg.errors.ObjectInUse):
             self._administer("DROP DATABASE IF EXISTS {} WITH (FORCE)", database.name)
 
@@ -95,7 +119,9 @@ class Server:
         self.process.kill()
 
     def restart(self) -> None:
-        """Start again after `kill` (recovery included), or stop and start; blocks until connections are taken."""
+        """Start again after `kill` (recovery included), or stop and start; blocks until connections
+        are taken.
+        """
         if self.process.alive():
             self.process.halt()
         self.process.launch()
@@ -106,7 +132,8 @@ class Server:
 
     @contextmanager
     def replica(self) -> Iterator[str]:
-        """Run a streaming replica, which every COMMIT waits for that is durable; yield the folder of its socket (its host).
+        """Run a streaming replica, which every COMMIT waits for that is durable; yield the folder
+        of its socket (its host).
 
         The server is stopped for a moment to be copied. `SELECT pg_promote()` promotes the replica.
         """
@@ -118,12 +145,22 @@ class Server:
         data, primary = home / "data", conninfo_to_dict(self.dsn("postgres"))["host"]
         (data / "standby.signal").touch()
         with (data / "postgresql.auto.conf").open("a") as settings:
-            settings.write(f"primary_conninfo = 'host={primary} user={programs.USER} application_name=replica'\n")
+            settings.write(
+                f"primary_conninfo = 'host={primary} user={programs.USER} "
+                "application_name=replica'\n"
+            )
         account = programs.server_account()
-        program = programs.runnable(programs.package_binaries(), self.process.directory, account) / "postgres"
+        program = (
+            programs.runnable(programs.package_binaries(), self.process.directory, account)
+            / "postgres"
+        )
         if account.switch:
             os.chown(home, account.uid, account.gid)
-        options = [part for setting in (*SETTINGS, "listen_addresses=", f"port={embedded.PORT}") for part in ("-c", setting)]
+        options = [
+            part
+            for setting in (*SETTINGS, "listen_addresses=", f"port={embedded.PORT}")
+            for part in ("-c", setting)
+        ]
         with (home / "log").open("wb") as log:
             process = subprocess.Popen(
                 [program, "-D", data, "-k", home, *options],
@@ -139,7 +176,11 @@ class Server:
             self._administer("SELECT pg_reload_conf()")
             with psycopg.connect(self.dsn("postgres"), autocommit=True) as connection:
                 synchronous = "SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"
-                eventually(lambda: connection.execute(synchronous).fetchall(), 60.0, what="the replica follows")
+                eventually(
+                    lambda: connection.execute(synchronous).fetchall(),
+                    60.0,
+                    what="the replica follows",
+                )
             yield str(home)
         finally:
             process.send_signal(signal.SIGINT)
@@ -154,14 +195,18 @@ class Server:
 def running_server(
     binaries: Path | None = None, settings: tuple[str, ...] = (), *, parent: Path | None = None
 ) -> Iterator[Server]:
-    """Run a server in a new directory below *parent* (the system's temporary one), and remove both in the end.
+    """Run a server in a new directory below *parent* (the system's temporary one), and remove both
+    in the end.
 
-    pytest's own temporary directories are closed to all but their owner, so a server could not use them under root.
+    pytest's own temporary directories are closed to all but their owner, so a server could not use
+    them under root.
     """
     home = Path(tempfile.mkdtemp(prefix="webhookd-test-", dir=parent))
     home.chmod(0o755)
     try:
-        server = Server(embedded.start(home / "pg", binaries=binaries, settings=(*SETTINGS, *settings)), home)
+        server = Server(
+            embedded.start(home / "pg", binaries=binaries, settings=(*SETTINGS, *settings)), home
+        )
         try:
             with psycopg.connect(server.dsn("postgres")) as connection:
                 server.version = connection.info.server_version // 10000
@@ -173,7 +218,9 @@ def running_server(
 
 
 def system_binaries() -> Path | None:
-    """Return the `bin` directory of a PostgreSQL that is installed here: WEBHOOKD_TEST_PG_BIN, else Debian's newest."""
+    """Return the `bin` directory of a PostgreSQL that is installed here: WEBHOOKD_TEST_PG_BIN, else
+    Debian's newest.
+    """
     named = os.environ.get("WEBHOOKD_TEST_PG_BIN")
     if named:
         return Path(named)

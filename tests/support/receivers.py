@@ -1,4 +1,6 @@
-"""Receivers on raw sockets, well-behaved and hostile: each is a behaviour, run in a thread for each connection."""
+"""Receivers on raw sockets, well-behaved and hostile: each is a behaviour, run in a thread for each
+connection.
+"""
 
 import re
 import select
@@ -29,7 +31,9 @@ class Peer:
         self._buffer = b""
 
     def read_request(self) -> bytes | None:
-        """Return the next whole request and record it with the receiver; None when the sender has closed."""
+        """Return the next whole request and record it with the receiver; None when the sender has
+        closed.
+        """
         head = self.read_head()
         if head is None:
             return None
@@ -47,7 +51,9 @@ class Peer:
         return request
 
     def read_head(self) -> bytes | None:
-        """Return the head of the next request, with its empty line; None when the sender has closed."""
+        """Return the head of the next request, with its empty line; None when the sender has
+        closed.
+        """
         while b"\r\n\r\n" not in self._buffer:
             data = self.sock.recv(65536)
             if not data:
@@ -91,13 +97,16 @@ Behaviour = Callable[[Peer], None]
 
 
 class Receiver:
-    """Listens on *host* and runs *behaviour* in a thread for each connection, which is closed when it returns.
+    """Listens on *host* and runs *behaviour* in a thread for each connection, which is closed when
+    it returns.
 
-    `requests` holds what `Peer.read_request` returned, in order. *tls* may be exchanged while it runs; connections to come
-    use the new one. Use as a context manager, or call `stop`.
+    `requests` holds what `Peer.read_request` returned, in order. *tls* may be exchanged while it
+    runs; connections to come use the new one. Use as a context manager, or call `stop`.
     """
 
-    def __init__(self, behaviour: Behaviour, *, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, behaviour: Behaviour, *, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1"
+    ) -> None:
         self.requests: list[bytes] = []
         self.connections = 0
         self.closed = 0
@@ -155,7 +164,12 @@ class Receiver:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.stop()
 
     def _accept(self) -> None:
@@ -168,13 +182,16 @@ class Receiver:
                 self.connections += 1
                 number = self.connections
                 self._socks.add(sock)
-            thread = threading.Thread(target=self._serve, args=(sock, number), name="receiver-peer", daemon=True)
+            thread = threading.Thread(
+                target=self._serve, args=(sock, number), name="receiver-peer", daemon=True
+            )
             self._threads.append(thread)
             thread.start()
 
     def _serve(self, sock: socket.socket, number: int) -> None:
         plain = sock
-        # Whatever the sender does to the connection is the sender's business; the test looks at the answer.
+        # Whatever the sender does to the connection is the sender's business; the test looks at the
+        # answer.
         with suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if (tls := self.tls) is not None:
@@ -212,7 +229,9 @@ def answering_once(answer: bytes = OK) -> Behaviour:
 
 
 def answering_then_holding(answer: bytes) -> Behaviour:
-    """Answer the first request on a connection with *answer*, then leave the connection open and silent."""
+    """Answer the first request on a connection with *answer*, then leave the connection open and
+    silent.
+    """
 
     def behave(peer: Peer) -> None:
         peer.read_request()
@@ -297,9 +316,11 @@ def speaking_first(garbage: bytes) -> Behaviour:
 
 
 def closing_when_used_after(idle_s: float, serve: Callable[[Peer, bytes], None]) -> Behaviour:
-    """Serve requests with *serve*; one that comes on a connection idle for *idle_s* is reset unread.
+    """Serve requests with *serve*; one that comes on a connection idle for *idle_s* is reset
+    unread.
 
-    This is what a sender sees of a receiver that closes idle connections, where its close and the request cross on the way.
+    This is what a sender sees of a receiver that closes idle connections, where its close and the
+    request cross on the way.
     """
 
     def behave(peer: Peer) -> None:

@@ -29,15 +29,25 @@ def whole_round(database: Database, connection: session.Connection, keep: Keep =
 
 
 def laps(database: Database) -> list[datetime]:
-    return [row[0] for row in database.execute("SELECT lap_started_at FROM pggit.retention ORDER BY table_name")]
+    return [
+        row[0]
+        for row in database.execute(
+            "SELECT lap_started_at FROM pggit.retention ORDER BY table_name"
+        )
+    ]
 
 
-def finished(database: Database, count: int, *, days: float, status: str = "delivered") -> list[int]:
+def finished(
+    database: Database, count: int, *, days: float, status: str = "delivered"
+) -> list[int]:
     """Insert deliveries that were finished so many days ago."""
     rows = database.execute(
-        "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, delivery_status, attempts, created_at, attempted_at,"
-        " delivered_at) SELECT 1, '{\"n\": 1}', %(status)s, 1, at, at, CASE WHEN %(status)s = 'delivered' THEN at END"
-        " FROM generate_series(1, %(count)s), LATERAL (SELECT now() - %(days)s * interval '1 day' AS at) t RETURNING delivery_id",
+        "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, delivery_status, "
+        "attempts, created_at, attempted_at,"
+        " delivered_at) SELECT 1, '{\"n\": 1}', %(status)s, 1, at, at, CASE WHEN %(status)s = "
+        "'delivered' THEN at END"
+        " FROM generate_series(1, %(count)s), LATERAL (SELECT now() - %(days)s * interval '1 "
+        "day' AS at) t RETURNING delivery_id",
         {"status": status, "count": count, "days": days},
     )
     return [row[0] for row in rows]
@@ -52,7 +62,9 @@ def logged(database: Database, count: int, *, days: float) -> None:
 
 
 def ids(database: Database) -> set[int]:
-    return {row[0] for row in database.execute("SELECT delivery_id FROM pggit.alert_delivery_queue")}
+    return {
+        row[0] for row in database.execute("SELECT delivery_id FROM pggit.alert_delivery_queue")
+    }
 
 
 def count(database: Database, table: str) -> int:
@@ -64,9 +76,12 @@ def removed(database: Database) -> dict[str, int]:
 
 
 def assert_counts_are_true(database: Database) -> None:
-    assert database.execute("SELECT delivered_count, failed_count, total_count FROM pggit.count_pending_by_status()") == (
+    assert database.execute(
+        "SELECT delivered_count, failed_count, total_count FROM pggit.count_pending_by_status()"
+    ) == (
         database.execute(
-            "SELECT count(*) FILTER (WHERE delivery_status = 'delivered'), count(*) FILTER (WHERE delivery_status = 'failed'),"
+            "SELECT count(*) FILTER (WHERE delivery_status = 'delivered'), count(*) FILTER "
+            "(WHERE delivery_status = 'failed'),"
             " count(*) FROM pggit.alert_delivery_queue"
         )
     )

@@ -1,7 +1,9 @@
-"""Workers' watches driven by hand, and a dispatcher on a stage: the wakeup protocol against a real PostgreSQL, cue by cue.
+"""Workers' watches driven by hand, and a dispatcher on a stage: the wakeup protocol against a real
+PostgreSQL, cue by cue.
 
-The dispatcher runs without the housekeeping's sweep: a wakeup that is lost stays lost. tests/property has a model of the protocol
-that tries all interleavings; here the worst of them are danced with PostgreSQL itself.
+The dispatcher runs without the housekeeping's sweep: a wakeup that is lost stays lost.
+tests/property has a model of the protocol that tries all interleavings; here the worst of them are
+danced with PostgreSQL itself.
 """
 
 import threading
@@ -46,7 +48,12 @@ class Member:
         self.incarnation = uuid4()
         self.listener = Listener(database.dsn, application_name="test/listen")
         self.connection = session.connect(database.dsn, application_name="test/work")
-        self.watch = NotifyDuty(self.listener, worker_id="test", incarnation=self.incarnation, metrics_address="127.0.0.1:1")
+        self.watch = NotifyDuty(
+            self.listener,
+            worker_id="test",
+            incarnation=self.incarnation,
+            metrics_address="127.0.0.1:1",
+        )
         self.watch.register(self.connection)
         with session.open_pool(database.dsn, application_name="test/probe", size=1) as pool:
             ended = threading.Event()
@@ -78,7 +85,9 @@ class Member:
 
 
 class Cues:
-    """What the test does at certain moments in the dispatcher's life, each once; and how often it has looked."""
+    """What the test does at certain moments in the dispatcher's life, each once; and how often it
+    has looked.
+    """
 
     def __init__(self) -> None:
         self.looks = 0
@@ -96,7 +105,9 @@ class Cues:
 class CuedClaimer(Claimer):
     cues: Cues
 
-    def claim(self, connection: session.Connection, *, limit: int, body_bytes: int = BODY_BYTES) -> Claim:
+    def claim(
+        self, connection: session.Connection, *, limit: int, body_bytes: int = BODY_BYTES
+    ) -> Claim:
         self.cues.looks += 1
         self.cues.reached("before a look")
         return super().claim(connection, limit=limit, body_bytes=body_bytes)
@@ -130,9 +141,17 @@ class CuedSenders(SenderPool):
 
 
 class Stage:
-    """A dispatcher with everything around it, in a thread; one webhook (1), whose receiver answers well."""
+    """A dispatcher with everything around it, in a thread; one webhook (1), whose receiver answers
+    well.
+    """
 
-    def __init__(self, database: Database, receiver: Receiver, dispatcher: type[Dispatcher], watch: type[CuedWatch]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        receiver: Receiver,
+        dispatcher: type[Dispatcher],
+        watch: type[CuedWatch],
+    ) -> None:
         self.database = database
         self.receiver = receiver
         self.cues = Cues()
@@ -144,14 +163,25 @@ class Stage:
         courier = AttemptRunner(self.transport, hints, installation="wh_test")
         self.senders = CuedSenders(courier, results, most=4, bell=self.bell)
         recorder = ResultWriter(worker_id="test", defaults=DEFAULTS)
-        self.recording = Recorder(self.pool, recorder, results, hints=hints, metrics=metrics, bell=self.bell)
+        self.recording = Recorder(
+            self.pool, recorder, results, hints=hints, metrics=metrics, bell=self.bell
+        )
         incarnation = uuid4()
         listener = Listener(database.dsn, application_name="test/listen")
-        self.watch = watch(listener, worker_id="test", incarnation=incarnation, metrics_address="127.0.0.1:1")
+        self.watch = watch(
+            listener, worker_id="test", incarnation=incarnation, metrics_address="127.0.0.1:1"
+        )
         claimer = CuedClaimer(worker_id="test", incarnation=incarnation, defaults=DEFAULTS)
         self.watch.cues = claimer.cues = self.cues
         self.dispatcher = dispatcher(
-            self.pool, claimer, self.watch, self.senders, self.recording, metrics=metrics, bell=self.bell, beat=lambda: None
+            self.pool,
+            claimer,
+            self.watch,
+            self.senders,
+            self.recording,
+            metrics=metrics,
+            bell=self.bell,
+            beat=lambda: None,
         )
         self._thread = threading.Thread(target=self.dispatcher.run, name="dispatcher")
 
@@ -162,7 +192,10 @@ class Stage:
     def start(self) -> None:
         """Start the dispatcher and wait until it sleeps, the flag up in its name."""
         self.begin()
-        eventually(lambda: self.watch.wake_number and flag(self.database) == self.watch.wake_number, what="flag up")
+        eventually(
+            lambda: self.watch.wake_number and flag(self.database) == self.watch.wake_number,
+            what="flag up",
+        )
         self.settle()
 
     def settle(self) -> None:
@@ -202,9 +235,15 @@ class Stage:
 
 
 @contextmanager
-def staged(database: Database, dispatcher: type[Dispatcher] = Dispatcher, watch: type[CuedWatch] = CuedWatch) -> Iterator[Stage]:
+def staged(
+    database: Database,
+    dispatcher: type[Dispatcher] = Dispatcher,
+    watch: type[CuedWatch] = CuedWatch,
+) -> Iterator[Stage]:
     with Receiver(answering()) as receiver:
-        database.execute("INSERT INTO pggit.webhooks (webhook_id, url) VALUES (1, %s)", [receiver.url()])
+        database.execute(
+            "INSERT INTO pggit.webhooks (webhook_id, url) VALUES (1, %s)", [receiver.url()]
+        )
         stage = Stage(database, receiver, dispatcher, watch)
         try:
             yield stage

@@ -18,7 +18,9 @@ ROOT = PROGRAM.parents[2]
 
 
 class Supervised:
-    """The running `supervised_program.py`; its folder and its process (the leader of a session and process group)."""
+    """The running `supervised_program.py`; its folder and its process (the leader of a session and
+    process group).
+    """
 
     def __init__(self, folder: Path, process: "subprocess.Popen[bytes]") -> None:
         self.folder = folder
@@ -32,7 +34,9 @@ class Supervised:
         """Return the supervisor's log lines of that text."""
         return [line for line in read_lines(self.folder / "stderr") if line.get("log") == event]
 
-    def reports(self, *events: str, number: int | None = None, pid: int | None = None) -> list[dict[str, Any]]:
+    def reports(
+        self, *events: str, number: int | None = None, pid: int | None = None
+    ) -> list[dict[str, Any]]:
         """Return the workers' reports, oldest first; every argument narrows them."""
         return [
             line
@@ -43,11 +47,15 @@ class Supervised:
         ]
 
     def working(self, number: int, *, besides: int | None = None) -> dict[str, Any]:
-        """Wait for a worker in place *number* (other than pid *besides*) that beats; return its start report."""
+        """Wait for a worker in place *number* (other than pid *besides*) that beats; return its
+        start report.
+        """
 
         def newest() -> dict[str, Any] | None:
             running = {line["worker_pid"] for line in self.logs("worker running")}
-            started = [line for line in self.reports("started", number=number) if line["pid"] in running]
+            started = [
+                line for line in self.reports("started", number=number) if line["pid"] in running
+            ]
             return started[-1] if started and started[-1]["pid"] != besides else None
 
         found = eventually(newest, what=f"worker {number} works; stderr:\n{self.stderr}")

@@ -2,9 +2,10 @@
 
     python supervised_program.py FOLDER '{"workers": 3, ...}'
 
-The second argument holds fields of `Config`; `FOLDER/reload.json`, where it exists, holds those that SIGHUP changes. At
-its start a worker reads `FOLDER/<number>.mode` for what to do (see `Mode`); SIGUSR1 makes it hang later. Reports are
-lines of JSON in `FOLDER/report`, logs are lines of JSON on stderr.
+The second argument holds fields of `Config`; `FOLDER/reload.json`, where it exists, holds those
+that SIGHUP changes. At its start a worker reads `FOLDER/<number>.mode` for what to do (see `Mode`);
+SIGUSR1 makes it hang later. Reports are lines of JSON in `FOLDER/report`, logs are lines of JSON on
+stderr.
 """
 
 import json
@@ -52,7 +53,9 @@ class Worker:
         self.parent_gone = False
 
     def report(self, event: str, **fields: object) -> None:
-        line = json.dumps({"event": event, "number": self.seat.number, "pid": os.getpid(), **fields})
+        line = json.dumps(
+            {"event": event, "number": self.seat.number, "pid": os.getpid(), **fields}
+        )
         report_fd = os.open(self.folder / "report", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.write(report_fd, line.encode() + b"\n")
         os.close(report_fd)
@@ -95,7 +98,11 @@ class Worker:
                 self.report("working")
                 first = False
             self.read_lifeline()
-        self.report("draining", orders=[signal.Signals(signum).name for signum in self.orders], orphan=self.parent_gone)
+        self.report(
+            "draining",
+            orders=[signal.Signals(signum).name for signum in self.orders],
+            orphan=self.parent_gone,
+        )
         return ExitCode.FAILED if mode is Mode.FAIL_DRAIN else ExitCode.DRAINED
 
     def read_lifeline(self) -> None:
@@ -125,7 +132,9 @@ def open_sockets() -> int:
 
 class JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return json.dumps({"log": record.getMessage(), "level": record.levelname, **getattr(record, "fields", {})})
+        return json.dumps(
+            {"log": record.getMessage(), "level": record.levelname, **getattr(record, "fields", {})}
+        )
 
 
 def main() -> int:

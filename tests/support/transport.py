@@ -10,11 +10,16 @@ from webhookd.transport.egress import Egress
 from webhookd.transport.resolver import Resolve
 
 LOOPBACK = Egress(allow_http=True, networks=["127.0.0.0/8"])
-HEADERS = [("content-type", "application/json"), ("User-Agent", "webhookd/1"), ("webhook-id", "msg_1")]
+HEADERS = [
+    ("content-type", "application/json"),
+    ("User-Agent", "webhookd/1"),
+    ("webhook-id", "msg_1"),
+]
 BODY = b'{"alert": 1}'
 LARGE = b"x" * 10_000_000
 SHORT_S = 0.4
-# How much later than its deadline an exchange may return on a machine that is busy; a hang is what this is for.
+# How much later than its deadline an exchange may return on a machine that is busy; a hang is what
+# this is for.
 GUARD_S = 5.0
 
 
@@ -29,7 +34,9 @@ def post(sender: Transport, url: str, *, body: bytes = BODY, timeout_s: float = 
 def resolving(*addresses: str) -> Resolve:
     """Return a resolver that finds *addresses* for every name."""
 
-    def resolve(host: str, port: int, family: int, kind: int) -> Sequence[tuple[int, int, int, str, tuple[object, ...]]]:
+    def resolve(
+        host: str, port: int, family: int, kind: int
+    ) -> Sequence[tuple[int, int, int, str, tuple[object, ...]]]:
         return [
             (socket.AF_INET6, kind, 6, "", (address, port, 0, 0))
             if ":" in address

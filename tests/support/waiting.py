@@ -7,11 +7,13 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def eventually(predicate: Callable[[], T], timeout_s: float = 20.0, *, what: str = "", every_s: float = 0.01) -> T:
+def eventually(
+    predicate: Callable[[], T], timeout_s: float = 20.0, *, what: str = "", every_s: float = 0.01
+) -> T:
     """Return *predicate*'s first true result, asking every *every_s* seconds. Blocks.
 
-    Raise `AssertionError` once *timeout_s* has passed without one: a guard against a hang that measures nothing, since the
-    machine may be slow.
+    Raise `AssertionError` once *timeout_s* has passed without one: a guard against a hang that
+    measures nothing, since the machine may be slow.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -19,5 +21,7 @@ def eventually(predicate: Callable[[], T], timeout_s: float = 20.0, *, what: str
         if result:
             return result
         if time.monotonic() >= deadline:
-            raise AssertionError(f"not within {timeout_s:g} s: {what or predicate} (last result: {result!r})")
+            raise AssertionError(
+                f"not within {timeout_s:g} s: {what or predicate} (last result: {result!r})"
+            )
         time.sleep(every_s)

@@ -1,4 +1,6 @@
-"""Dispatchers and watches that leave out a step of the wakeup protocol, each for tests that must notice."""
+"""Dispatchers and watches that leave out a step of the wakeup protocol, each for tests that must
+notice.
+"""
 
 from tests.support.stage import CuedWatch
 from webhookd.postgres import session, statements
@@ -43,7 +45,9 @@ class KeepsTheWatchOnceItHearsItsName(Dispatcher):
 
 class MindsItsOwnNameOnly(Dispatcher):
     def _notifications(self, payloads: list[str], now: float) -> None:
-        super()._notifications([payload for payload in payloads if payload == str(self._watch.wake_number)], now)
+        super()._notifications(
+            [payload for payload in payloads if payload == str(self._watch.wake_number)], now
+        )
 
 
 class NeverListensAgain(Dispatcher):
@@ -78,7 +82,8 @@ class OverlooksTheRegistry(CuedWatch):
         return {row[0] for row in connection.execute(statements.load("lockers") + only).fetchall()}
 
 
-# A flag in a row: a transaction sees it as its snapshot has it. (A sequence is always read as it is now.)
+# A flag in a row: a transaction sees it as its snapshot has it. (A sequence is always read as it is
+# now.)
 FLAG_IN_A_ROW = """
 CREATE OR REPLACE FUNCTION pggit.wake_after_insert() RETURNS trigger LANGUAGE plpgsql STABLE AS $$
 DECLARE

@@ -1,4 +1,6 @@
-"""Which addresses the transport connects to: names, lookups that fail or drag on, and what is not allowed."""
+"""Which addresses the transport connects to: names, lookups that fail or drag on, and what is not
+allowed.
+"""
 
 import socket
 import threading
@@ -30,7 +32,10 @@ def test_a_name_is_resolved_and_its_host_header_sent() -> None:
     [
         (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "DNS: name not known"),
         (socket.gaierror(socket.EAI_AGAIN, "Temporary failure"), "DNS: temporary failure"),
-        (socket.gaierror(socket.EAI_FAIL, "Non-recoverable failure"), "DNS: Non-recoverable failure"),
+        (
+            socket.gaierror(socket.EAI_FAIL, "Non-recoverable failure"),
+            "DNS: Non-recoverable failure",
+        ),
         (UnicodeError("label too long"), "DNS: not a valid name"),
         (OSError(5, "Input/output error"), "DNS: the resolver failed"),
         (RuntimeError("a bug"), "DNS: the resolver failed"),
@@ -60,7 +65,11 @@ def test_slow_names_end_at_the_deadline_and_share_one_lookup() -> None:
 
     slow = Transport(LOOPBACK, resolve=resolve)
     with ThreadPoolExecutor(4) as threads:
-        answers = list(threads.map(lambda _: post(slow, "http://slow.example.com/x", timeout_s=SHORT_S), range(4)))
+        answers = list(
+            threads.map(
+                lambda _: post(slow, "http://slow.example.com/x", timeout_s=SHORT_S), range(4)
+            )
+        )
     released.set()
     assert {(answer.kind, answer.error) for answer in answers} == {
         (AnswerKind.TIMEOUT, "timed out while resolving slow.example.com")
@@ -107,9 +116,15 @@ def test_loopback_in_any_form_is_not_allowed_by_default_and_nothing_is_connected
     assert "hunter2" not in answer.error
 
 
-@pytest.mark.parametrize("addresses", [("127.0.0.1", "127.0.0.2"), ("127.0.0.2", "127.0.0.1"), ("127.0.0.1", "::1")])
-def test_a_name_with_one_address_that_is_not_allowed_is_not_connected_at_all(addresses: tuple[str, ...]) -> None:
-    strict = Transport(Egress(allow_http=True, networks=["127.0.0.1/32"]), resolve=resolving(*addresses))
+@pytest.mark.parametrize(
+    "addresses", [("127.0.0.1", "127.0.0.2"), ("127.0.0.2", "127.0.0.1"), ("127.0.0.1", "::1")]
+)
+def test_a_name_with_one_address_that_is_not_allowed_is_not_connected_at_all(
+    addresses: tuple[str, ...],
+) -> None:
+    strict = Transport(
+        Egress(allow_http=True, networks=["127.0.0.1/32"]), resolve=resolving(*addresses)
+    )
     with Receiver(answering()) as receiver:
         answer = post(strict, receiver.url(host="hooks.example.com"))
         assert (answer.kind, receiver.connections) == (AnswerKind.NOT_ALLOWED, 0)
@@ -119,7 +134,10 @@ def test_a_name_with_one_address_that_is_not_allowed_is_not_connected_at_all(add
 
 def test_a_dead_first_address_leaves_time_for_the_second() -> None:
     both = Transport(LOOPBACK, resolve=resolving("127.0.0.2", "127.0.0.3", "127.0.0.1"))
-    with Receiver(answering()) as receiver, black_hole("127.0.0.2", receiver.port):  # nobody listens on 127.0.0.3
+    with (
+        Receiver(answering()) as receiver,
+        black_hole("127.0.0.2", receiver.port),
+    ):  # nobody listens on 127.0.0.3
         answer = post(both, receiver.url(host="hooks.example.com"), timeout_s=4.0)
         both.close()
     assert answer.http_status == 200

@@ -1,4 +1,6 @@
-"""Which connections the transport keeps, reuses and gives up, and what becomes of a request on one that is gone."""
+"""Which connections the transport keeps, reuses and gives up, and what becomes of a request on one
+that is gone.
+"""
 
 import json
 import socket
@@ -21,7 +23,9 @@ from webhookd.transport import client, connection
 from webhookd.transport.client import Transport
 
 
-def test_one_connection_carries_many_requests_and_the_phases_are_told_apart(sender: Transport) -> None:
+def test_one_connection_carries_many_requests_and_the_phases_are_told_apart(
+    sender: Transport,
+) -> None:
     with Receiver(answering()) as receiver:
         answers = [post(sender, receiver.url(f"/{number}")) for number in range(5)]
         assert receiver.connections == 1
@@ -65,10 +69,16 @@ def test_a_receiver_that_hangs_up_on_a_fresh_reuse_gets_the_request_once(sender:
         first, second = post(sender, receiver.url()), post(sender, receiver.url())
         assert (receiver.connections, len(receiver.requests)) == (1, 2)
     assert first.http_status == 200
-    assert (second.kind, second.reused, second.error) == (AnswerKind.NO_ANSWER, True, "closed without an answer")
+    assert (second.kind, second.reused, second.error) == (
+        AnswerKind.NO_ANSWER,
+        True,
+        "closed without an answer",
+    )
 
 
-def test_a_request_that_dies_on_an_idle_connection_is_sent_once_more(sender: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_dies_on_an_idle_connection_is_sent_once_more(
+    sender: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(client, "_IDLE_BEFORE_RESEND_S", 0.0)
     with Receiver(hanging_up_on_the_second) as receiver:
         first, second = post(sender, receiver.url()), post(sender, receiver.url())
@@ -77,7 +87,9 @@ def test_a_request_that_dies_on_an_idle_connection_is_sent_once_more(sender: Tra
     assert not second.reused
 
 
-def test_a_request_that_dies_on_a_new_connection_is_not_sent_again(sender: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_dies_on_a_new_connection_is_not_sent_again(
+    sender: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(client, "_IDLE_BEFORE_RESEND_S", 0.0)
     with Receiver(hanging_up) as receiver:
         answer = post(sender, receiver.url())
@@ -102,7 +114,9 @@ def test_the_origin_used_longest_ago_loses_its_connections() -> None:
         narrow.close()
 
 
-def test_without_a_free_descriptor_the_idle_connections_make_room(sender: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_free_descriptor_the_idle_connections_make_room(
+    sender: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
     connect = connection._connect
     shortages = [OSError(24, "Too many open files")]
 
@@ -127,7 +141,9 @@ def test_threads_share_a_transport_and_each_gets_its_own_answer() -> None:
     shared = Transport(LOOPBACK, connections_per_origin=4)
     with Receiver(echo) as receiver, ThreadPoolExecutor(8) as threads:
         bodies = [json.dumps({"number": number}) for number in range(400)]
-        answers = list(threads.map(lambda body: post(shared, receiver.url(), body=body.encode()), bodies))
+        answers = list(
+            threads.map(lambda body: post(shared, receiver.url(), body=body.encode()), bodies)
+        )
         shared.close()
     assert [answer.excerpt for answer in answers] == bodies
     assert all(answer.http_status == 200 for answer in answers)

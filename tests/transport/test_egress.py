@@ -44,7 +44,9 @@ def disguises(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("address", NOT_PUBLIC_V4 + NOT_PUBLIC_V6)
-def test_an_address_that_is_not_public_is_banned_and_the_message_names_the_way_out(address: str) -> None:
+def test_an_address_that_is_not_public_is_banned_and_the_message_names_the_way_out(
+    address: str,
+) -> None:
     with pytest.raises(NotAllowed, match=r"^the address \S+ is .*--allow-network") as caught:
         PUBLIC.check_address(address)
     assert "\n" not in str(caught.value)
@@ -81,7 +83,8 @@ def test_an_allowed_address_is_never_one_that_the_standard_library_calls_private
         PUBLIC.check_address(address)
     except NotAllowed:
         return
-    # A 6to4 address is judged by the IPv4 address inside; the standard library calls all of 2002::/16 private.
+    # A 6to4 address is judged by the IPv4 address inside; the standard library calls all of
+    # 2002::/16 private.
     inner = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None) or address
     assert not (inner.is_private or inner.is_multicast or inner.is_loopback or inner.is_link_local)
 
@@ -198,7 +201,9 @@ def test_a_url_is_taken_apart_as_it_will_be_used(url: str, target: Target) -> No
         (f"https://example.com/{'a' * 8192}", "longer than 8192"),
     ],
 )
-def test_a_url_that_could_never_be_delivered_is_refused_with_its_reason(url: str, reason: str) -> None:
+def test_a_url_that_could_never_be_delivered_is_refused_with_its_reason(
+    url: str, reason: str
+) -> None:
     with pytest.raises(NotAllowed, match=reason) as caught:
         PUBLIC.target(url)
     assert "\n" not in str(caught.value)
@@ -206,7 +211,9 @@ def test_a_url_that_could_never_be_delivered_is_refused_with_its_reason(url: str
 
 
 def test_http_is_allowed_when_told_so_with_its_own_default_port() -> None:
-    assert Egress(allow_http=True).target("http://example.com/x") == Target("http", "example.com", 80, "/x")
+    assert Egress(allow_http=True).target("http://example.com/x") == Target(
+        "http", "example.com", 80, "/x"
+    )
 
 
 @pytest.mark.parametrize(

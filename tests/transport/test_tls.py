@@ -46,7 +46,9 @@ def test_a_certificate_for_the_host_is_accepted_and_the_connection_kept(
     context = server_tls(authority.issue_cert("hooks.example.com", "127.0.0.1"))
     context.maximum_version = version
     with Receiver(answering(), tls=context) as receiver:
-        answers = [post(tls_sender, receiver.url(host=host), body=body) for body in (BODY, LARGE, BODY)]
+        answers = [
+            post(tls_sender, receiver.url(host=host), body=body) for body in (BODY, LARGE, BODY)
+        ]
         assert receiver.connections == 1
     assert [answer.http_status for answer in answers] == [200, 200, 200]
     assert [answer.reused for answer in answers] == [False, True, True]
@@ -70,16 +72,23 @@ BAD_CERTIFICATES: dict[str, tuple[BadCertificate, str]] = {
     "wrong name": (lambda authority: authority.issue_cert("other.example.com"), "mismatch"),
     "expired": (
         lambda authority: authority.issue_cert(
-            "hooks.example.com", not_before=datetime(2020, 1, 1, tzinfo=UTC), not_after=datetime(2020, 2, 1, tzinfo=UTC)
+            "hooks.example.com",
+            not_before=datetime(2020, 1, 1, tzinfo=UTC),
+            not_after=datetime(2020, 2, 1, tzinfo=UTC),
         ),
         "expired",
     ),
-    "another authority": (lambda _: trustme.CA().issue_cert("hooks.example.com"), "issuer certificate|self-signed"),
+    "another authority": (
+        lambda _: trustme.CA().issue_cert("hooks.example.com"),
+        "issuer certificate|self-signed",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", BAD_CERTIFICATES)
-def test_a_bad_certificate_is_no_answer_and_nothing_is_sent(tls_sender: Transport, authority: trustme.CA, name: str) -> None:
+def test_a_bad_certificate_is_no_answer_and_nothing_is_sent(
+    tls_sender: Transport, authority: trustme.CA, name: str
+) -> None:
     issue, reason = BAD_CERTIFICATES[name]
     with Receiver(answering(), tls=server_tls(issue(authority))) as receiver:
         answer = post(tls_sender, receiver.url(host="hooks.example.com"))
@@ -111,7 +120,11 @@ def test_the_systems_authorities_do_not_trust_a_private_one(authority: trustme.C
 
 
 TLS_FAILURES: dict[str, tuple[Behaviour, AnswerKind, str]] = {
-    "plain http": (answering_once(b"HTTP/1.1 400 Bad Request\r\n\r\n"), AnswerKind.NO_ANSWER, "TLS: "),
+    "plain http": (
+        answering_once(b"HTTP/1.1 400 Bad Request\r\n\r\n"),
+        AnswerKind.NO_ANSWER,
+        "TLS: ",
+    ),
     "hangs up": (lambda peer: None, AnswerKind.NO_ANSWER, "TLS: "),
     "resets": (lambda peer: peer.reset(), AnswerKind.NO_ANSWER, "TLS: "),
     "silence": (never_reading, AnswerKind.TIMEOUT, "timed out in the TLS handshake"),
@@ -124,7 +137,9 @@ TLS_FAILURES: dict[str, tuple[Behaviour, AnswerKind, str]] = {
 
 
 @pytest.mark.parametrize("name", TLS_FAILURES)
-def test_a_handshake_that_fails_or_drags_on_ends_within_the_deadline(tls_sender: Transport, name: str) -> None:
+def test_a_handshake_that_fails_or_drags_on_ends_within_the_deadline(
+    tls_sender: Transport, name: str
+) -> None:
     def plain(peer: Peer) -> None:
         peer.sock.recv(1)  # the hello is there; a close with the rest unread would be a reset
         behaviour(peer)
@@ -147,7 +162,9 @@ def _answer_to_anything(peer: Peer) -> None:
     peer.hold()
 
 
-def test_an_answer_dripped_inside_tls_ends_at_the_deadline(tls_sender: Transport, authority: trustme.CA) -> None:
+def test_an_answer_dripped_inside_tls_ends_at_the_deadline(
+    tls_sender: Transport, authority: trustme.CA
+) -> None:
     context = server_tls(authority.issue_cert("hooks.example.com"))
     with Receiver(dripping(b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 999), tls=context) as receiver:
         answer = post(tls_sender, receiver.url(host="hooks.example.com"), timeout_s=SHORT_S)
@@ -155,7 +172,9 @@ def test_an_answer_dripped_inside_tls_ends_at_the_deadline(tls_sender: Transport
     assert (answer.kind, answer.error) == (AnswerKind.TIMEOUT, "timed out while reading the answer")
 
 
-def test_an_answer_that_comes_early_is_used_over_tls_too(tls_sender: Transport, authority: trustme.CA) -> None:
+def test_an_answer_that_comes_early_is_used_over_tls_too(
+    tls_sender: Transport, authority: trustme.CA
+) -> None:
     raw = b"HTTP/1.1 413 Too Large\r\ncontent-length: 0\r\n\r\n"
     context = server_tls(authority.issue_cert("hooks.example.com"))
     with Receiver(answering_early(raw, then_close=False), tls=context) as receiver:
@@ -164,7 +183,9 @@ def test_an_answer_that_comes_early_is_used_over_tls_too(tls_sender: Transport, 
 
 
 @pytest.mark.parametrize("content", [None, b"not a certificate"], ids=["missing", "garbage"])
-def test_a_bundle_that_cannot_be_read_is_unusable(tmp_path_factory: pytest.TempPathFactory, content: bytes | None) -> None:
+def test_a_bundle_that_cannot_be_read_is_unusable(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes | None
+) -> None:
     path = tmp_path_factory.mktemp("ca") / "ca.pem"
     if content is not None:
         path.write_bytes(content)

@@ -47,7 +47,9 @@ def supervisor() -> Iterator[Supervisor]:
     supervisor.close()
 
 
-def test_it_beats_while_it_connects(database: Database, supervisor: Supervisor, silent_port: int) -> None:
+def test_it_beats_while_it_connects(
+    database: Database, supervisor: Supervisor, silent_port: int
+) -> None:
     there = conninfo_to_dict(database.dsn)
     hosts, ports = f"127.0.0.1,{there['host']}", f"{silent_port},{there['port']}"
     dsn = make_conninfo(database.dsn, host=hosts, port=ports, connect_timeout=3)
@@ -57,7 +59,9 @@ def test_it_beats_while_it_connects(database: Database, supervisor: Supervisor, 
     assert supervisor.beats() > 5, "ten a second, on a machine with nothing else to do"
 
 
-def test_it_leaves_when_it_is_told_to(database: Database, supervisor: Supervisor, silent_port: int) -> None:
+def test_it_leaves_when_it_is_told_to(
+    database: Database, supervisor: Supervisor, silent_port: int
+) -> None:
     dsn = make_conninfo(database.dsn, host="127.0.0.1", port=silent_port, connect_timeout=60)
     stop = threading.Event()
     began = time.monotonic()

@@ -20,7 +20,11 @@ def verdict(status: int, retry_after: str | None = None) -> Verdict:
 
 
 def claimed(at: float, *, failures: int = 0, epoch: int = 0) -> Delivery:
-    return delivery(breaker=Breaker(epoch=epoch, failures=failures), claimed=at, settings=settings(circuit_threshold=3))
+    return delivery(
+        breaker=Breaker(epoch=epoch, failures=failures),
+        claimed=at,
+        settings=settings(circuit_threshold=3),
+    )
 
 
 def test_the_failure_that_trips_the_circuit_holds_back_the_rest_of_the_batch() -> None:
@@ -55,7 +59,12 @@ def test_claims_made_after_the_record_go_by_the_databases_word() -> None:
 
 
 def test_a_retry_after_and_a_410_hold_back_at_once_and_a_lone_429_does_not() -> None:
-    for status, retry_after, held in ((429, "60", True), (503, "60", True), (410, None, True), (429, None, False)):
+    for status, retry_after, held in (
+        (429, "60", True),
+        (503, "60", True),
+        (410, None, True),
+        (429, None, False),
+    ):
         hints = LocalCircuits()
         hints.attempted(claimed(1.0), verdict(status, retry_after))
         assert hints.holds_back(claimed(1.0)) is held, status
@@ -67,13 +76,19 @@ def test_other_webhooks_are_not_held_back() -> None:
     assert not hints.holds_back(delivery(webhook_id=2, claimed=-math.inf))
 
 
-def test_webhooks_that_fail_once_and_never_again_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_webhooks_that_fail_once_and_never_again_do_not_fill_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(hints_module, "MOST", 3)
     hints = LocalCircuits()
     for webhook_id in (1, 2, 3, 2, 4, 5):
-        hints.attempted(delivery(webhook_id=webhook_id, settings=settings(circuit_threshold=3)), verdict(500))
+        hints.attempted(
+            delivery(webhook_id=webhook_id, settings=settings(circuit_threshold=3)), verdict(500)
+        )
     assert hints._breakers.keys() == {3, 4, 5}
     # Whose failures were forgotten is counted from what the claim says of it.
-    later = delivery(webhook_id=2, breaker=Breaker(failures=2), settings=settings(circuit_threshold=3))
+    later = delivery(
+        webhook_id=2, breaker=Breaker(failures=2), settings=settings(circuit_threshold=3)
+    )
     hints.attempted(later, verdict(500))
     assert hints.holds_back(later)

@@ -1,4 +1,6 @@
-"""When a dispatcher looks at the queue: not over and over while it gets nothing, and in time for rows that are suspect."""
+"""When a dispatcher looks at the queue: not over and over while it gets nothing, and in time for
+rows that are suspect.
+"""
 
 import threading
 from collections.abc import Iterator
@@ -20,7 +22,8 @@ def suspect(database: Database, webhook_id: int = 1) -> None:
     lanes_of(database, webhook_id)
     with unseen(database) as connection:
         connection.execute(
-            "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, routed, leases_lost) VALUES (%s, '{}', true, 3)",
+            "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, routed, "
+            "leases_lost) VALUES (%s, '{}', true, 3)",
             [webhook_id],
         )
 
@@ -29,7 +32,9 @@ def suspect(database: Database, webhook_id: int = 1) -> None:
 def slow_webhook(database: Database) -> Iterator[Receiver]:
     """Register webhook 2, whose receiver never answers."""
     with Receiver(silent) as receiver:
-        database.execute("INSERT INTO pggit.webhooks (webhook_id, url) VALUES (2, %s)", [receiver.url()])
+        database.execute(
+            "INSERT INTO pggit.webhooks (webhook_id, url) VALUES (2, %s)", [receiver.url()]
+        )
         yield receiver
 
 
@@ -44,7 +49,9 @@ def hang_up(database: Database) -> None:
     listening = "FROM pg_stat_activity WHERE application_name = 'test/listen'"
     [(mine,)] = database.execute(f"SELECT pid {listening}")
     database.execute("SELECT pg_terminate_backend(%s)", [mine])
-    eventually(lambda: database.execute(f"SELECT 1 {listening} AND pid = %s", [mine]) == [], what="cut off")
+    eventually(
+        lambda: database.execute(f"SELECT 1 {listening} AND pid = %s", [mine]) == [], what="cut off"
+    )
 
 
 def test_a_dispatcher_without_room_does_not_spin(database: Database) -> None:
@@ -55,7 +62,9 @@ def test_a_dispatcher_without_room_does_not_spin(database: Database) -> None:
         assert turns_in_half_a_second(stage) < 50
 
 
-def test_a_dispatcher_waits_listens_and_listens_again_in_a_process_with_thousands_of_descriptors(database: Database) -> None:
+def test_a_dispatcher_waits_listens_and_listens_again_in_a_process_with_thousands_of_descriptors(
+    database: Database,
+) -> None:
     with crowded(), staged(database) as stage:
         stage.start()
         assert stage.watch.listener.fileno() > SELECT_TAKES
@@ -80,7 +89,9 @@ def test_an_operator_who_holds_a_new_row_does_not_make_workers_spin(database: Da
         assert stage.cues.looks > looks
 
 
-def test_an_operator_who_holds_a_lane_with_new_rows_does_not_make_workers_spin(database: Database) -> None:
+def test_an_operator_who_holds_a_lane_with_new_rows_does_not_make_workers_spin(
+    database: Database,
+) -> None:
     with staged(database) as stage, database.connect(autocommit=False) as operator:
         stage.start()
         operator.execute("SELECT FROM pggit.webhook_health_metrics FOR UPDATE")
@@ -90,13 +101,16 @@ def test_an_operator_who_holds_a_lane_with_new_rows_does_not_make_workers_spin(d
         assert stage.arrived(1, within_s=20)
 
 
-def test_a_suspect_row_is_tried_when_it_is_due(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_suspect_row_is_tried_when_it_is_due(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("webhookd.worker.quarantine.MISSED_FIRST_S", 600.0)
     with staged(database) as stage:
         database.execute(INSERT)
         database.execute(
             "UPDATE pggit.alert_delivery_queue"
-            " SET routed = true, leases_lost = 3, next_retry_at = clock_timestamp() + interval '1.5 seconds'"
+            " SET routed = true, leases_lost = 3, next_retry_at = clock_timestamp() + interval "
+            "'1.5 seconds'"
         )
         stage.start()
         assert turns_in_half_a_second(stage) < 50
@@ -132,7 +146,10 @@ def test_a_suspect_that_its_lane_may_not_give_yet_keeps_no_other_waiting(
 ) -> None:
     monkeypatch.setattr("webhookd.worker.quarantine.MISSED_FIRST_S", 600.0)
     with staged(database) as stage:
-        database.execute("INSERT INTO pggit.webhooks (webhook_id, url, enabled) SELECT 2, url, false FROM pggit.webhooks")
+        database.execute(
+            "INSERT INTO pggit.webhooks (webhook_id, url, enabled) SELECT 2, url, false FROM "
+            "pggit.webhooks"
+        )
         stage.start()
         for webhook_id in (2, 1):
             suspect(database, webhook_id)
@@ -142,7 +159,8 @@ def test_a_suspect_that_its_lane_may_not_give_yet_keeps_no_other_waiting(
 
 HELD = {
     "a new row": "SELECT FROM pggit.alert_delivery_queue WHERE webhook_id = 1 FOR UPDATE",
-    "a lane with new rows": "SELECT FROM pggit.webhook_health_metrics WHERE webhook_id = 1 FOR UPDATE",
+    "a lane with new rows": "SELECT FROM pggit.webhook_health_metrics WHERE webhook_id = 1 FOR "
+    "UPDATE",
     "a runnable lane": "SELECT FROM pggit.webhook_health_metrics WHERE webhook_id = 1 FOR UPDATE",
 }
 
@@ -153,12 +171,17 @@ def test_what_an_operator_holds_keeps_no_suspect_of_another_webhook_waiting(
 ) -> None:
     monkeypatch.setattr("webhookd.worker.quarantine.SUSPECTS_EVERY_S", 1.0)
     with staged(database) as stage, database.connect(autocommit=False) as operator:
-        database.execute("INSERT INTO pggit.webhooks (webhook_id, url) SELECT 2, url FROM pggit.webhooks")
+        database.execute(
+            "INSERT INTO pggit.webhooks (webhook_id, url) SELECT 2, url FROM pggit.webhooks"
+        )
         lanes_of(database, 1)
         stage.start()
         with unseen(database) as connection:
             if held == "a runnable lane":
-                connection.execute("UPDATE pggit.webhook_health_metrics SET runnable_at = now() WHERE webhook_id = 1")
+                connection.execute(
+                    "UPDATE pggit.webhook_health_metrics SET runnable_at = now() WHERE "
+                    "webhook_id = 1"
+                )
             else:
                 connection.execute(INSERT)
         operator.execute(HELD[held])
@@ -174,7 +197,11 @@ def test_a_result_that_an_operator_holds_up_keeps_no_others_waiting_for_a_suspec
 ) -> None:
     for name in ("ALONE_WITHIN_S", "MISSED_FIRST_S"):
         monkeypatch.setattr(f"webhookd.suspects.{name}", 1.0)
-    with staged(database) as stage, slow_webhook(database) as slow, database.connect(autocommit=False) as operator:
+    with (
+        staged(database) as stage,
+        slow_webhook(database) as slow,
+        database.connect(autocommit=False) as operator,
+    ):
         stage.start()
         database.execute(INSERT.replace("1", "2"))
         assert slow.wait_for_requests(1)
@@ -193,7 +220,11 @@ def test_a_suspect_whose_own_result_an_operator_holds_up_keeps_no_others_waiting
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("webhookd.worker.quarantine.ALONE_WITHIN_S", 0.1)
-    with staged(database) as stage, slow_webhook(database) as slow, database.connect(autocommit=False) as operator:
+    with (
+        staged(database) as stage,
+        slow_webhook(database) as slow,
+        database.connect(autocommit=False) as operator,
+    ):
         stage.start()
         suspect(database, 2)
         stage.bell.ring(WakeReason.LOST)
@@ -205,7 +236,9 @@ def test_a_suspect_whose_own_result_an_operator_holds_up_keeps_no_others_waiting
         assert stage.arrived(1, within_s=20)
 
 
-def test_a_suspect_row_has_its_turn_while_every_claim_is_full(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_suspect_row_has_its_turn_while_every_claim_is_full(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("webhookd.worker.quarantine.SUSPECTS_EVERY_S", 0.05)
     with staged(database) as stage:
         stage.start()
@@ -215,9 +248,16 @@ def test_a_suspect_row_has_its_turn_while_every_claim_is_full(database: Database
         [(suspect,)] = database.execute("SELECT delivery_id FROM pggit.alert_delivery_queue")
         # Many lanes: one alone would look empty whenever a record has it locked.
         database.execute(
-            "INSERT INTO pggit.webhooks (webhook_id, url) SELECT 1 + i, url FROM pggit.webhooks, generate_series(1, 20) i"
+            "INSERT INTO pggit.webhooks (webhook_id, url) SELECT 1 + i, url FROM pggit.webhooks, "
+            "generate_series(1, 20) i"
         )
-        database.execute(INSERT.replace("VALUES (1, '{}')", "SELECT 2 + i % 20, '{}' FROM generate_series(1, 1000) i"))
+        database.execute(
+            INSERT.replace(
+                "VALUES (1, '{}')", "SELECT 2 + i % 20, '{}' FROM generate_series(1, 1000) i"
+            )
+        )
         stage.find_room()  # for one at a time: a claim is full as long as there is anything
         assert stage.arrived(1001, within_s=60)
-        assert [f"wh_test_{suspect}\r\n".encode() in request for request in stage.receiver.requests].index(True) < 900
+        assert [
+            f"wh_test_{suspect}\r\n".encode() in request for request in stage.receiver.requests
+        ].index(True) < 900

@@ -1,4 +1,6 @@
-"""The chores: when lost leases are released, what counts as one, and that nothing is done all the time."""
+"""The chores: when lost leases are released, what counts as one, and that nothing is done all the
+time.
+"""
 
 from collections.abc import Iterator
 from uuid import UUID, uuid4
@@ -29,7 +31,9 @@ def pool(database: Database) -> Iterator[ConnectionPool[session.Connection]]:
         yield pool
 
 
-def keeper(pool: ConnectionPool[session.Connection], recorder: ResultWriter, metrics: Metrics) -> Housekeeping:
+def keeper(
+    pool: ConnectionPool[session.Connection], recorder: ResultWriter, metrics: Metrics
+) -> Housekeeping:
     return Housekeeping(
         pool,
         recorder,
@@ -49,7 +53,9 @@ class Beaten(ResultWriter):
         super().__init__(worker_id="test", defaults=STANDARD)
         self._owner, self._claimed = owner, claimed
 
-    def lost_leases(self, connection: session.Connection, *, incarnation: UUID | None = None, limit: int = 500) -> list[Result]:
+    def lost_leases(
+        self, connection: session.Connection, *, incarnation: UUID | None = None, limit: int = 500
+    ) -> list[Result]:
         lost = super().lost_leases(connection, incarnation=incarnation, limit=limit)
         self._owner.finish(self._claimed, answered(200))
         self._claimed = []
@@ -71,16 +77,22 @@ def test_a_lease_whose_owner_recorded_in_the_last_moment_is_not_a_lost_one(
 def test_nothing_is_released_while_a_result_waits_for_a_database_that_is_away(
     database: Database, worker: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own lease may have run out meanwhile: released before it is recorded, the delivery would be sent again."""
+    """Its own lease may have run out meanwhile: released before it is recorded, the delivery would
+    be sent again.
+    """
     monkeypatch.setattr(recording, "STUCK_S", 0.1)
     register(database, 1)
     insert(database, 1)
     [delivery] = worker.take_all()
     results = ResultQueue()
-    with session.open_pool("host=127.0.0.1 port=1", application_name="test/away", size=1, timeout_s=0.1) as away:
+    with session.open_pool(
+        "host=127.0.0.1 port=1", application_name="test/away", size=1, timeout_s=0.1
+    ) as away:
         recorder = ResultWriter(worker_id="test", defaults=STANDARD)
         metrics = Metrics("test", max_webhooks=10)
-        waiting = Recorder(away, recorder, results, hints=LocalCircuits(), metrics=metrics, bell=WakeupPipe())
+        waiting = Recorder(
+            away, recorder, results, hints=LocalCircuits(), metrics=metrics, bell=WakeupPipe()
+        )
         waiting.start()
         assert waiting.settled()
         results.put(Result(delivery, answered(200)), last=True)
@@ -93,7 +105,9 @@ def test_a_chore_that_takes_long_rests_for_as_many_times_as_long(
 ) -> None:
     monkeypatch.setattr(housekeeping, "RESTS", 1e6)
     monkeypatch.setattr(housekeeping, "FIRST_S", 0.0)
-    keeping = keeper(pool, ResultWriter(worker_id="test", defaults=STANDARD), Metrics("test", max_webhooks=10))
+    keeping = keeper(
+        pool, ResultWriter(worker_id="test", defaults=STANDARD), Metrics("test", max_webhooks=10)
+    )
     keeping.start()
     resting = (
         "SELECT array_agg(chore ORDER BY chore) FROM pggit.chores"
@@ -114,14 +128,23 @@ def test_a_count_that_fails_keeps_nothing_else_from_being_done_and_rests(
 ) -> None:
     monkeypatch.setattr(housekeeping, "FIRST_S", 0.0)
     database.execute("UPDATE pggit.chores SET last_run_at = '-infinity'")
-    put_off = "SELECT last_run_at > now() + interval '%s s' FROM pggit.chores WHERE chore = 'measure'"
-    keeping = keeper(pool, ResultWriter(worker_id="test", defaults=STANDARD), Metrics("test", max_webhooks=10))
+    put_off = (
+        "SELECT last_run_at > now() + interval '%s s' FROM pggit.chores WHERE chore = 'measure'"
+    )
+    keeping = keeper(
+        pool, ResultWriter(worker_id="test", defaults=STANDARD), Metrics("test", max_webhooks=10)
+    )
     keeping._count_rests_s = 20.0  # as the last one did
     with database.connect(autocommit=False) as operator:
         operator.execute("LOCK TABLE pggit.queue_depth IN SHARE MODE")  # may be read
         keeping.start()
-        eventually(lambda: database.execute(put_off % 45) == [(True,)], what="nobody else begins a count under way")
+        eventually(
+            lambda: database.execute(put_off % 45) == [(True,)],
+            what="nobody else begins a count under way",
+        )
         assert keeping.targets is not None, "the turn has done everything else"
-        eventually(lambda: database.execute(put_off % 45) == [(False,)], what="the database gave up")
+        eventually(
+            lambda: database.execute(put_off % 45) == [(False,)], what="the database gave up"
+        )
         assert database.execute(put_off % 5) == [(True,)], "it rests, like one that succeeded"
     keeping.stop()

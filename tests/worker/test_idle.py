@@ -7,13 +7,19 @@ from tests.support.postgres import Database
 from tests.support.waiting import eventually
 
 WINDOW_S = 8.0
-# Signs of life and chores of three workers every 4.5 s come to some two a second. Polling would show as hundreds.
+# Signs of life and chores of three workers every 4.5 s come to some two a second. Polling would
+# show as hundreds.
 MOST_A_SECOND = 5.0
 
 
 def transactions(database: Database) -> int:
-    """Return how many transactions this database has seen; sessions report theirs once a second or when idle for ten."""
-    rows = database.execute("SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()")
+    """Return how many transactions this database has seen; sessions report theirs once a second or
+    when idle for ten.
+    """
+    rows = database.execute(
+        "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = "
+        "current_database()"
+    )
     return int(rows[0][0])
 
 
@@ -32,12 +38,16 @@ def insert(database: Database, webhook_id: int, rows: int, *, due_in: str = "0 s
 
 
 def wait_until_settled(database: Database) -> None:
-    """Wait until three workers have given their second sign of life: what their start cost has been counted by then."""
+    """Wait until three workers have given their second sign of life: what their start cost has been
+    counted by then.
+    """
     second = "SELECT count(*) = 3 AND min(seen_at - started_at) > interval '4 seconds' FROM pggit.workers"
     eventually(lambda: database.execute(second) == [(True,)])
 
 
-def test_three_workers_without_work_make_a_handful_of_transactions_a_second(database: Database) -> None:
+def test_three_workers_without_work_make_a_handful_of_transactions_a_second(
+    database: Database,
+) -> None:
     with Daemon(database.dsn) as daemon:
         wait_until_settled(database)
         assert transactions_a_second(database) < MOST_A_SECOND
@@ -47,11 +57,14 @@ def test_three_workers_without_work_make_a_handful_of_transactions_a_second(data
 def test_a_backlog_that_cannot_move_costs_no_more_than_an_empty_queue(database: Database) -> None:
     database.execute(
         "INSERT INTO pggit.webhooks (webhook_id, url, enabled) VALUES"
-        " (1, 'http://127.0.0.1:1/', true), (2, 'http://127.0.0.1:1/', false), (3, 'http://127.0.0.1:1/', true)"
+        " (1, 'http://127.0.0.1:1/', true), (2, 'http://127.0.0.1:1/', false), (3, "
+        "'http://127.0.0.1:1/', true)"
     )
     database.execute(
-        "UPDATE pggit.webhook_health_metrics SET circuit_state = 'open', circuit_epoch = 1, consecutive_failures = 5,"
-        " health_status = 'unavailable', circuit_until = now() + interval '1 hour' WHERE webhook_id = 1"
+        "UPDATE pggit.webhook_health_metrics SET circuit_state = 'open', circuit_epoch = 1, "
+        "consecutive_failures = 5,"
+        " health_status = 'unavailable', circuit_until = now() + interval '1 hour' WHERE "
+        "webhook_id = 1"
     )
     insert(database, 1, 1000)  # an open circuit
     insert(database, 2, 1000)  # paused
@@ -59,7 +72,9 @@ def test_a_backlog_that_cannot_move_costs_no_more_than_an_empty_queue(database: 
     insert(database, 4, 1000)  # nobody has registered it
     with Daemon(database.dsn) as daemon:
         wait_until_settled(database)
-        assert database.execute("SELECT count(*)::int FROM pggit.alert_delivery_queue WHERE NOT routed") == [(0,)]
+        assert database.execute(
+            "SELECT count(*)::int FROM pggit.alert_delivery_queue WHERE NOT routed"
+        ) == [(0,)]
         assert transactions_a_second(database) < MOST_A_SECOND
         assert database.execute("SELECT count(*)::int FROM pggit.alert_delivery_log") == [(0,)]
         assert daemon.stop() == 0

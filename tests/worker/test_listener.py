@@ -1,4 +1,6 @@
-"""The LISTEN connection: opened without holding anybody up, proved before it counts, and gone without a trace."""
+"""The LISTEN connection: opened without holding anybody up, proved before it counts, and gone
+without a trace.
+"""
 
 import os
 import socket
@@ -36,7 +38,9 @@ def opened(listener: Listener, pool: Pool) -> bool:
     return listener.opened()
 
 
-def test_it_hears_whatever_is_committed_once_it_is_connected(database: Database, pool: Pool) -> None:
+def test_it_hears_whatever_is_committed_once_it_is_connected(
+    database: Database, pool: Pool
+) -> None:
     listener = Listener(database.dsn, application_name="test/listen")
     assert opened(listener, pool)
     assert listener.connected
@@ -46,7 +50,9 @@ def test_it_hears_whatever_is_committed_once_it_is_connected(database: Database,
     assert not listener.connected
 
 
-def test_it_hears_in_a_process_with_thousands_of_descriptors(database: Database, pool: Pool) -> None:
+def test_it_hears_in_a_process_with_thousands_of_descriptors(
+    database: Database, pool: Pool
+) -> None:
     listener = Listener(database.dsn, application_name="test/listen")
     with crowded():
         assert opened(listener, pool)
@@ -77,7 +83,9 @@ def test_waiting_ends_no_moment_too_early_and_never_takes_for_ever(within_s: flo
 
 def test_a_host_that_answers_nothing_holds_nobody_up(database: Database, pool: Pool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        dsn = make_conninfo(database.dsn, host="127.0.0.1", port=silent.getsockname()[1], connect_timeout=2)
+        dsn = make_conninfo(
+            database.dsn, host="127.0.0.1", port=silent.getsockname()[1], connect_timeout=2
+        )
         listener, ended = Listener(dsn, application_name="test/listen"), threading.Event()
         began = time.monotonic()
         listener.open(pool, ended.set)
@@ -101,7 +109,9 @@ def test_what_opens_after_it_was_given_up_is_closed(database: Database, pool: Po
 
 
 def test_a_way_to_another_database_is_deaf(database: Database, pool: Pool) -> None:
-    listener = Listener(make_conninfo(database.dsn, dbname="postgres"), application_name="test/listen")
+    listener = Listener(
+        make_conninfo(database.dsn, dbname="postgres"), application_name="test/listen"
+    )
     with pytest.raises(DeafError, match="did not arrive"):
         opened(listener, pool)
     assert not listener.connected
@@ -120,10 +130,17 @@ def test_a_pooler_of_sessions_is_listened_through(database: Database) -> None:
 
 @pytest.mark.parametrize("sessions", [1, 3])
 @pytest.mark.parametrize("round_robin", [0, 1])
-def test_a_pooler_of_transactions_is_found_out_before_listen(database: Database, sessions: int, round_robin: int) -> None:
-    with pgbouncer(database, "transaction", sessions=sessions, more=f"server_round_robin = {round_robin}") as folder:
+def test_a_pooler_of_transactions_is_found_out_before_listen(
+    database: Database, sessions: int, round_robin: int
+) -> None:
+    with pgbouncer(
+        database, "transaction", sessions=sessions, more=f"server_round_robin = {round_robin}"
+    ) as folder:
         dsn = through(database, folder)
-        with session.open_pool(dsn, application_name="test/pool", size=1) as pool, ExitStack() as stack:
+        with (
+            session.open_pool(dsn, application_name="test/pool", size=1) as pool,
+            ExitStack() as stack,
+        ):
             connect = partial(psycopg.connect, dsn, autocommit=False, prepare_threshold=None)
             applications = [stack.enter_context(connect()) for _ in range(sessions)]
             for application in applications:  # each in a transaction: all sessions are there now
@@ -136,7 +153,9 @@ def test_a_pooler_of_transactions_is_found_out_before_listen(database: Database,
                 assert application.execute("SELECT pg_listening_channels()").fetchall() == []
 
 
-def test_a_pooler_of_transactions_that_others_share_is_found_out_by_its_silence(database: Database, pool: Pool) -> None:
+def test_a_pooler_of_transactions_that_others_share_is_found_out_by_its_silence(
+    database: Database, pool: Pool
+) -> None:
     with pgbouncer(database, "transaction", sessions=1) as folder:
         dsn = through(database, folder)
         with pytest.raises(DeafError, match="did not arrive"):

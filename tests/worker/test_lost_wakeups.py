@@ -30,11 +30,12 @@ from tests.support.wakeup_faults import (
 from webhookd.worker.dispatcher import Dispatcher
 from webhookd.worker.wakeup import WakeReason
 
-# Long enough for any pause that a dispatcher makes of itself; one that lost its wakeup never looks again.
+# Long enough for any pause that a dispatcher makes of itself; one that lost its wakeup never looks
+# again.
 NEVER_S = 1.0
 
 
-# Choreographies ------------------------------------------------------------------------------------------------------
+# Choreographies
 
 
 Scenario = Callable[[Stage, float], bool]
@@ -47,7 +48,9 @@ def an_insert_from_before_the_flag_commits_late(stage: Stage, within_s: float) -
     return stage.arrived(1, within_s=within_s)
 
 
-def an_insert_comes_and_goes_between_the_last_look_and_the_flag(stage: Stage, within_s: float) -> bool:
+def an_insert_comes_and_goes_between_the_last_look_and_the_flag(
+    stage: Stage, within_s: float
+) -> bool:
     stage.cues.at("before the flag is up", lambda: stage.database.execute(INSERT))
     stage.start()
     return stage.arrived(1, within_s=within_s)
@@ -112,7 +115,9 @@ def an_operator_resumes_the_webhook_in_a_long_transaction(stage: Stage, within_s
     stage.start()
     stage.lose_room()
     with stage.database.connect(autocommit=False) as operator:
-        operator.execute("UPDATE pggit.webhooks SET enabled = true")  # the flag is down: tells nobody
+        operator.execute(
+            "UPDATE pggit.webhooks SET enabled = true"
+        )  # the flag is down: tells nobody
         stage.find_room()
         stage.settle()
     return stage.arrived(1, within_s=within_s)
@@ -133,7 +138,9 @@ def the_watch_is_handed_over_with_the_flag_down(stage: Stage, within_s: float) -
         looker.take()
         looker.watch.lower(looker.connection)
         looker_gives_way = threading.Event()
-        stage.cues.at("once the flag is up", looker_gives_way.set)  # the dispatcher has found that another keeps it
+        stage.cues.at(
+            "once the flag is up", looker_gives_way.set
+        )  # the dispatcher has found that another keeps it
         with stage.database.connect(autocommit=False) as producer:
             producer.execute(INSERT)
             stage.begin()
@@ -192,7 +199,10 @@ def the_keeper_does_not_answer(stage: Stage, within_s: float) -> bool:
 
 def the_listening_connection_is_cut(stage: Stage, within_s: float) -> bool:
     stage.start()
-    stage.database.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'test/listen'")
+    stage.database.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = "
+        "'test/listen'"
+    )
     stage.database.execute(INSERT)
     return stage.arrived(1, within_s=within_s)
 
@@ -216,13 +226,16 @@ SCENARIOS: list[Scenario] = [
 ]
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__.replace("_", " "))
+@pytest.mark.parametrize(
+    "scenario", SCENARIOS, ids=lambda scenario: scenario.__name__.replace("_", " ")
+)
 def test_no_wakeup_is_lost_when(scenario: Scenario, database: Database) -> None:
     with staged(database) as stage:
         assert scenario(stage, 20.0)
 
 
-# The same with a step left out: the choreographies must notice -------------------------------------------------------
+# The same with a step left out: the choreographies must notice
+#
 
 
 @pytest.mark.parametrize(
@@ -257,7 +270,9 @@ def test_a_dispatcher_that_leaves_out_a_step_loses_one(
         (OverlooksTheRegistry, an_operator_resumes_the_webhook_in_a_long_transaction),
     ],
 )
-def test_a_watch_that_overlooks_lockers_loses_one(watch: type[CuedWatch], scenario: Scenario, database: Database) -> None:
+def test_a_watch_that_overlooks_lockers_loses_one(
+    watch: type[CuedWatch], scenario: Scenario, database: Database
+) -> None:
     with staged(database, watch=watch) as stage:
         assert not scenario(stage, NEVER_S)
 
@@ -268,11 +283,12 @@ def test_a_flag_in_a_row_would_lose_one(database: Database) -> None:
         assert not an_insert_has_a_snapshot_from_before_the_flag(stage, NEVER_S)
 
 
-# Races ---------------------------------------------------------------------------------------------------------------
+# Races
 
 PRODUCERS = 6
 BURST = 90  # enough for the keeper to lower the flag
-# A lost wakeup is made good by the sweep 30 s later, or by the next insert; a round has no next insert.
+# A lost wakeup is made good by the sweep 30 s later, or by the next insert; a round has no next
+# insert.
 GUARD_S = 8.0
 
 
@@ -287,7 +303,9 @@ class Racer:
         return [self._insert(commit=True, held_s=0.0) for _ in range(inserts)]
 
     def straggle(self) -> list[int]:
-        """Insert a few rows about when the flag goes up again, in transactions that stay open for a while."""
+        """Insert a few rows about when the flag goes up again, in transactions that stay open for a
+        while.
+        """
         committed = []
         for _ in range(2):
             time.sleep(self._dice.uniform(0, 0.2))
@@ -299,7 +317,9 @@ class Racer:
         return committed
 
     def _insert(self, *, commit: bool, held_s: float) -> int:
-        self._connection.execute(f"SET TRANSACTION ISOLATION LEVEL {self._dice.choice(LEVELS)}".encode())
+        self._connection.execute(
+            f"SET TRANSACTION ISOLATION LEVEL {self._dice.choice(LEVELS)}".encode()
+        )
         if self._dice.random() < 0.5:
             self._connection.execute("SELECT FROM pggit.webhooks")
         row = self._connection.execute(INSERT + " RETURNING delivery_id").fetchone()
@@ -315,10 +335,13 @@ class Racer:
         self._connection.close()
 
 
-def race(database: Database, receiver: Receiver, *, rounds: int, guard_s: float, seed: int) -> tuple[int, int]:
+def race(
+    database: Database, receiver: Receiver, *, rounds: int, guard_s: float, seed: int
+) -> tuple[int, int]:
     """Run *rounds* of a burst and its stragglers, or fewer if one does not arrive in time.
 
-    Return how many rows were committed, and how many of them had not arrived *guard_s* after their round.
+    Return how many rows were committed, and how many of them had not arrived *guard_s* after their
+    round.
     """
     committed: set[int] = set()
     racers = [Racer(database, seed * 100 + number) for number in range(PRODUCERS)]
@@ -342,7 +365,8 @@ def race(database: Database, receiver: Receiver, *, rounds: int, guard_s: float,
 def test_three_workers_miss_nothing_of_what_racing_producers_commit(database: Database) -> None:
     with Receiver(answering()) as receiver, Daemon(database.dsn) as daemon:
         database.execute(
-            "INSERT INTO pggit.webhooks (webhook_id, url, rate_limit_per_second, max_in_flight) VALUES (1, %s, 0, 1000)",
+            "INSERT INTO pggit.webhooks (webhook_id, url, rate_limit_per_second, max_in_flight) "
+            "VALUES (1, %s, 0, 1000)",
             [receiver.url()],
         )
         eventually(lambda: flag(database) > FLAG_DOWN)
@@ -352,7 +376,9 @@ def test_three_workers_miss_nothing_of_what_racing_producers_commit(database: Da
 
 
 @pytest.mark.parametrize("dispatcher", [LooksAndDoesNotOutwait, NeitherOutwaitsNorLooks])
-def test_the_race_catches_a_dispatcher_that_does_not_outwait(dispatcher: type[Dispatcher], database: Database) -> None:
+def test_the_race_catches_a_dispatcher_that_does_not_outwait(
+    dispatcher: type[Dispatcher], database: Database
+) -> None:
     with staged(database, dispatcher=dispatcher) as stage:
         stage.start()
         _, lost = race(database, stage.receiver, rounds=25, guard_s=NEVER_S, seed=2)

@@ -6,7 +6,9 @@ from webhookd.worker.quarantine import ALONE_WITHIN_S, MISSED_FIRST_S, MISSED_MO
 
 
 def missed(suspects: Quarantine, *, at: float) -> float:
-    """Have none be had *at* that time although one has long been due; return how long it waits then."""
+    """Have none be had *at* that time although one has long been due; return how long it waits
+    then.
+    """
     suspects.missed(at)
     suspects.see(-1000.0, now=at)
     return suspects.due_at - at
@@ -45,7 +47,11 @@ def test_being_alone_ends_and_comes_back() -> None:
     suspects.see(0.0, now=5000.0)
     given_up_at = 5000.0 + ALONE_WITHIN_S
     again_at = given_up_at + MISSED_FIRST_S
-    assert [alone(suspects, at=at) for at in (5000.0, given_up_at - 1, given_up_at)] == [True, True, False]
+    assert [alone(suspects, at=at) for at in (5000.0, given_up_at - 1, given_up_at)] == [
+        True,
+        True,
+        False,
+    ]
     assert [alone(suspects, at=at) for at in (again_at - 1, again_at)] == [False, True]
 
 
@@ -54,4 +60,7 @@ def test_a_worker_stays_alone_for_as_long_as_a_suspects_exchange_may_last() -> N
     suspects.see(0.0, now=5000.0)
     assert alone(suspects, at=5000.0)
     suspects.sent(5001.0, timeout_s=600.0)
-    assert [alone(suspects, at=5001.0 + 600.0 + extra_s) for extra_s in (0.0, ALONE_WITHIN_S)] == [True, False]
+    assert [alone(suspects, at=5001.0 + 600.0 + extra_s) for extra_s in (0.0, ALONE_WITHIN_S)] == [
+        True,
+        False,
+    ]

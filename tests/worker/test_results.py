@@ -1,4 +1,6 @@
-"""Results from many senders to one recorder: nothing is lost, a batch waits for its last, and nobody is woken for each."""
+"""Results from many senders to one recorder: nothing is lost, a batch waits for its last, and
+nobody is woken for each.
+"""
 
 import threading
 import time

@@ -1,4 +1,6 @@
-"""The sender pool against real receivers: it grows for blocked exchanges only, and hands back what it has not begun."""
+"""The sender pool against real receivers: it grows for blocked exchanges only, and hands back what
+it has not begun.
+"""
 
 import math
 import threading
@@ -33,7 +35,9 @@ class Rig:
         self._settings = settings(url=receiver.url())
 
     def deliveries(self, count: int) -> list[Delivery]:
-        return [delivery(delivery_id=number, settings=self._settings) for number in range(1, count + 1)]
+        return [
+            delivery(delivery_id=number, settings=self._settings) for number in range(1, count + 1)
+        ]
 
     def tick(self) -> None:
         self.senders.tick(time.monotonic())
@@ -72,10 +76,15 @@ def test_the_pool_grows_to_its_limit_while_receivers_keep_every_sender_waiting()
         eventually(lambda: len(made.results) == 20)
 
 
-def test_senders_that_wait_for_the_processor_get_no_company_and_leave_but_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_senders_that_wait_for_the_processor_get_no_company_and_leave_but_for_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     # Nobody can be starved to order: the kernel's word is put into its mouth.
     starving_since = math.inf
-    monkeypatch.setattr("webhookd.worker.senders._run_delay_s", lambda thread_id: max(0.0, time.monotonic() - starving_since))
+    monkeypatch.setattr(
+        "webhookd.worker.senders._run_delay_s",
+        lambda thread_id: max(0.0, time.monotonic() - starving_since),
+    )
 
     def slow(peer: Peer) -> None:
         while peer.read_request() is not None:

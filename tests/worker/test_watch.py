@@ -28,10 +28,13 @@ Join = Callable[[], Member]
 
 def age(database: Database, incarnation: UUID) -> None:
     """Make that worker one that has given no sign of life for a while."""
-    database.execute("UPDATE pggit.workers SET seen_at = now() - interval '21 seconds' WHERE incarnation = %s", [incarnation])
+    database.execute(
+        "UPDATE pggit.workers SET seen_at = now() - interval '21 seconds' WHERE incarnation = %s",
+        [incarnation],
+    )
 
 
-# Who keeps the watch -------------------------------------------------------------------------------------------------
+# Who keeps the watch
 
 
 @pytest.mark.every_postgres
@@ -72,7 +75,9 @@ def test_the_watch_is_handed_to_a_worker_that_has_room_and_that_one_is_told(
     assert not keeper.take() and not full.take()
 
 
-def test_without_an_heir_the_watch_is_dropped_and_the_first_to_have_room_takes_it(database: Database, join: Join) -> None:
+def test_without_an_heir_the_watch_is_dropped_and_the_first_to_have_room_takes_it(
+    database: Database, join: Join
+) -> None:
     first, second = join(), join()
     first.take(), second.take()
     second.hand_over()
@@ -83,7 +88,9 @@ def test_without_an_heir_the_watch_is_dropped_and_the_first_to_have_room_takes_i
     assert not first.take()
 
 
-def test_a_worker_that_is_silent_neither_keeps_nor_inherits_the_watch(database: Database, join: Join) -> None:
+def test_a_worker_that_is_silent_neither_keeps_nor_inherits_the_watch(
+    database: Database, join: Join
+) -> None:
     dead, second, third = join(), join(), join()
     dead.take(), second.take(), third.take()
     age(database, dead.incarnation)
@@ -97,7 +104,9 @@ def test_a_worker_that_is_silent_neither_keeps_nor_inherits_the_watch(database: 
     assert second.take()
 
 
-def test_who_hands_over_what_another_has_taken_meanwhile_changes_nothing(database: Database, join: Join) -> None:
+def test_who_hands_over_what_another_has_taken_meanwhile_changes_nothing(
+    database: Database, join: Join
+) -> None:
     stalled, second, third = join(), join(), join()
     stalled.take(), second.take(), third.take()
     age(database, stalled.incarnation)
@@ -107,7 +116,9 @@ def test_who_hands_over_what_another_has_taken_meanwhile_changes_nothing(databas
     assert flag(database) == second.watch.wake_number
 
 
-def test_a_worker_that_leaves_hands_the_watch_over_and_is_struck(database: Database, join: Join) -> None:
+def test_a_worker_that_leaves_hands_the_watch_over_and_is_struck(
+    database: Database, join: Join
+) -> None:
     first, second = join(), join()
     first.take(), second.take()
     first.watch.leave(first.connection)
@@ -116,7 +127,9 @@ def test_a_worker_that_leaves_hands_the_watch_over_and_is_struck(database: Datab
     assert database.execute("SELECT incarnation FROM pggit.workers") == [(second.incarnation,)]
 
 
-def test_a_row_that_has_vanished_registers_again_under_a_number_of_its_own(database: Database, join: Join) -> None:
+def test_a_row_that_has_vanished_registers_again_under_a_number_of_its_own(
+    database: Database, join: Join
+) -> None:
     member = join()
     member.take()
     number = member.watch.wake_number
@@ -129,15 +142,20 @@ def test_a_row_that_has_vanished_registers_again_under_a_number_of_its_own(datab
     assert flag(database) == member.watch.wake_number
 
 
-# Whom to outwait -----------------------------------------------------------------------------------------------------
+# Whom to outwait
 
 
 @pytest.mark.every_postgres
-def test_open_and_prepared_inserts_are_outwaited_and_readers_are_not(database: Database, join: Join) -> None:
+def test_open_and_prepared_inserts_are_outwaited_and_readers_are_not(
+    database: Database, join: Join
+) -> None:
     member = join()
     if database.execute("SHOW max_prepared_transactions") == [("0",)]:
         pytest.fail("tests/postgres.py must start its servers with max_prepared_transactions")
-    with database.connect(autocommit=False) as reader, database.connect(autocommit=False) as producer:
+    with (
+        database.connect(autocommit=False) as reader,
+        database.connect(autocommit=False) as producer,
+    ):
         reader.execute("SELECT count(*) FROM pggit.alert_delivery_queue")
         assert member.watch.lockers(member.connection) == set()
         producer.execute("SAVEPOINT a")
@@ -156,12 +174,15 @@ def test_open_and_prepared_inserts_are_outwaited_and_readers_are_not(database: D
     [
         "UPDATE pggit.alert_delivery_queue SET delivery_status = 'pending'",
         "UPDATE pggit.webhooks SET enabled = true",
-        "UPDATE pggit.webhook_health_metrics SET health_status = 'healthy', consecutive_failures = 0",
+        "UPDATE pggit.webhook_health_metrics SET health_status = 'healthy', consecutive_failures "
+        "= 0",
         "SELECT pggit.update_webhook_health(1, 200, 1)",
         "COPY pggit.alert_delivery_queue (webhook_id, message_body) FROM STDIN",
     ],
 )
-def test_whatever_looks_at_the_flag_is_outwaited(database: Database, join: Join, statement: str) -> None:
+def test_whatever_looks_at_the_flag_is_outwaited(
+    database: Database, join: Join, statement: str
+) -> None:
     member = join()
     with database.connect(autocommit=False) as operator:
         if statement.startswith("COPY"):
@@ -173,15 +194,19 @@ def test_whatever_looks_at_the_flag_is_outwaited(database: Database, join: Join,
     assert member.watch.lockers(member.connection) == set()
 
 
-# What an insert tells ------------------------------------------------------------------------------------------------
+# What an insert tells
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_an_insert_tells_the_keeper_at_every_isolation_level(database: Database, join: Join, level: str) -> None:
+def test_an_insert_tells_the_keeper_at_every_isolation_level(
+    database: Database, join: Join, level: str
+) -> None:
     member = join()
     with database.connect(autocommit=False) as producer:
         producer.execute(f"SET TRANSACTION ISOLATION LEVEL {level}".encode())
-        producer.execute("SELECT count(*) FROM pggit.webhooks")  # its snapshot is older than the flag
+        producer.execute(
+            "SELECT count(*) FROM pggit.webhooks"
+        )  # its snapshot is older than the flag
         member.take()
         producer.execute(INSERT)
         assert member.heard() == [], "not before the commit"
@@ -202,7 +227,9 @@ def test_while_the_flag_is_down_no_insert_notifies(database: Database, join: Joi
     assert member.heard() == []
 
 
-def test_one_transaction_tells_once_whatever_its_savepoints_do(database: Database, join: Join) -> None:
+def test_one_transaction_tells_once_whatever_its_savepoints_do(
+    database: Database, join: Join
+) -> None:
     member = join()
     member.take()
     with database.connect(autocommit=False) as producer:
@@ -240,7 +267,8 @@ def test_a_producer_needs_no_right_but_to_insert(database: Database, join: Join)
     member.take()
     role = f"producer_{uuid4().hex[:8]}"
     database.execute(
-        f"CREATE ROLE {role}; GRANT USAGE ON SCHEMA pggit TO {role}; GRANT INSERT ON pggit.alert_delivery_queue TO {role}"
+        f"CREATE ROLE {role}; GRANT USAGE ON SCHEMA pggit TO {role}; GRANT INSERT ON "
+        f"pggit.alert_delivery_queue TO {role}"
     )
     try:
         with database.connect() as producer:
@@ -255,22 +283,34 @@ def test_a_producer_needs_no_right_but_to_insert(database: Database, join: Join)
 @pytest.mark.parametrize(
     "statement",
     [
-        "UPDATE pggit.alert_delivery_queue SET delivery_status = 'pending' WHERE delivery_status = 'failed'",
-        "UPDATE pggit.alert_delivery_queue SET next_retry_at = now() WHERE delivery_status = 'retrying'",
-        "UPDATE pggit.webhook_health_metrics SET health_status = 'healthy', consecutive_failures = 0",
+        "UPDATE pggit.alert_delivery_queue SET delivery_status = 'pending' WHERE delivery_status "
+        "= 'failed'",
+        "UPDATE pggit.alert_delivery_queue SET next_retry_at = now() WHERE delivery_status = "
+        "'retrying'",
+        "UPDATE pggit.webhook_health_metrics SET health_status = 'healthy', consecutive_failures "
+        "= 0",
         "UPDATE pggit.webhooks SET enabled = true",
         "UPDATE pggit.webhooks SET max_in_flight = 7",
         "INSERT INTO pggit.webhooks (webhook_id, url) VALUES (2, 'https://example.com/')",
         "SELECT pggit.update_webhook_health(1, 200, 1)",
     ],
 )
-def test_whatever_else_makes_rows_claimable_tells_too(database: Database, join: Join, statement: str) -> None:
-    database.execute("INSERT INTO pggit.webhooks (webhook_id, url, enabled) VALUES (1, 'https://example.com/', false)")
+def test_whatever_else_makes_rows_claimable_tells_too(
+    database: Database, join: Join, statement: str
+) -> None:
     database.execute(
-        "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, delivery_status, next_retry_at)"
+        "INSERT INTO pggit.webhooks (webhook_id, url, enabled) VALUES (1, "
+        "'https://example.com/', false)"
+    )
+    database.execute(
+        "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, delivery_status, "
+        "next_retry_at)"
         " VALUES (1, '{}', 'failed', now()), (1, '{}', 'retrying', now() + interval '1 hour')"
     )
-    database.execute("UPDATE pggit.webhook_health_metrics SET circuit_state = 'open', health_status = 'unavailable'")
+    database.execute(
+        "UPDATE pggit.webhook_health_metrics SET circuit_state = 'open', health_status = "
+        "'unavailable'"
+    )
     member = join()
     member.take()
     database.execute(statement)

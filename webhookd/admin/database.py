@@ -1,4 +1,6 @@
-"""The one-shot commands' way to the database: a connection, named statements, and one line for every fault."""
+"""The one-shot commands' way to the database: a connection, named statements, and one line for
+every fault.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +21,8 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 
 def dsn_of(config: Config) -> str:
-    """Return the DSN in force, or that of an embedded PostgreSQL that a webhookd on this machine runs.
+    """Return the DSN in force, or that of an embedded PostgreSQL that a webhookd on this machine
+    runs.
 
     Raise `UnusableError` where there is neither.
     """
@@ -49,7 +52,9 @@ def connect(config: Config) -> Iterator[Connection]:
         try:
             yield connection
         except (errors.UndefinedTable, errors.UndefinedColumn, errors.UndefinedFunction):
-            migrate.check(connection)  # of an old schema it says what workers say; else it is something else
+            migrate.check(
+                connection
+            )  # of an old schema it says what workers say; else it is something else
             raise
 
 
@@ -59,6 +64,8 @@ def fetch(connection: Connection, statement: str, **parameters: object) -> list[
         return cursor.execute(statements.load(statement).encode(), parameters).fetchall()
 
 
-def fetch_one(connection: Connection, statement: str, **parameters: object) -> dict[str, Any] | None:
+def fetch_one(
+    connection: Connection, statement: str, **parameters: object
+) -> dict[str, Any] | None:
     """Run a statement that returns one row or none."""
     return next(iter(fetch(connection, statement, **parameters)), None)

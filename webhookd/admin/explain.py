@@ -1,6 +1,7 @@
 """Why a delivery has not gone out, or what became of it, in words.
 
-What a lane may do is asked of the core (`admit`), as workers ask it, so that the answer here cannot differ from theirs.
+What a lane may do is asked of the core (`admit`), as workers ask it, so that the answer here cannot
+differ from theirs.
 """
 
 import math
@@ -25,8 +26,8 @@ LONG_DUE_S = 30.0  # by then the sweep has mended what no notification covers
 class Reason:
     """One thing that holds a delivery back, or was its end.
 
-    *until*: when that ends (inf: not by itself; None: it holds nothing back). *run*: commands of webhookd's that
-    help; *sql*: statements that do.
+    *until*: when that ends (inf: not by itself; None: it holds nothing back). *run*: commands of
+    webhookd's that help; *sql*: statements that do.
     """
 
     name: str
@@ -39,7 +40,12 @@ class Reason:
         """Return it for programs; `until` is an instant, "never", or null where it holds nothing."""
         until = self.until if self.until is None or self.until < LAST else "never"
         if isinstance(until, float):
-            return {"reason": self.name, "text": self.text, "until": datetime.fromtimestamp(until, UTC), "run": self.run}
+            return {
+                "reason": self.name,
+                "text": self.text,
+                "until": datetime.fromtimestamp(until, UTC),
+                "run": self.run,
+            }
         return {"reason": self.name, "text": self.text, "until": until, "run": self.run}
 
 
@@ -49,14 +55,26 @@ def reasons(facts: Facts) -> list[Reason]:
         case Status.DELIVERED:
             return [_delivered(facts)]
         case Status.FAILED:
-            return [_failed(facts), *(replace(reason, until=None) for reason in _webhook_off(facts) if not reason.sql)]
+            return [
+                _failed(facts),
+                *(replace(reason, until=None) for reason in _webhook_off(facts) if not reason.sql),
+            ]
         case Status.SENDING:
             found = [_leased(facts), *_no_worker(facts), *_lost_leases(facts)]
         case _:
-            found = [*_no_worker(facts), *_locked(facts), *_lane(facts), *_own_time(facts), *_ahead(facts), *_lost_leases(facts)]
+            found = [
+                *_no_worker(facts),
+                *_locked(facts),
+                *_lane(facts),
+                *_own_time(facts),
+                *_ahead(facts),
+                *_lost_leases(facts),
+            ]
             if not any(reason.until is not None for reason in found):
                 found.insert(0, _free(facts))
-    return sorted(found, key=lambda reason: -math.inf if reason.until is None else reason.until, reverse=True)
+    return sorted(
+        found, key=lambda reason: -math.inf if reason.until is None else reason.until, reverse=True
+    )
 
 
 def _delivered(facts: Facts) -> Reason:
@@ -65,9 +83,13 @@ def _delivered(facts: Facts) -> Reason:
     if row.delivered_at is not None and row.delivered_at <= facts.now:
         when += f", {duration(facts.now - row.delivered_at)} ago"
     if row.attempts == 0:
-        return Reason("delivered", f"It was marked as delivered{when} without an attempt of webhookd's.")
+        return Reason(
+            "delivered", f"It was marked as delivered{when} without an attempt of webhookd's."
+        )
     by = f" by {shown(row.worker_id)}" if row.worker_id else ""
-    return Reason("delivered", f"It was delivered{when}{by}, at the {_ordinal(row.attempts)} attempt.")
+    return Reason(
+        "delivered", f"It was delivered{when}{by}, at the {_ordinal(row.attempts)} attempt."
+    )
 
 
 def _failed(facts: Facts) -> Reason:
@@ -101,17 +123,32 @@ def _no_worker(facts: Facts) -> Iterator[Reason]:
         return
     if facts.workers:
         last = facts.workers[0]
-        text = f"No worker is alive: the last sign was from {last}, {duration(last.seen_s_ago)} ago."
+        text = (
+            f"No worker is alive: the last sign was from {last}, {duration(last.seen_s_ago)} ago."
+        )
     else:
-        text = "No worker is registered: webhookd does not run on this database, or cannot reach it."
+        text = (
+            "No worker is registered: webhookd does not run on this database, or cannot reach it."
+        )
     yield Reason("no_worker", text, math.inf, ("webhookd doctor",))
 
 
 def _locked(facts: Facts) -> Iterator[Reason]:
     for locker in facts.lockers:
-        what = "row of this delivery" if locker.what == "delivery" else f"lane of webhook {facts.row.webhook_id}"
-        text = f"The {what} is locked by {locker}: workers pass over it until that transaction ends."
-        yield Reason("locked", f"{text} This ends it, and undoes what it did:", math.inf, sql=(locker.ending,))
+        what = (
+            "row of this delivery"
+            if locker.what == "delivery"
+            else f"lane of webhook {facts.row.webhook_id}"
+        )
+        text = (
+            f"The {what} is locked by {locker}: workers pass over it until that transaction ends."
+        )
+        yield Reason(
+            "locked",
+            f"{text} This ends it, and undoes what it did:",
+            math.inf,
+            sql=(locker.ending,),
+        )
 
 
 def _webhook_off(facts: Facts) -> Iterator[Reason]:
@@ -121,18 +158,26 @@ def _webhook_off(facts: Facts) -> Iterator[Reason]:
         give_up = f"UPDATE pggit.alert_delivery_queue SET delivery_status = 'failed' WHERE delivery_id = {facts.row.delivery_id}"
         yield Reason("unregistered", text, math.inf, sql=(give_up,))
     elif facts.settings is None:
-        text = f"Nobody has registered webhook {webhook_id}: its deliveries wait until somebody does."
-        yield Reason("unregistered", text, math.inf, (f"webhookd webhook add URL --id {webhook_id}",))
+        text = (
+            f"Nobody has registered webhook {webhook_id}: its deliveries wait until somebody does."
+        )
+        yield Reason(
+            "unregistered", text, math.inf, (f"webhookd webhook add URL --id {webhook_id}",)
+        )
     elif not facts.settings.enabled and facts.disabled_reason == GONE_REASON:
         text = f"The receiver answered 410 Gone, so webhook {webhook_id} was disabled. Once it takes deliveries again, enable it."
         yield Reason("gone", text, math.inf, (f"webhookd webhook resume {webhook_id}",))
     elif not facts.settings.enabled:
-        text = f"Webhook {webhook_id} is paused: {shown(facts.disabled_reason or 'no reason given')}."
+        text = (
+            f"Webhook {webhook_id} is paused: {shown(facts.disabled_reason or 'no reason given')}."
+        )
         yield Reason("paused", text, math.inf, (f"webhookd webhook resume {webhook_id}",))
 
 
 def _lane(facts: Facts) -> Iterator[Reason]:
-    """Yield all that holds the webhook, in the order in which workers meet it: ask, take away what blocks, ask again."""
+    """Yield all that holds the webhook, in the order in which workers meet it: ask, take away what
+    blocks, ask again.
+    """
     yield from _webhook_off(facts)
     if facts.settings is None:
         return
@@ -165,13 +210,16 @@ def _lane(facts: Facts) -> Iterator[Reason]:
 
 
 def _as_admitted(facts: Facts, settings: WebhookSettings) -> Lane:
-    """Return the lane as a claim would see it: new where there is none, and its leases counted where it is at its cap.
+    """Return the lane as a claim would see it: new where there is none, and its leases counted
+    where it is at its cap.
 
     The claim of a suspect believes the counter; the sweep mends that within 30 s.
     """
     lane = facts.lane
     if lane is None:
-        return Lane(facts.row.webhook_id, Breaker(), Bucket(None, facts.now), 0, None, None, None, "unknown")
+        return Lane(
+            facts.row.webhook_id, Breaker(), Bucket(None, facts.now), 0, None, None, None, "unknown"
+        )
     counted = lane.in_flight >= settings.max_in_flight and facts.row.leases_lost < SUSPECT_AFTER
     return replace(lane, in_flight=facts.in_flight) if counted else lane
 
@@ -181,21 +229,36 @@ def _circuit(facts: Facts, lane: Lane, until: float) -> Reason:
     run = (f"webhookd webhook test {webhook_id}",)
     if lane.breaker.state is CircuitState.HALF_OPEN:
         text = f"The circuit of webhook {webhook_id} is half open: its probe is out, at most {_until(facts, until)}."
-        return Reason("circuit_half_open", f"{text} If that is delivered, the rest follows.", until, run)
+        return Reason(
+            "circuit_half_open", f"{text} If that is delivered, the rest follows.", until, run
+        )
     text = f"The circuit of webhook {webhook_id} is open {_until(facts, until)}, after {failures} failures in a row."
     return Reason("circuit_open", f"{text} Then one delivery goes out as a probe.", until, run)
 
 
 def _parked(facts: Facts) -> Iterator[Reason]:
-    """Yield the wait for the lane's timer, where a due row is known to it and only the timer brings the row up."""
+    """Yield the wait for the lane's timer, where a due row is known to it and only the timer brings
+    the row up.
+    """
     lane, row = facts.lane, facts.row
-    if lane is None or not row.routed or row.next_retry_at > facts.now or row.leases_lost >= SUSPECT_AFTER:
+    if (
+        lane is None
+        or not row.routed
+        or row.next_retry_at > facts.now
+        or row.leases_lost >= SUSPECT_AFTER
+    ):
         return
     if lane.runnable_at is None:
-        yield Reason("parked", "No timer leads to it; the sweep that workers make every 30 s finds it.", facts.now + 30.0)
+        yield Reason(
+            "parked",
+            "No timer leads to it; the sweep that workers make every 30 s finds it.",
+            facts.now + 30.0,
+        )
     elif lane.runnable_at > facts.now:
         why = f", since it met: {lane.blocked_by}" if lane.blocked_by else ""
-        text = f"Workers look at webhook {lane.webhook_id} again {_in(facts, lane.runnable_at)}{why}."
+        text = (
+            f"Workers look at webhook {lane.webhook_id} again {_in(facts, lane.runnable_at)}{why}."
+        )
         yield Reason("parked", text, lane.runnable_at)
 
 
@@ -213,7 +276,12 @@ def _own_time(facts: Facts) -> Iterator[Reason]:
         text = f"Attempt {row.attempts + 1} of {most} is due {_in(facts, row.next_retry_at)}{last}."
         yield Reason("backoff", text, row.next_retry_at, now)
     else:
-        yield Reason("scheduled", f"It is scheduled: it waits {_until(facts, row.next_retry_at)}.", row.next_retry_at, now)
+        yield Reason(
+            "scheduled",
+            f"It is scheduled: it waits {_until(facts, row.next_retry_at)}.",
+            row.next_retry_at,
+            now,
+        )
 
 
 def _lost_leases(facts: Facts) -> Iterator[Reason]:
@@ -222,12 +290,16 @@ def _lost_leases(facts: Facts) -> Iterator[Reason]:
         yield Reason("suspect", f"It is due, alone: {_suspect(row)}.")
     elif 0 < row.leases_lost < SUSPECT_AFTER:
         times = "once" if row.leases_lost == 1 else "twice"
-        yield Reason("leases_lost", f"A worker claimed it and was lost {times} before it could say what came of it.")
+        yield Reason(
+            "leases_lost",
+            f"A worker claimed it and was lost {times} before it could say what came of it.",
+        )
 
 
 def _suspect(row: Row) -> str:
     return (
-        f"{row.leases_lost} claims of it were lost without an outcome, so it may be what kills workers;"
+        f"{row.leases_lost} claims of it were lost without an outcome, so it may be what kills "
+        "workers;"
         f" it is tried by itself, with backoff, and given up after {GIVE_UP_AFTER}"
     )
 
@@ -250,7 +322,11 @@ def _ahead(facts: Facts) -> Iterator[Reason]:
     row, settings, lane = facts.row, facts.settings, facts.lane
     if facts.ahead == 0 or row.next_retry_at > facts.now or row.leases_lost >= SUSPECT_AFTER:
         return
-    many = f"{MOST_AHEAD:,} or more deliveries" if facts.ahead >= MOST_AHEAD else _counted(facts.ahead, "delivery", "deliveries")
+    many = (
+        f"{MOST_AHEAD:,} or more deliveries"
+        if facts.ahead >= MOST_AHEAD
+        else _counted(facts.ahead, "delivery", "deliveries")
+    )
     text = f"{many} of webhook {row.webhook_id} {'goes' if facts.ahead == 1 else 'go'} first"
     turn = facts.now
     if settings is not None and lane is not None:
@@ -285,5 +361,7 @@ def _counted(number: int, one: str, many: str) -> str:
 
 
 def _ordinal(number: int) -> str:
-    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    ending = (
+        "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    )
     return f"{number}{ending}"

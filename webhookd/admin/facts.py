@@ -22,11 +22,16 @@ from webhookd.text import duration, shown
 ALIVE_S = 20.0  # a worker reports every few seconds
 MOST_AHEAD = 10_000
 # What Python has words for; a column may also hold infinity, or a year that no datetime has.
-FIRST, LAST = datetime(1, 1, 1, tzinfo=UTC).timestamp(), datetime(9999, 12, 31, tzinfo=UTC).timestamp()
+FIRST, LAST = (
+    datetime(1, 1, 1, tzinfo=UTC).timestamp(),
+    datetime(9999, 12, 31, tzinfo=UTC).timestamp(),
+)
 
 
 class LenientInstant(TimestamptzLoader):
-    """Loads an instant that no datetime can hold as PostgreSQL writes it: one such row must not hide the others."""
+    """Loads an instant that no datetime can hold as PostgreSQL writes it: one such row must not
+    hide the others.
+    """
 
     def load(self, data: Any) -> Any:
         try:
@@ -75,7 +80,9 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class OpenTransaction:
-    """Somebody else's transaction. *what* it holds; *open_s* None: this role may not see since when."""
+    """Somebody else's transaction. *what* it holds; *open_s* None: this role may not see since
+    when.
+    """
 
     what: str
     pid: int | None
@@ -96,7 +103,9 @@ class OpenTransaction:
         since = "" if self.open_s is None else f", open for {duration(max(0.0, self.open_s))}"
         if self.gid is not None:
             return f"the prepared transaction {shown(self.gid)!r}{since}"
-        who = ", ".join(shown(word) for word in (self.application_name, self.role, self.state) if word)
+        who = ", ".join(
+            shown(word) for word in (self.application_name, self.role, self.state) if word
+        )
         return f"the transaction of pid {self.pid} ({who}){since}"
 
 
@@ -104,8 +113,9 @@ class OpenTransaction:
 class Facts:
     """All that decides when a delivery goes out, as it was at *now*.
 
-    *settings* None: nobody registered the webhook; *lane* None: no worker has looked at it yet. *in_flight* counts its leases,
-    *ahead* the deliveries that go first (`MOST_AHEAD` and more look alike). *log* are its attempts, the first first.
+    *settings* None: nobody registered the webhook; *lane* None: no worker has looked at it yet.
+    *in_flight* counts its leases, *ahead* the deliveries that go first (`MOST_AHEAD` and more look
+    alike). *log* are its attempts, the first first.
     """
 
     now: float
@@ -126,12 +136,16 @@ class Facts:
         return details.get("reason") if isinstance(details, dict) else None
 
 
-def read(connection: database.Connection, delivery_id: int, defaults: WebhookDefaults) -> Facts | None:
-    """Return what the database says of a delivery, None where it cannot be seen. Raises `psycopg.Error`.
+def read(
+    connection: database.Connection, delivery_id: int, defaults: WebhookDefaults
+) -> Facts | None:
+    """Return what the database says of a delivery, None where it cannot be seen. Raises
+    `psycopg.Error`.
 
     Call it in a REPEATABLE READ transaction: several statements must see the same moment.
     """
-    # As workers' sessions do: on a queue that was never analysed a planner would rather read all of it.
+    # As workers' sessions do: on a queue that was never analysed a planner would rather read all of
+    # it.
     connection.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off")
     found = database.fetch_one(connection, "delivery_explain", delivery_id=delivery_id)
     if found is None:
@@ -139,14 +153,22 @@ def read(connection: database.Connection, delivery_id: int, defaults: WebhookDef
     for column in ("next_retry_at", "delivered_at", "lease_until"):
         if found[column] is not None:
             found[column] = min(max(found[column], FIRST), LAST)
-    webhook_id, now, disabled_reason = found["webhook_id"], found.pop("now"), found.pop("disabled_reason")
+    webhook_id, now, disabled_reason = (
+        found["webhook_id"],
+        found.pop("now"),
+        found.pop("disabled_reason"),
+    )
     row = Row(status=Status(found.pop("delivery_status")), **found)
     only_this = {"webhook_ids": session.number_array([webhook_id])}
     registered = _first(connection, "read_settings", only_this)
     lane = _first(connection, "delivery_explain_lane", {"webhook_id": webhook_id})
     leases = _first(connection, "count_leases", only_this)
-    ahead = database.fetch_one(connection, "delivery_explain_ahead", delivery_id=delivery_id, most=MOST_AHEAD)
-    lockers = database.fetch(connection, "delivery_explain_lockers", delivery_id=delivery_id, webhook_id=webhook_id)
+    ahead = database.fetch_one(
+        connection, "delivery_explain_ahead", delivery_id=delivery_id, most=MOST_AHEAD
+    )
+    lockers = database.fetch(
+        connection, "delivery_explain_lockers", delivery_id=delivery_id, webhook_id=webhook_id
+    )
     return Facts(
         now=now,
         row=row,
@@ -155,16 +177,25 @@ def read(connection: database.Connection, delivery_id: int, defaults: WebhookDef
         lane=None if lane is None else lane_of(lane),
         in_flight=leases[1] if leases else 0,
         ahead=ahead["ahead"] if ahead else 0,
-        workers=[Worker(**worker) for worker in database.fetch(connection, "delivery_explain_workers")],
+        workers=[
+            Worker(**worker) for worker in database.fetch(connection, "delivery_explain_workers")
+        ],
         lockers=[OpenTransaction(**locker) for locker in lockers],
         log=database.fetch(connection, "delivery_attempts", delivery_id=delivery_id),
     )
 
 
 def producers(connection: database.Connection) -> list[OpenTransaction]:
-    """Return the open transactions that may have inserted deliveries, the oldest first. Raises `psycopg.Error`."""
-    return [OpenTransaction(what="queue", **row) for row in database.fetch(connection, "delivery_explain_producers")]
+    """Return the open transactions that may have inserted deliveries, the oldest first. Raises
+    `psycopg.Error`.
+    """
+    return [
+        OpenTransaction(what="queue", **row)
+        for row in database.fetch(connection, "delivery_explain_producers")
+    ]
 
 
-def _first(connection: database.Connection, statement: str, parameters: dict[str, Any]) -> tuple[Any, ...] | None:
+def _first(
+    connection: database.Connection, statement: str, parameters: dict[str, Any]
+) -> tuple[Any, ...] | None:
     return connection.execute(statements.load(statement).encode(), parameters).fetchone()

@@ -21,19 +21,36 @@ def migrate(ctx: click.Context, /, **_: object) -> None:
 
 
 @click.command()
-@click.option("--discard-pending", is_flag=True, help="This is a copy: fail what waits in it, and be an installation of its own.")
-@click.option("--continue", "go_on", is_flag=True, help="The database moved here: go on where the original stopped.")
+@click.option(
+    "--discard-pending",
+    is_flag=True,
+    help="This is a copy: fail what waits in it, and be an installation of its own.",
+)
+@click.option(
+    "--continue",
+    "go_on",
+    is_flag=True,
+    help="The database moved here: go on where the original stopped.",
+)
 @connection_options
 @click.pass_context
 def adopt(ctx: click.Context, /, discard_pending: bool, go_on: bool, **_: object) -> None:
     """Let workers work on a database that was copied or moved.
 
-    They refuse to until then: a dump of production restored for staging must not send what production sends.
+    They refuse to until then: a dump of production restored for staging must not send what
+    production sends.
     """
     from webhookd.admin.database import dsn_of
     from webhookd.schema.identity import adopt as take
 
     if discard_pending == go_on:
-        raise click.UsageError("give exactly one of --discard-pending (a copy) and --continue (the database moved)", ctx)
+        raise click.UsageError(
+            "give exactly one of --discard-pending (a copy) and --continue (the database moved)",
+            ctx,
+        )
     discarded = take(dsn_of(load_settings(ctx).config), discard_pending=discard_pending)
-    click.echo(f"adopted; {discarded} waiting deliveries discarded" if discard_pending else "adopted; everything goes on")
+    click.echo(
+        f"adopted; {discarded} waiting deliveries discarded"
+        if discard_pending
+        else "adopted; everything goes on"
+    )

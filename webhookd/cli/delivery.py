@@ -34,12 +34,29 @@ def delivery() -> None:
 
 @delivery.command("list")
 @click.option("--status", type=click.Choice(_STATUSES), help="Only deliveries in this status.")
-@click.option("--webhook", "webhook_id", type=int, metavar="ID", help="Only deliveries of this webhook.")
-@click.option("--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, metavar="N", help="How many.")
+@click.option(
+    "--webhook", "webhook_id", type=int, metavar="ID", help="Only deliveries of this webhook."
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 100_000),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="How many.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @connection_options
 @click.pass_context
-def list_(ctx: click.Context, /, status: str | None, webhook_id: int | None, limit: int, as_json: bool, **_: object) -> None:
+def list_(
+    ctx: click.Context,
+    /,
+    status: str | None,
+    webhook_id: int | None,
+    limit: int,
+    as_json: bool,
+    **_: object,
+) -> None:
     """List deliveries, newest first."""
     from webhookd.admin import database
     from webhookd.admin import facts as delivery_facts
@@ -47,11 +64,21 @@ def list_(ctx: click.Context, /, status: str | None, webhook_id: int | None, lim
 
     with database.connect(load_settings(ctx).config) as connection:
         connection.adapters.register_loader("timestamptz", delivery_facts.LenientInstant)
-        rows = database.fetch(connection, "delivery_list", status=status, webhook_id=webhook_id, limit=limit)
+        rows = database.fetch(
+            connection, "delivery_list", status=status, webhook_id=webhook_id, limit=limit
+        )
     if as_json:
         output.print_json(rows)
         return
-    columns = ("delivery_id", "webhook_id", "delivery_status", "attempts", "created_at", "next_retry_at", "worker_id")
+    columns = (
+        "delivery_id",
+        "webhook_id",
+        "delivery_status",
+        "attempts",
+        "created_at",
+        "next_retry_at",
+        "worker_id",
+    )
     output.print_table(columns, [[row[column] for column in columns] for row in rows])
 
 
@@ -70,12 +97,17 @@ def show(ctx: click.Context, /, delivery_id: int, as_json: bool, **_: object) ->
         connection.adapters.register_loader("timestamptz", delivery_facts.LenientInstant)
         row = database.fetch_one(connection, "delivery_show", delivery_id=delivery_id)
         if row is None:
-            raise WebhookdError(f"no delivery has the id {delivery_id}: `webhookd delivery list` shows those there are")
+            raise WebhookdError(
+                f"no delivery has the id {delivery_id}: `webhookd delivery list` shows those "
+                "there are"
+            )
         attempts = database.fetch(connection, "delivery_attempts", delivery_id=delivery_id)
     if as_json:
         output.print_json({**row, "message_body": json.loads(row["message_body"]), "log": attempts})
         return
-    output.print_table(("", ""), [(name, value) for name, value in row.items() if name != "message_body"])
+    output.print_table(
+        ("", ""), [(name, value) for name, value in row.items() if name != "message_body"]
+    )
     click.echo(f"\nbody  {shown(row['message_body'][:2000])}\n")
     _print_attempts(attempts, made=row["attempts"])
 
@@ -88,8 +120,8 @@ def show(ctx: click.Context, /, delivery_id: int, as_json: bool, **_: object) ->
 def explain(ctx: click.Context, /, delivery_id: int, as_json: bool, **_: object) -> None:
     """Say why a delivery has not gone out yet, what to run, and what happened so far.
 
-    What holds it longest comes first. A limit that the webhook leaves open is read from this command's configuration: give it the
-    one that the workers have.
+    What holds it longest comes first. A limit that the webhook leaves open is read from this
+    command's configuration: give it the one that the workers have.
     """
     from psycopg import IsolationLevel
 
@@ -125,8 +157,14 @@ def explain(ctx: click.Context, /, delivery_id: int, as_json: bool, **_: object)
     ]
     row = facts.row
     if as_json:
-        report = {"delivery_id": row.delivery_id, "webhook_id": row.webhook_id, "delivery_status": row.status}
-        output.print_json({**report, "reasons": [reason.as_json() for reason in found], "log": facts.log})
+        report = {
+            "delivery_id": row.delivery_id,
+            "webhook_id": row.webhook_id,
+            "delivery_status": row.status,
+        }
+        output.print_json(
+            {**report, "reasons": [reason.as_json() for reason in found], "log": facts.log}
+        )
         return
     url = f" ({shown(facts.settings.url)})" if facts.settings else ""
     click.echo(f"delivery {row.delivery_id} for webhook {row.webhook_id}{url}: {row.status}\n")
@@ -139,7 +177,9 @@ def explain(ctx: click.Context, /, delivery_id: int, as_json: bool, **_: object)
 
 
 def _explain_absence(connection: Any, delivery_id: int, *, as_json: bool) -> None:
-    """Print what is known of a delivery that cannot be seen: the newest id there is, and who may just be inserting it."""
+    """Print what is known of a delivery that cannot be seen: the newest id there is, and who may
+    just be inserting it.
+    """
     from webhookd.admin import database
     from webhookd.admin import facts as delivery_facts
     from webhookd.cli import output
@@ -148,11 +188,22 @@ def _explain_absence(connection: Any, delivery_id: int, *, as_json: bool) -> Non
     open_ones = delivery_facts.producers(connection)
     if as_json:
         newest_id = newest and newest["delivery_id"]
-        output.print_json({"delivery_id": delivery_id, "newest_id": newest_id, "producers": [asdict(one) for one in open_ones]})
+        output.print_json(
+            {
+                "delivery_id": delivery_id,
+                "newest_id": newest_id,
+                "producers": [asdict(one) for one in open_ones],
+            }
+        )
         return
-    click.echo(f"the newest delivery is {newest['delivery_id']}" if newest else "the queue is empty")
+    click.echo(
+        f"the newest delivery is {newest['delivery_id']}" if newest else "the queue is empty"
+    )
     for one in open_ones:
-        click.echo(f"{one} has the queue open for writing: what it inserted cannot be seen, nor sent, before it commits")
+        click.echo(
+            f"{one} has the queue open for writing: what it inserted cannot be seen, nor sent, "
+            "before it commits"
+        )
     if not open_ones:
         click.echo("no transaction that could have inserted it is open")
 
@@ -161,10 +212,16 @@ def _print_attempts(attempts: Sequence[dict[str, Any]], *, made: int) -> None:
     from webhookd.cli import output
 
     if not attempts:
-        click.echo("its attempts are no longer in the attempt log (--keep-log)" if made else "no attempt yet")
+        click.echo(
+            "its attempts are no longer in the attempt log (--keep-log)"
+            if made
+            else "no attempt yet"
+        )
         return
     # Plain SQL, or an earlier pggit, may have logged anything.
-    details = [found if isinstance(found := attempt["event_details"], dict) else {} for attempt in attempts]
+    details = [
+        found if isinstance(found := attempt["event_details"], dict) else {} for attempt in attempts
+    ]
     output.print_table(
         ("at", "event", "http", "ms", "worker", "reason", "answer"),
         [
@@ -185,8 +242,15 @@ def _print_attempts(attempts: Sequence[dict[str, Any]], *, made: int) -> None:
 @delivery.command()
 @click.argument("delivery_ids", type=int, nargs=-1, metavar="[ID]...")
 @click.option("--failed", is_flag=True, help="All failed deliveries, or those of --webhook.")
-@click.option("--webhook", "webhook_id", type=int, metavar="ID", help="With --failed: only this webhook's.")
-@click.option("--since", type=_duration, metavar="DURATION", help="With --failed: only what failed within 15m, 2h, 7d, ...")
+@click.option(
+    "--webhook", "webhook_id", type=int, metavar="ID", help="With --failed: only this webhook's."
+)
+@click.option(
+    "--since",
+    type=_duration,
+    metavar="DURATION",
+    help="With --failed: only what failed within 15m, 2h, 7d, ...",
+)
 @connection_options
 @click.pass_context
 def retry(
@@ -201,8 +265,12 @@ def retry(
     """Send deliveries again: those given by id (whatever became of them), or all that failed."""
     from webhookd.admin import database
 
-    if bool(delivery_ids) == failed or (not failed and (webhook_id is not None or since is not None)):
-        raise click.UsageError("give either ids, or --failed with --webhook and --since where wanted", ctx)
+    if bool(delivery_ids) == failed or (
+        not failed and (webhook_id is not None or since is not None)
+    ):
+        raise click.UsageError(
+            "give either ids, or --failed with --webhook and --since where wanted", ctx
+        )
     settings = load_settings(ctx)
     first: dict[int, int] = {}  # of each webhook, the first delivery
     with database.connect(settings.config) as connection:
@@ -217,7 +285,12 @@ def retry(
             missing, count, after = [], 0, -1
             while True:
                 rows = database.fetch(
-                    connection, "delivery_retry_failed", after=after, webhook_id=webhook_id, since_s=since, limit=_BATCH
+                    connection,
+                    "delivery_retry_failed",
+                    after=after,
+                    webhook_id=webhook_id,
+                    since_s=since,
+                    limit=_BATCH,
                 )
                 count += len(rows)
                 for row in rows:
@@ -251,7 +324,11 @@ def _print_waits(connection: Any, settings: LoadedConfig, delivery_ids: Sequence
             return  # whoever may write the queue need not read the registry
         if facts is None or facts.row.status not in ("pending", "retrying"):
             continue  # a worker was quicker
-        held = [reason.text for reason in reasons(facts) if reason.until is not None and reason.until > facts.now]
+        held = [
+            reason.text
+            for reason in reasons(facts)
+            if reason.until is not None and reason.until > facts.now
+        ]
         if held:
             click.echo(f"delivery {delivery_id} waits. {held[0]}")
             click.echo(f"    {commands.webhookd(f'delivery explain {delivery_id}')}")

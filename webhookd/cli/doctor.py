@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from webhookd.admin.doctor.findings import Finding
 
 _OPTIONS = (
-    *("dsn", "listen_dsn", "embedded", "workers", "metrics_host", "metrics_port", "allow_http", "allow_network"),
+    *(
+        "dsn",
+        "listen_dsn",
+        "embedded",
+        "workers",
+        "metrics_host",
+        "metrics_port",
+        "allow_http",
+        "allow_network",
+    ),
     *("keep_delivered", "keep_failed", "keep_log"),
 )
 
@@ -28,8 +37,8 @@ _OPTIONS = (
 def doctor(ctx: click.Context, /, as_json: bool, **_: object) -> None:
     """Check everything that can be wrong, and print what mends it. Exit 1 if anything is wrong.
 
-    It only reads. Give it the options that the service has: they decide what may be delivered, which ports are needed and for how
-    long rows are kept.
+    It only reads. Give it the options that the service has: they decide what may be delivered,
+    which ports are needed and for how long rows are kept.
     """
     from webhookd.cli import output
 
@@ -40,7 +49,10 @@ def doctor(ctx: click.Context, /, as_json: bool, **_: object) -> None:
             _print(finding)
     wrong = sum(finding.severity.wrong for finding in findings)
     if as_json:
-        rows = [{"name": f.name, "severity": f.severity, "detail": f.detail, "run": f.run} for f in findings]
+        rows = [
+            {"name": f.name, "severity": f.severity, "detail": f.detail, "run": f.run}
+            for f in findings
+        ]
         output.print_json({"wrong": wrong, "findings": rows})
     ctx.exit(1 if wrong else 0)
 

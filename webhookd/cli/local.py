@@ -6,10 +6,24 @@ import click
 
 
 @click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, metavar="HOST", help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=9000, show_default=True, help="0 takes any free port.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, metavar="HOST", help="Address to listen on."
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=9000,
+    show_default=True,
+    help="0 takes any free port.",
+)
 @click.option("--secret", metavar="whsec_...", help="Verify signatures with this secret.")
-@click.option("--status", type=click.IntRange(200, 599), default=200, show_default=True, help="What to answer.")
+@click.option(
+    "--status",
+    type=click.IntRange(200, 599),
+    default=200,
+    show_default=True,
+    help="What to answer.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object an arrival.")
 def listen(host: str, port: int, secret: str | None, status: int, as_json: bool) -> None:
     """Receive webhooks on this machine: print each and whether its signature holds."""
@@ -22,17 +36,27 @@ def listen(host: str, port: int, secret: str | None, status: int, as_json: bool)
         key = parse_secret(secret) if secret else None
     except ValueError as error:
         raise UnusableError(f"--secret: {error}") from error
-    receiver = Receiver(host, port, key=key, status=status, show=printer(as_json=as_json, printable=printable))
+    receiver = Receiver(
+        host, port, key=key, status=status, show=printer(as_json=as_json, printable=printable)
+    )
     click.echo(f"listening on {receiver.url}", err=as_json)
     receiver.serve()
 
 
 @click.command()
-@click.option("--keep", is_flag=True, help="Leave everything running afterwards, and print what to look at.")
-@click.option("--directory", type=click.Path(path_type=Path, file_okay=False), help="For the database; else a temporary one.")
+@click.option(
+    "--keep", is_flag=True, help="Leave everything running afterwards, and print what to look at."
+)
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="For the database; else a temporary one.",
+)
 @click.pass_context
 def demo(ctx: click.Context, /, keep: bool, directory: Path | None) -> None:
-    """See the whole system deliver 1,000 webhooks on this machine. Needs nothing but webhookd[embedded]."""
+    """See the whole system deliver 1,000 webhooks on this machine. Needs nothing but
+    webhookd[embedded].
+    """
     from webhookd.demo.demo import run
 
     ctx.exit(run(keep=keep, directory=directory))

@@ -11,7 +11,13 @@ from webhookd.cli.delivery import delivery
 from webhookd.cli.doctor import doctor
 from webhookd.cli.local import demo, listen
 from webhookd.cli.metrics import metrics
-from webhookd.cli.options import SectionedGroup, SectionedOption, config_file_option, config_options, load_settings
+from webhookd.cli.options import (
+    SectionedGroup,
+    SectionedOption,
+    config_file_option,
+    config_options,
+    load_settings,
+)
 from webhookd.cli.status import status
 from webhookd.cli.webhook import webhook
 from webhookd.config.load import OPTIONS
@@ -26,15 +32,21 @@ INTERRUPTED = 130
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 @click.version_option(__version__, prog_name="webhookd")
-@click.option("--print-config", is_flag=True, cls=SectionedOption, help="Print each option's value and source, and exit.")
+@click.option(
+    "--print-config",
+    is_flag=True,
+    cls=SectionedOption,
+    help="Print each option's value and source, and exit.",
+)
 @config_file_option
 @config_options(OPTIONS)
 @click.pass_context
 def cli(ctx: click.Context, /, print_config: bool, **_: object) -> None:
     """Deliver webhooks from a PostgreSQL queue.
 
-    Without a command: run in the foreground, as --workers processes. Every option is also WEBHOOKD_<OPTION> in the environment
-    and a key of the TOML file that --config names; the command line wins over the environment, the environment over the file.
+    Without a command: run in the foreground, as --workers processes. Every option is also
+    WEBHOOKD_<OPTION> in the environment and a key of the TOML file that --config names; the command
+    line wins over the environment, the environment over the file.
     """
     if print_config:
         from webhookd.cli.run import print_settings
@@ -53,7 +65,9 @@ for command in (migrate, adopt, webhook, delivery, status, doctor, metrics, list
 
 
 def main() -> None:
-    """Run the command line. Whatever is wrong reaches the user as one line on stderr: exit 2 for what cannot be used, else 1."""
+    """Run the command line. Whatever is wrong reaches the user as one line on stderr: exit 2 for
+    what cannot be used, else 1.
+    """
     try:
         code = cli.main(prog_name="webhookd", standalone_mode=False)
     except click.UsageError as error:
@@ -69,11 +83,13 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        # The reader of a pipe has seen enough. Python would complain again when it flushes stdout at the end.
+        # The reader of a pipe has seen enough. Python would complain again when it flushes stdout
+        # at the end.
         sys.stderr.close()
         sys.exit(0)
     except OSError as error:
-        # A full disk, mostly. The same complaint again when Python flushes stdout at the end would be a traceback.
+        # A full disk, mostly. The same complaint again when Python flushes stdout at the end would
+        # be a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _fail(f"cannot read or write: {error}", 1)
     sys.exit(code if isinstance(code, int) else 0)
@@ -83,7 +99,10 @@ def _refuse_command_as_folder(ctx: click.Context) -> None:
     """`webhookd --embedded status` would start a database in ./status, since DIR may be left out."""
     folder = ctx.params["embedded"]
     if folder in cli.commands:
-        raise UnusableError(f"--embedded took {folder!r} for its folder: put {folder} before --embedded, or write ./{folder}")
+        raise UnusableError(
+            f"--embedded took {folder!r} for its folder: put {folder} before --embedded, or "
+            f"write ./{folder}"
+        )
 
 
 def _usage_line(error: click.UsageError) -> str:

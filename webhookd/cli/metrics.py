@@ -1,4 +1,6 @@
-"""`webhookd metrics`: the metrics of all workers as one exposition, for people, scripts, and other monitoring systems."""
+"""`webhookd metrics`: the metrics of all workers as one exposition, for people, scripts, and other
+monitoring systems.
+"""
 
 import json
 import re
@@ -37,9 +39,20 @@ class Scrape:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: at, workers [url, error], metrics [name, type, labels, value]")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print JSON: at, workers [url, error], metrics [name, type, labels, value]",
+)
 @click.option("--post", "post_url", metavar="URL", help="Send that JSON to URL by POST.")
-@click.option("--url", "urls", multiple=True, metavar="URL", help="Ask this worker, and no database; repeatable.")
+@click.option(
+    "--url",
+    "urls",
+    multiple=True,
+    metavar="URL",
+    help="Ask this worker, and no database; repeatable.",
+)
 @click.option(
     "--timeout",
     "timeout_s",
@@ -49,7 +62,11 @@ class Scrape:
     metavar="SECONDS",
     help="For a worker's answer.",
 )
-@click.option("--targets", is_flag=True, help="Print where all workers are, for Prometheus' file or HTTP service discovery.")
+@click.option(
+    "--targets",
+    is_flag=True,
+    help="Print where all workers are, for Prometheus' file or HTTP service discovery.",
+)
 @connection_options
 @click.pass_context
 def metrics(
@@ -64,8 +81,9 @@ def metrics(
 ) -> None:
     """Print the metrics of all workers as one.
 
-    Counters and histograms are summed, the queue's depth is the largest that a worker saw, and a worker that fails shows. Exit 1
-    if a worker does not answer; the others' metrics are printed, or sent, all the same.
+    Counters and histograms are summed, the queue's depth is the largest that a worker saw, and a
+    worker that fails shows. Exit 1 if a worker does not answer; the others' metrics are printed, or
+    sent, all the same.
     """
     from webhookd.cli import output
 
@@ -75,7 +93,9 @@ def metrics(
         output.print_json(_targets(load_settings(ctx).config))
         return
     checked_post_url = None if post_url is None else _checked_url("--post", post_url)
-    given = [Scrape(_checked_url("--url", url, default_path="/metrics")) for url in dict.fromkeys(urls)]
+    given = [
+        Scrape(_checked_url("--url", url, default_path="/metrics")) for url in dict.fromkeys(urls)
+    ]
     scrapes = given or _known_workers(load_settings(ctx).config)
     _scrape_all(scrapes, timeout_s)
     for scrape in scrapes:
@@ -124,7 +144,10 @@ def _known_workers(config: Config) -> list[Scrape]:
     with database.connect(config) as connection:
         rows = database.fetch(connection, "metrics_addresses")
     if not rows:
-        raise WebhookdError("no worker has reported to this database in the last minute: `webhookd doctor` says more")
+        raise WebhookdError(
+            "no worker has reported to this database in the last minute: `webhookd doctor` says "
+            "more"
+        )
     here = socket.gethostname()
     scrapes = {}
     for row in rows:
@@ -139,7 +162,9 @@ def _known_workers(config: Config) -> list[Scrape]:
 
 
 def _checked_url(option: str, url: str, *, default_path: str = "/") -> str:
-    """Return *url*, with *default_path* where it has none; raise `UnusableError` unless it is an http or https URL."""
+    """Return *url*, with *default_path* where it has none; raise `UnusableError` unless it is an
+    http or https URL.
+    """
     from urllib3.exceptions import LocationParseError
     from urllib3.util import parse_url
 
@@ -153,7 +178,9 @@ def _checked_url(option: str, url: str, *, default_path: str = "/") -> str:
 
 
 def _scrape_all(scrapes: Sequence[Scrape], timeout_s: float) -> None:
-    """Ask all that have no error yet, at once, and write what came of it into them. Blocks for *timeout_s*, and for parsing."""
+    """Ask all that have no error yet, at once, and write what came of it into them. Blocks for
+    *timeout_s*, and for parsing.
+    """
     from webhookd.metrics import merge
 
     to_ask = [scrape for scrape in scrapes if scrape.error is None]
@@ -171,12 +198,17 @@ def _scrape_all(scrapes: Sequence[Scrape], timeout_s: float) -> None:
 
 
 def _all_within(seconds: float, calls: Sequence[Callable[[], str]]) -> list[str | BaseException]:
-    """Return what each of *calls*, all made at once, returned or raised; `TimeoutError` for those that took longer."""
-    # A deadline of our own: a socket's timeout begins anew with every byte of a peer that sends one a second.
+    """Return what each of *calls*, all made at once, returned or raised; `TimeoutError` for those
+    that took longer.
+    """
+    # A deadline of our own: a socket's timeout begins anew with every byte of a peer that sends one
+    # a second.
     futures = [in_background(call, name="webhookd-scrape") for call in calls]
     ended, _ = wait(futures, timeout=seconds)
     late = TimeoutError(f"no answer within {seconds:g} s")
-    return [(future.exception() or future.result()) if future in ended else late for future in futures]
+    return [
+        (future.exception() or future.result()) if future in ended else late for future in futures
+    ]
 
 
 def _get(url: str, timeout_s: float) -> str:
@@ -185,7 +217,13 @@ def _get(url: str, timeout_s: float) -> str:
     headers = {"user-agent": _user_agent(), "accept": "text/plain;version=0.0.4"}
     with urllib3.PoolManager() as pool:
         answer = pool.request(
-            "GET", url, headers=headers, timeout=timeout_s, retries=False, redirect=False, preload_content=False
+            "GET",
+            url,
+            headers=headers,
+            timeout=timeout_s,
+            retries=False,
+            redirect=False,
+            preload_content=False,
         )
         try:
             if answer.status != 200:
@@ -206,7 +244,14 @@ def _post(url: str, body: bytes) -> str:
     headers = {"user-agent": _user_agent(), "content-type": "application/json"}
     with urllib3.PoolManager() as pool:
         answer = pool.request(
-            "POST", url, body=body, headers=headers, timeout=_POST_S, retries=False, redirect=False, preload_content=False
+            "POST",
+            url,
+            body=body,
+            headers=headers,
+            timeout=_POST_S,
+            retries=False,
+            redirect=False,
+            preload_content=False,
         )
         answer.close()  # the status is all that counts
         if not 200 <= answer.status < 300:

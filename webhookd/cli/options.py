@@ -41,7 +41,9 @@ Command = Callable[..., Any]
 
 
 def config_options(names: Iterable[str]) -> Callable[[Command], Command]:
-    """Give a command options of the configuration. Values stay as they were typed: `config.load` parses them."""
+    """Give a command options of the configuration. Values stay as they were typed: `config.load`
+    parses them.
+    """
 
     def decorate(command: Command) -> Command:
         for name in reversed(list(names)):
@@ -64,7 +66,9 @@ def egress_options(command: Command) -> Command:
 def config_file_option(command: Command) -> Command:
     """Give a command `--config`."""
     text = "TOML file with any of the options below as keys."
-    return click.option("--config", "config_file", metavar="FILE", help=text, cls=SectionedOption)(command)
+    return click.option("--config", "config_file", metavar="FILE", help=text, cls=SectionedOption)(
+        command
+    )
 
 
 def load_settings(ctx: click.Context, *, with_psycopg: bool = True) -> LoadedConfig:
@@ -95,12 +99,16 @@ def _from_root(ctx: click.Context) -> list[click.Context]:
 def _option_of(name: str) -> Callable[[Command], Command]:
     option = OPTIONS[name]
     flag = load.flag_of(name)
-    keywords: dict[str, Any] = {"help": option.help + _shown_default(name), "section": option.section}
+    keywords: dict[str, Any] = {
+        "help": option.help + _shown_default(name),
+        "section": option.section,
+    }
     match option.kind:
         case Flag():
             flag, keywords["default"] = f"{flag}/--no-{flag[2:]}", None
         case Folder():
-            # Without a value it means the default folder; the next word is taken for the folder unless it is an option.
+            # Without a value it means the default folder; the next word is taken for the folder
+            # unless it is an option.
             keywords |= {"is_flag": False, "flag_value": "true", "metavar": option.kind.metavar}
         case Networks():
             keywords |= {"multiple": True, "metavar": option.kind.metavar}
@@ -114,4 +122,8 @@ def _shown_default(name: str) -> str:
     if default is None or default is False or default == ():
         return ""
     unit = " s" if isinstance(OPTIONS[name].kind, Seconds) else ""
-    return f"  [default: {default:g}{unit}]" if isinstance(default, float) else f"  [default: {default}]"
+    return (
+        f"  [default: {default:g}{unit}]"
+        if isinstance(default, float)
+        else f"  [default: {default}]"
+    )

@@ -1,4 +1,6 @@
-"""Prints results: tables for people, JSON for programs. Foreign text is escaped, so that it cannot steer a terminal."""
+"""Prints results: tables for people, JSON for programs. Foreign text is escaped, so that it cannot
+steer a terminal.
+"""
 
 import json
 import sys
@@ -21,10 +23,19 @@ def console() -> Console:
     return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> Table:
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None
+) -> Table:
     """Return a borderless table; numbers stand to the right."""
     cells = list(rows)
-    made = Table(title=title, box=None, pad_edge=False, title_justify="left", header_style="bold", title_style="bold")
+    made = Table(
+        title=title,
+        box=None,
+        pad_edge=False,
+        title_justify="left",
+        header_style="bold",
+        title_style="bold",
+    )
     for index, column in enumerate(columns):
         numeric = bool(cells) and all(isinstance(row[index], int | float | None) for row in cells)
         made.add_column(column, justify="right" if numeric else "left", overflow="fold")

@@ -1,4 +1,6 @@
-"""The daemon: settle which database, start the embedded one if need be, hand over to the supervisor."""
+"""The daemon: settle which database, start the embedded one if need be, hand over to the
+supervisor.
+"""
 
 import logging
 import os
@@ -21,14 +23,21 @@ from webhookd.supervisor.supervisor import Supervisor
 
 log = logging.getLogger("webhookd")
 
-# What tells that a service manager started this process. Nobody wants a service with an empty queue that looks green.
-_SERVICE_MANAGERS = {"INVOCATION_ID": "systemd", "NOTIFY_SOCKET": "systemd", "SUPERVISOR_ENABLED": "supervisord"}
+# What tells that a service manager started this process. Nobody wants a service with an empty queue
+# that looks green.
+_SERVICE_MANAGERS = {
+    "INVOCATION_ID": "systemd",
+    "NOTIFY_SOCKET": "systemd",
+    "SUPERVISOR_ENABLED": "supervisord",
+}
 
 _CHECK_AT_MOST_S = 15
 
 
 def run(settings: LoadedConfig) -> int:
-    """Run webhookd in the foreground until it is told to stop; return the exit code. Raise `UnusableError` before it starts."""
+    """Run webhookd in the foreground until it is told to stop; return the exit code. Raise
+    `UnusableError` before it starts.
+    """
     config = settings.config
     logs.configure(config.log_format, config.log_level)
     _refuse_bad_dsns(settings)
@@ -38,7 +47,10 @@ def run(settings: LoadedConfig) -> int:
         _refuse_under_a_service_manager()
     server = embedded.start(Path(config.embedded) if config.embedded else None)
     try:
-        log.warning("embedded PostgreSQL", extra={"fields": {"directory": str(server.directory), "dsn": server.dsn}})
+        log.warning(
+            "embedded PostgreSQL",
+            extra={"fields": {"directory": str(server.directory), "dsn": server.dsn}},
+        )
         _migrate(server.dsn)
         return _supervise(settings, embedded_dsn=server.dsn)
     finally:
@@ -48,7 +60,11 @@ def run(settings: LoadedConfig) -> int:
 def print_settings(settings: LoadedConfig) -> None:
     """Print each option with its value, secrets hidden, and where it came from."""
     rows = [
-        (configuration.flag_of(name), _shown(getattr(settings.config, name)), settings.sources[name])
+        (
+            configuration.flag_of(name),
+            _shown(getattr(settings.config, name)),
+            settings.sources[name],
+        )
         for name in configuration.OPTIONS
     ]
     print_table(("option", "value", "from"), rows)
@@ -68,7 +84,10 @@ def _supervise(settings: LoadedConfig, *, embedded_dsn: str | None) -> int:
     def reload() -> Config:
         fresh = settings.reload()
         if embedded_dsn is None and fresh.config.dsn is None:
-            raise UnusableError("no database is named any more: give the DSN back, or stop and start with --embedded")
+            raise UnusableError(
+                "no database is named any more: give the DSN back, or stop and start with "
+                "--embedded"
+            )
         _refuse_bad_dsns(fresh)
         logs.configure(fresh.config.log_format, fresh.config.log_level)
         return in_force(fresh.config)
@@ -84,7 +103,9 @@ def _supervise(settings: LoadedConfig, *, embedded_dsn: str | None) -> int:
 
 
 def run_worker(config: Config, seat: Lifeline) -> int:
-    """Be a worker. Imported here, in the child: the parent must hold neither threads nor what they come with."""
+    """Be a worker. Imported here, in the child: the parent must hold neither threads nor what they
+    come with.
+    """
     from webhookd.worker import process
 
     logs.configure(config.log_format, config.log_level, worker=seat.name)
@@ -98,7 +119,9 @@ def _refuse_bad_dsns(settings: LoadedConfig) -> None:
 
 
 def _refuse_bad_schema(dsn: str) -> None:
-    """Raise `UnusableError` if no worker could work on this database; one that is away is waited for by the workers."""
+    """Raise `UnusableError` if no worker could work on this database; one that is away is waited
+    for by the workers.
+    """
 
     def check() -> None:
         import psycopg
@@ -106,20 +129,26 @@ def _refuse_bad_schema(dsn: str) -> None:
         from webhookd.postgres import session
         from webhookd.schema import migrate
 
-        with suppress(psycopg.OperationalError), session.connect(dsn, application_name="webhookd/check") as connection:
+        with (
+            suppress(psycopg.OperationalError),
+            session.connect(dsn, application_name="webhookd/check") as connection,
+        ):
             migrate.check(connection)
 
     _check_in_child(check)
 
 
 def _check_in_child(check: Callable[[], None]) -> None:
-    """Run *check* in a forked child, and raise here the `UnusableError` that it raises: this process never loads libpq."""
+    """Run *check* in a forked child, and raise here the `UnusableError` that it raises: this
+    process never loads libpq.
+    """
     read_fd, write_fd = os.pipe()
     child = os.fork()
     if child == 0:
         # Whatever happens, the child must not return into the parent's code.
         try:
-            # A database that hangs is like one that is away. The signal ends this child, which then has said nothing.
+            # A database that hangs is like one that is away. The signal ends this child, which then
+            # has said nothing.
             signal.alarm(_CHECK_AT_MOST_S)
             check()
         except UnusableError as error:
@@ -137,15 +166,22 @@ def _check_in_child(check: Callable[[], None]) -> None:
 def _migrate(dsn: str) -> None:
     # In a process of its own, so that this one, which will fork, never loads libpq.
     command = [sys.executable, "-m", "webhookd", "migrate", "--dsn", dsn]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
+    )
     if done.returncode:
-        raise UnusableError(done.stderr.strip().removeprefix("webhookd: ") or "the embedded database cannot be migrated")
+        raise UnusableError(
+            done.stderr.strip().removeprefix("webhookd: ")
+            or "the embedded database cannot be migrated"
+        )
 
 
 def _refuse_under_a_service_manager() -> None:
     for variable, manager in _SERVICE_MANAGERS.items():
-        # A desktop's terminal hands systemd's INVOCATION_ID on to its shells; whoever watches there is no service.
+        # A desktop's terminal hands systemd's INVOCATION_ID on to its shells; whoever watches there
+        # is no service.
         if variable in os.environ and not (variable == "INVOCATION_ID" and sys.stderr.isatty()):
             raise UnusableError(
-                f"started by {manager} without a database: set DATABASE_URL or WEBHOOKD_DSN, or give --embedded to mean it"
+                f"started by {manager} without a database: set DATABASE_URL or WEBHOOKD_DSN, or "
+                "give --embedded to mean it"
             )

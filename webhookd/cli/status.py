@@ -1,4 +1,6 @@
-"""`webhookd status`: the daily health check on one screen. Baselines with a verdict first, then what stands behind them."""
+"""`webhookd status`: the daily health check on one screen. Baselines with a verdict first, then
+what stands behind them.
+"""
 
 import sys
 import time
@@ -21,7 +23,9 @@ _DOWN_S = 120.0  # and one that has been silent for so long is down, not busy
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """One measure against its target. *critical* is the last value that is no page; without a value *missing* is the verdict."""
+    """One measure against its target. *critical* is the last value that is no page; without a value
+    *missing* is the verdict.
+    """
 
     name: str
     value: float | None
@@ -43,7 +47,9 @@ class Baseline:
     @property
     def allowed(self) -> tuple[str, str]:
         """The target and the critical value in words."""
-        at_target, beyond = ("at least", "below") if self.critical < self.target else ("at most", "above")
+        at_target, beyond = (
+            ("at least", "below") if self.critical < self.target else ("at most", "above")
+        )
         return f"{at_target} {self.target:g}{self.unit}", f"{beyond} {self.critical:g}{self.unit}"
 
 
@@ -53,7 +59,9 @@ class Baseline:
 @connection_options
 @click.pass_context
 def status(ctx: click.Context, /, as_json: bool, watch: bool, **_: object) -> None:
-    """Show baselines, queue, health and workers. Exit 1 if a baseline is critical, so that cron can run it."""
+    """Show baselines, queue, health and workers. Exit 1 if a baseline is critical, so that cron can
+    run it.
+    """
     from webhookd.cli import output
 
     if as_json and watch:
@@ -61,7 +69,9 @@ def status(ctx: click.Context, /, as_json: bool, watch: bool, **_: object) -> No
     config = load_settings(ctx).config
     if watch:
         if not sys.stdout.isatty():
-            raise click.UsageError("--watch needs a terminal: run `webhookd status` again and again instead", ctx)
+            raise click.UsageError(
+                "--watch needs a terminal: run `webhookd status` again and again instead", ctx
+            )
         _watch(config)
     report = _read(config)
     if as_json:
@@ -86,10 +96,13 @@ def _watch(config: Config) -> None:
                 shown, away_since = _render(_read(config)), None
                 live.update(shown, refresh=True)
             except WebhookdError as error:
-                # Somebody watches because it is away: the last screen stays, and it goes on once the database is back.
+                # Somebody watches because it is away: the last screen stays, and it goes on once
+                # the database is back.
                 away_since = away_since or time.monotonic()
                 silence = duration(time.monotonic() - away_since)
-                live.update(Group(f"{error}\nfor {silence}; what follows was before\n", shown), refresh=True)
+                live.update(
+                    Group(f"{error}\nfor {silence}; what follows was before\n", shown), refresh=True
+                )
 
 
 def _read(config: Config) -> dict[str, Any]:
@@ -114,21 +127,45 @@ def _read(config: Config) -> dict[str, Any]:
 def _baselines(report: dict[str, Any], last_hour: dict[str, Any]) -> list[Baseline]:
     attempts = last_hour["attempts"]
     # What is paused, scheduled or unregistered waits on purpose, and pages nobody.
-    depth = sum(row["deliveries"] for row in report["waiting"] if row["cause"] not in ("paused", "scheduled", "unregistered"))
+    depth = sum(
+        row["deliveries"]
+        for row in report["waiting"]
+        if row["cause"] not in ("paused", "scheduled", "unregistered")
+    )
     silence_s = max((row["seen_s_ago"] for row in report["workers"]), default=None)
     return [
-        Baseline("delivery latency p99, last hour", _p99(last_hour["durations"], last_hour["slowest_s"]), " s", 2.0, 5.0),
-        Baseline("success rate, last hour", 100.0 * last_hour["delivered"] / attempts if attempts else None, " %", 99.0, 95.0),
+        Baseline(
+            "delivery latency p99, last hour",
+            _p99(last_hour["durations"], last_hour["slowest_s"]),
+            " s",
+            2.0,
+            5.0,
+        ),
+        Baseline(
+            "success rate, last hour",
+            100.0 * last_hour["delivered"] / attempts if attempts else None,
+            " %",
+            99.0,
+            95.0,
+        ),
         Baseline("queue depth", float(depth), "", 100.0, 1000.0),
-        Baseline("worker health, longest silence", silence_s, " s", _BEAT_S, _DOWN_S, missing="critical"),
+        Baseline(
+            "worker health, longest silence", silence_s, " s", _BEAT_S, _DOWN_S, missing="critical"
+        ),
         Baseline("circuit openings, last hour", float(last_hour["circuit_opens"]), "", 0.0, 2.0),
-        Baseline("rate limit hits a minute, last 5", last_hour["rate_limit_hits_a_minute"], "", 10.0, 100.0),
+        Baseline(
+            "rate limit hits a minute, last 5",
+            last_hour["rate_limit_hits_a_minute"],
+            "",
+            10.0,
+            100.0,
+        ),
     ]
 
 
 def _p99(counts: Sequence[int], slowest_s: float | None) -> float | None:
-    """Return the 99th percentile in seconds as `histogram_quantile` of PromQL estimates it from the buckets, but never above the
-    slowest attempt; None without an attempt.
+    """Return the 99th percentile in seconds as `histogram_quantile` of PromQL estimates it from the
+    buckets, but never above the slowest attempt; None without an attempt.
     """
     from webhookd.metrics.counts import DURATION_BUCKETS_S
 
@@ -141,7 +178,9 @@ def _p99(counts: Sequence[int], slowest_s: float | None) -> float | None:
         return slowest_s
     lower = DURATION_BUCKETS_S[bucket - 1] if bucket else 0.0
     before = cumulative[bucket - 1] if bucket else 0
-    return min(slowest_s, lower + (DURATION_BUCKETS_S[bucket] - lower) * (rank - before) / counts[bucket])
+    return min(
+        slowest_s, lower + (DURATION_BUCKETS_S[bucket] - lower) * (rank - before) / counts[bucket]
+    )
 
 
 def _render(report: dict[str, Any]) -> Any:
@@ -157,7 +196,10 @@ def _render(report: dict[str, Any]) -> Any:
             *line.allowed,
             line.verdict,
         )
-        for line in (Baseline(**{key: value for key, value in row.items() if key != "verdict"}) for row in report["baselines"])
+        for line in (
+            Baseline(**{key: value for key, value in row.items() if key != "verdict"})
+            for row in report["baselines"]
+        )
     ]
     states = ("pending", "retrying", "delivered", "failed", "total")
     parts: list[Any] = [
@@ -182,5 +224,8 @@ def _render(report: dict[str, Any]) -> Any:
             rows = [[row[column] for column in columns] for row in report[name]]
             parts.append(output.table(columns, rows, title=f"\n{name}"))
         elif name == "workers":
-            parts.append("\nno worker is registered: `webhookd` is not running, or cannot reach this database")
+            parts.append(
+                "\nno worker is registered: `webhookd` is not running, or cannot reach this "
+                "database"
+            )
     return Group(*parts)

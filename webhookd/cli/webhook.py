@@ -27,29 +27,75 @@ def _of_kind(kind: Kind) -> Callable[[str], Any]:
     return parse
 
 
-# Column, option, type and meaning of what a webhook may have of its own; and the configuration's field behind it.
-# (Any, since click's ParamType is generic in the newest releases only.)
+# Column, option, type and meaning of what a webhook may have of its own; and the configuration's
+# field behind it. (Any, since click's ParamType is generic in the newest releases only.)
 _LIMITS: tuple[tuple[str, str, Any, str, str], ...] = (
-    ("timeout_seconds", "--timeout", _of_kind(Seconds(LONGEST_TIMEOUT_S)), "For one exchange.", "timeout"),
-    ("max_in_flight", "--max-in-flight", click.IntRange(1), "Exchanges at a time.", "max_in_flight"),
-    ("rate_limit_per_second", "--rate", _of_kind(rate(FASTEST_RATE)), "Attempts a second; 0 is unlimited.", "rate_limit"),
-    ("rate_limit_burst", "--rate-burst", click.IntRange(1), "Attempts at once after a pause.", "rate_burst"),
-    ("retry_base_seconds", "--retry-base", _of_kind(Seconds()), "The first retry's delay.", "retry_base"),
+    (
+        "timeout_seconds",
+        "--timeout",
+        _of_kind(Seconds(LONGEST_TIMEOUT_S)),
+        "For one exchange.",
+        "timeout",
+    ),
+    (
+        "max_in_flight",
+        "--max-in-flight",
+        click.IntRange(1),
+        "Exchanges at a time.",
+        "max_in_flight",
+    ),
+    (
+        "rate_limit_per_second",
+        "--rate",
+        _of_kind(rate(FASTEST_RATE)),
+        "Attempts a second; 0 is unlimited.",
+        "rate_limit",
+    ),
+    (
+        "rate_limit_burst",
+        "--rate-burst",
+        click.IntRange(1),
+        "Attempts at once after a pause.",
+        "rate_burst",
+    ),
+    (
+        "retry_base_seconds",
+        "--retry-base",
+        _of_kind(Seconds()),
+        "The first retry's delay.",
+        "retry_base",
+    ),
     ("retry_max_seconds", "--retry-max", _of_kind(Seconds()), "The longest delay.", "retry_max"),
-    ("circuit_failure_threshold", "--circuit-threshold", click.IntRange(1), "Failures that open it.", "circuit_threshold"),
-    ("circuit_open_seconds", "--circuit-open", _of_kind(Seconds()), "Wait for its probe.", "circuit_open"),
+    (
+        "circuit_failure_threshold",
+        "--circuit-threshold",
+        click.IntRange(1),
+        "Failures that open it.",
+        "circuit_threshold",
+    ),
+    (
+        "circuit_open_seconds",
+        "--circuit-open",
+        _of_kind(Seconds()),
+        "Wait for its probe.",
+        "circuit_open",
+    ),
 )
 _SECRET_BYTES = 32
 _LOOKUP_S = 3.0
 _LISTED = 1000
-_OUR_HEADERS = frozenset({"content-type", "user-agent", "webhook-id", "webhook-timestamp", "webhook-signature"})
+_OUR_HEADERS = frozenset(
+    {"content-type", "user-agent", "webhook-id", "webhook-timestamp", "webhook-signature"}
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _limit_options(command: F) -> F:
     for column, option, kind, text, _ in reversed(_LIMITS):
-        command = click.option(option, column, type=kind, help=f"{text} [default: the daemon's]")(command)
+        command = click.option(option, column, type=kind, help=f"{text} [default: the daemon's]")(
+            command
+        )
     return command
 
 
@@ -60,10 +106,24 @@ def webhook() -> None:
 
 @webhook.command()
 @click.argument("url")
-@click.option("--id", "webhook_id", type=click.IntRange(1, 2**63 - 1), metavar="N", help="Its id; else the next free one.")
-@click.option("--secret", metavar="whsec_...", help="Its signing secret; else a new one is made and printed.")
+@click.option(
+    "--id",
+    "webhook_id",
+    type=click.IntRange(1, 2**63 - 1),
+    metavar="N",
+    help="Its id; else the next free one.",
+)
+@click.option(
+    "--secret", metavar="whsec_...", help="Its signing secret; else a new one is made and printed."
+)
 @click.option("--no-secret", is_flag=True, help="Send unsigned.")
-@click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="A header of its own; repeatable.")
+@click.option(
+    "--header",
+    "headers",
+    multiple=True,
+    metavar="'NAME: VALUE'",
+    help="A header of its own; repeatable.",
+)
 @_limit_options
 @egress_options
 @connection_options
@@ -95,8 +155,14 @@ def add(
     }
     with database.connect(config) as connection:
         if webhook_id is not None:
-            if database.fetch_one(connection, "webhook_insert", webhook_id=webhook_id, **row) is None:
-                raise UnusableError(f"--id {webhook_id} is taken: `webhookd webhook show {webhook_id}` shows by whom")
+            if (
+                database.fetch_one(connection, "webhook_insert", webhook_id=webhook_id, **row)
+                is None
+            ):
+                raise UnusableError(
+                    f"--id {webhook_id} is taken: `webhookd webhook show {webhook_id}` shows by "
+                    "whom"
+                )
         else:
             webhook_id = _insert_with_next_id(connection, row)
         database.fetch(connection, "webhook_advance_identity", webhook_id=webhook_id)
@@ -107,7 +173,12 @@ def add(
 
 
 @webhook.command("list")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help=f"How many. [default: {_LISTED:,}; all with --json]")
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    metavar="N",
+    help=f"How many. [default: {_LISTED:,}; all with --json]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @connection_options
 @click.pass_context
@@ -141,7 +212,9 @@ def list_(ctx: click.Context, /, limit: int | None, as_json: bool, **_: object) 
         ],
     )
     if more:
-        click.echo(f"webhookd: there are more than {most}: give --limit, or --json for all", err=True)
+        click.echo(
+            f"webhookd: there are more than {most}: give --limit, or --json for all", err=True
+        )
 
 
 @webhook.command()
@@ -150,7 +223,9 @@ def list_(ctx: click.Context, /, limit: int | None, as_json: bool, **_: object) 
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @connection_options
 @click.pass_context
-def show(ctx: click.Context, /, webhook_id: int, reveal_secret: bool, as_json: bool, **_: object) -> None:
+def show(
+    ctx: click.Context, /, webhook_id: int, reveal_secret: bool, as_json: bool, **_: object
+) -> None:
     """Show one webhook: settings in force and where they come from, health, circuit."""
     from webhookd.admin import database
     from webhookd.cli import output
@@ -159,7 +234,9 @@ def show(ctx: click.Context, /, webhook_id: int, reveal_secret: bool, as_json: b
     with database.connect(config) as connection:
         row = database.fetch_one(connection, "webhook_show", webhook_id=webhook_id)
     if row is None:
-        raise WebhookdError(f"no webhook has the id {webhook_id}: `webhookd webhook list` shows those there are")
+        raise WebhookdError(
+            f"no webhook has the id {webhook_id}: `webhookd webhook list` shows those there are"
+        )
     if row["secret"] and not reveal_secret:
         row["secret"] = "whsec_(hidden)"
     if row["headers"] is not None:
@@ -169,7 +246,9 @@ def show(ctx: click.Context, /, webhook_id: int, reveal_secret: bool, as_json: b
         output.print_json({"webhook_id": webhook_id, **row})
         return
     own = {column for column, *_ in _LIMITS}
-    lines: list[tuple[object, object, object]] = [(name, value, "") for name, value in row.items() if name not in own]
+    lines: list[tuple[object, object, object]] = [
+        (name, value, "") for name, value in row.items() if name not in own
+    ]
     for column, *_rest, field in _LIMITS:
         mine = row[column]
         inherited = mine is None
@@ -206,7 +285,12 @@ def rotate_secret(ctx: click.Context, /, webhook_id: int, **_: object) -> None:
 
     secret = _new_secret()
     with database.connect(load_settings(ctx).config) as connection:
-        if database.fetch_one(connection, "webhook_set_secret", webhook_id=webhook_id, secret=secret) is None:
+        if (
+            database.fetch_one(
+                connection, "webhook_set_secret", webhook_id=webhook_id, secret=secret
+            )
+            is None
+        ):
             raise WebhookdError(f"no webhook has the id {webhook_id}")
     click.echo(f"secret {secret}")
 
@@ -225,11 +309,15 @@ def remove(ctx: click.Context, /, webhook_id: int, force: bool, **_: object) -> 
         waiting = row["waiting"] if row else 0
         if waiting and not force:
             raise UnusableError(
-                f"{waiting} deliveries wait for webhook {webhook_id}: with --force they stay unsent until it is registered again"
+                f"{waiting} deliveries wait for webhook {webhook_id}: with --force they stay "
+                "unsent until it is registered again"
             )
         if database.fetch_one(connection, "webhook_delete", webhook_id=webhook_id) is None:
             raise WebhookdError(f"no webhook has the id {webhook_id}")
-    click.echo(f"webhook {webhook_id} removed" + (f"; {waiting} deliveries wait for it unsent" if waiting else ""))
+    click.echo(
+        f"webhook {webhook_id} removed"
+        + (f"; {waiting} deliveries wait for it unsent" if waiting else "")
+    )
 
 
 @webhook.command()
@@ -238,7 +326,9 @@ def remove(ctx: click.Context, /, webhook_id: int, force: bool, **_: object) -> 
 @connection_options
 @click.pass_context
 def test(ctx: click.Context, /, webhook_id: int, **_: object) -> None:
-    """Send one signed test request from here, past the queue, and print the answer. Exit 1 unless it is 2xx."""
+    """Send one signed test request from here, past the queue, and print the answer. Exit 1 unless
+    it is 2xx.
+    """
     from webhookd.admin import database
     from webhookd.core.answer import AnswerKind
 
@@ -250,9 +340,11 @@ def test(ctx: click.Context, /, webhook_id: int, **_: object) -> None:
     try:
         answer = _send_test({"webhook_id": webhook_id, **row}, config)
     except ValueError as error:
-        # An application may have written it with plain SQL. Workers send nothing then, so neither does this.
+        # An application may have written it with plain SQL. Workers send nothing then, so neither
+        # does this.
         raise UnusableError(
-            f"the secret of webhook {webhook_id} cannot be used ({error}): run `webhookd webhook rotate-secret {webhook_id}`"
+            f"the secret of webhook {webhook_id} cannot be used ({error}): run `webhookd webhook "
+            f"rotate-secret {webhook_id}`"
         ) from error
     if answer.kind is AnswerKind.NOT_ALLOWED:
         raise UnusableError(f"nothing was sent to webhook {webhook_id}: {answer.error}")
@@ -280,24 +372,42 @@ def _send_test(row: dict[str, Any], config: Config) -> Any:
     ]
     if row["secret"]:
         key = parse_secret(row["secret"])
-        headers.append(("webhook-signature", sign(key, webhook_id=message_id, timestamp=now, body=body)))
+        headers.append(
+            ("webhook-signature", sign(key, webhook_id=message_id, timestamp=now, body=body))
+        )
     own = headers_of(row["headers"])
     if own is None:
-        raise UnusableError(f"the headers of webhook {row['webhook_id']} cannot be read: write them anew in pggit.webhooks")
+        raise UnusableError(
+            f"the headers of webhook {row['webhook_id']} cannot be read: write them anew in "
+            "pggit.webhooks"
+        )
     headers.extend(own)
     transport = Transport(Egress(config.allow_http, config.allow_network))
     try:
-        return transport.post(row["url"], headers=headers, body=body, timeout_s=row["timeout_seconds"] or config.timeout)
+        return transport.post(
+            row["url"],
+            headers=headers,
+            body=body,
+            timeout_s=row["timeout_seconds"] or config.timeout,
+        )
     finally:
         transport.close()
 
 
-def _set_enabled(ctx: click.Context, webhook_ids: tuple[int, ...], *, enabled: bool, done: str) -> None:
+def _set_enabled(
+    ctx: click.Context, webhook_ids: tuple[int, ...], *, enabled: bool, done: str
+) -> None:
     from webhookd.admin import database
 
     with database.connect(load_settings(ctx).config) as connection:
         reason = None if enabled else "paused by operator"
-        rows = database.fetch(connection, "webhook_set_enabled", webhook_ids=list(webhook_ids), enabled=enabled, reason=reason)
+        rows = database.fetch(
+            connection,
+            "webhook_set_enabled",
+            webhook_ids=list(webhook_ids),
+            enabled=enabled,
+            reason=reason,
+        )
     found = {row["webhook_id"] for row in rows}
     for webhook_id in sorted(found):
         click.echo(f"webhook {webhook_id} {done}")
@@ -306,7 +416,9 @@ def _set_enabled(ctx: click.Context, webhook_ids: tuple[int, ...], *, enabled: b
 
 
 def _deliverable(url: str, config: Config) -> tuple[str, Any]:
-    """Return the host in *url* and the rule that let it pass; raise `UnusableError` for a URL that cannot be delivered to."""
+    """Return the host in *url* and the rule that let it pass; raise `UnusableError` for a URL that
+    cannot be delivered to.
+    """
     from webhookd.transport.egress import Egress, NotAllowed, is_address
 
     egress = Egress(config.allow_http, config.allow_network)
@@ -320,7 +432,9 @@ def _deliverable(url: str, config: Config) -> tuple[str, Any]:
 
 
 def _warn_of_name(host: str, egress: Any) -> None:
-    """Say what a name resolves to from here where that would not be delivered. The workers' own look decides."""
+    """Say what a name resolves to from here where that would not be delivered. The workers' own
+    look decides.
+    """
     import socket
 
     from webhookd.transport.egress import NotAllowed, is_address
@@ -329,7 +443,9 @@ def _warn_of_name(host: str, egress: Any) -> None:
     if is_address(host):
         return
     try:
-        for address in Resolver(socket.getaddrinfo).addresses(host, deadline=time.monotonic() + _LOOKUP_S):
+        for address in Resolver(socket.getaddrinfo).addresses(
+            host, deadline=time.monotonic() + _LOOKUP_S
+        ):
             egress.check_address(address)
     except (TimeoutError, LookupFailed):
         click.echo(f"webhookd: warning: {host} does not resolve from here", err=True)
@@ -338,10 +454,19 @@ def _warn_of_name(host: str, egress: Any) -> None:
 
 
 def _refuse_crossed_delays(options: dict[str, Any], config: Config) -> None:
-    base = config.retry_base if options["retry_base_seconds"] is None else options["retry_base_seconds"]
-    most = config.retry_max if options["retry_max_seconds"] is None else options["retry_max_seconds"]
+    base = (
+        config.retry_base
+        if options["retry_base_seconds"] is None
+        else options["retry_base_seconds"]
+    )
+    most = (
+        config.retry_max if options["retry_max_seconds"] is None else options["retry_max_seconds"]
+    )
     if base > most:
-        raise UnusableError(f"--retry-base and --retry-max: the first delay, {base:g} s, must not exceed the longest, {most:g} s")
+        raise UnusableError(
+            f"--retry-base and --retry-max: the first delay, {base:g} s, must not exceed the "
+            f"longest, {most:g} s"
+        )
 
 
 def _insert_with_next_id(connection: Any, row: dict[str, Any]) -> int:
@@ -351,7 +476,12 @@ def _insert_with_next_id(connection: Any, row: dict[str, Any]) -> int:
         following = database.fetch_one(connection, "webhook_next_id")
         assert following is not None
         # Somebody else may take the same id at the same moment.
-        if database.fetch_one(connection, "webhook_insert", webhook_id=following["webhook_id"], **row) is not None:
+        if (
+            database.fetch_one(
+                connection, "webhook_insert", webhook_id=following["webhook_id"], **row
+            )
+            is not None
+        ):
             return int(following["webhook_id"])
 
 

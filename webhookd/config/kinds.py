@@ -1,4 +1,6 @@
-"""The kinds of values that options take: each parses what the command line, the environment or TOML gave."""
+"""The kinds of values that options take: each parses what the command line, the environment or TOML
+gave.
+"""
 
 import ipaddress
 import math
@@ -12,11 +14,22 @@ LONGEST_S = 30 * 86400.0  # far longer waits overflow the clocks of the C calls 
 SLOWEST_RATE = 1 / LONGEST_S  # or a token would take longer
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _UNITS_BYTES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-_WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+_WORDS = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+}
 
 
 class Kind(Protocol):
-    """A kind of value. `parse` raises ValueError, its message an optional detail, for what is not *allowed*."""
+    """A kind of value. `parse` raises ValueError, its message an optional detail, for what is not
+    *allowed*.
+    """
 
     @property
     def allowed(self) -> str: ...
@@ -85,7 +98,9 @@ class Seconds:
 
     def parse(self, raw: object) -> float:
         unit_s = 1.0
-        if isinstance(raw, str) and (match := re.fullmatch(r"(.*?[0-9.])\s*(ms|s|m|h|d)", raw.strip())):
+        if isinstance(raw, str) and (
+            match := re.fullmatch(r"(.*?[0-9.])\s*(ms|s|m|h|d)", raw.strip())
+        ):
             raw, unit_s = match[1], _UNITS_S[match[2]]
         value = _number(raw) * unit_s
         if not 0.0 < value <= self.longest_s:
@@ -95,7 +110,9 @@ class Seconds:
 
 @dataclass(frozen=True, slots=True)
 class Bytes:
-    """An amount of memory, at least *least*, or 0: a number of bytes, or a number with the unit K, M or G (of 1024)."""
+    """An amount of memory, at least *least*, or 0: a number of bytes, or a number with the unit K,
+    M or G (of 1024).
+    """
 
     least: int
     metavar: str = "BYTES"
@@ -106,7 +123,9 @@ class Bytes:
 
     def parse(self, raw: object) -> int:
         unit = 1
-        if isinstance(raw, str) and (match := re.fullmatch(r"(.*?[0-9.])\s*([KMG])i?B?", raw.strip(), re.IGNORECASE)):
+        if isinstance(raw, str) and (
+            match := re.fullmatch(r"(.*?[0-9.])\s*([KMG])i?B?", raw.strip(), re.IGNORECASE)
+        ):
             raw, unit = match[1], _UNITS_BYTES[match[2].upper()]
         value = int(_number(raw) * unit)
         if value != 0 and not self.least <= value < 1 << 60:
@@ -196,9 +215,13 @@ class Networks:
 
 @dataclass(frozen=True, slots=True)
 class Dsn:
-    """A connection string of PostgreSQL, as far as it can be judged without libpq; `check_dsn` does the rest."""
+    """A connection string of PostgreSQL, as far as it can be judged without libpq; `check_dsn` does
+    the rest.
+    """
 
-    allowed: str = "a connection string such as postgresql://user@host/database or 'host=... dbname=...'"
+    allowed: str = (
+        "a connection string such as postgresql://user@host/database or 'host=... dbname=...'"
+    )
     metavar: str = "DSN"
 
     def parse(self, raw: object) -> str:
@@ -211,14 +234,17 @@ class Dsn:
 
 
 def check_dsn(dsn: str, name: str) -> None:
-    """Raise UnusableError, calling the option *name*, where libpq cannot parse *dsn*. Imports psycopg."""
+    """Raise UnusableError, calling the option *name*, where libpq cannot parse *dsn*. Imports
+    psycopg.
+    """
     import psycopg
     from psycopg.conninfo import conninfo_to_dict
 
     try:
         conninfo_to_dict(dsn)
     except psycopg.ProgrammingError as fault:
-        # libpq quotes pieces of the string, and a badly written one has the password in any of them.
+        # libpq quotes pieces of the string, and a badly written one has the password in any of
+        # them.
         reason, quote, _ = str(fault).strip().replace('"="', "=").partition('"')
         reason = reason.rstrip(" :") + (" (hidden)" if quote else "")
         raise UnusableError(f"{name} is not a connection string of PostgreSQL: {reason}") from None
@@ -226,7 +252,13 @@ def check_dsn(dsn: str, name: str) -> None:
 
 def shown(raw: object) -> str:
     """Return *raw* as an error message quotes it: on one line, and not too long."""
-    text = raw if isinstance(raw, str) else ", ".join(map(str, raw)) if isinstance(raw, list | tuple) else str(raw)
+    text = (
+        raw
+        if isinstance(raw, str)
+        else ", ".join(map(str, raw))
+        if isinstance(raw, list | tuple)
+        else str(raw)
+    )
     return repr(text if len(text) <= 80 else text[:77] + "...")
 
 
@@ -254,4 +286,7 @@ def _network(text: str) -> str:
     except ValueError as fault:
         if "host bits" not in str(fault):
             raise ValueError(f"{text} is not a network") from None
-        raise ValueError(f"{text} has host bits set: write {ipaddress.ip_network(text, strict=False)} for the network") from None
+        raise ValueError(
+            f"{text} has host bits set: write {ipaddress.ip_network(text, strict=False)} for the "
+            "network"
+        ) from None

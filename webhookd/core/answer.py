@@ -1,7 +1,7 @@
 """What came back from one exchange, and what it means for the delivery.
 
-The table is that of Standard Webhooks 1.0 (2xx is success, 3xx is not, 410 disables), with `Retry-After` after RFC 9110,
-section 10.2.3.
+The table is that of Standard Webhooks 1.0 (2xx is success, 3xx is not, 410 disables), with
+`Retry-After` after RFC 9110, section 10.2.3.
 """
 
 from datetime import UTC, datetime
@@ -17,14 +17,16 @@ class AnswerKind(StrEnum):
     RESPONSE = "response"  # a complete answer with a status
     TIMEOUT = "timeout"  # the deadline passed, in whatever phase
     NO_ANSWER = "no_answer"  # DNS, refused, reset, TLS, not HTTP: retrying may help
-    NOT_ALLOWED = "not_allowed"  # scheme, address or URL: nothing was connected, retrying cannot help
+    NOT_ALLOWED = (
+        "not_allowed"  # scheme, address or URL: nothing was connected, retrying cannot help
+    )
 
 
 class Answer(NamedTuple):
     """One exchange's end. *elapsed_s* runs from before DNS to the last byte.
 
-    *excerpt* is the head of the answer's body, made printable. The phases are None where they did not happen (a reused
-    connection has no DNS, connect and TLS).
+    *excerpt* is the head of the answer's body, made printable. The phases are None where they did
+    not happen (a reused connection has no DNS, connect and TLS).
     """
 
     kind: AnswerKind
@@ -55,11 +57,15 @@ class CircuitVote(StrEnum):
 
     SUCCESS = "success"
     FAILURE = "failure"
-    NEUTRAL = "neutral"  # 429 and targets that are not allowed say nothing about the receiver's health
+    NEUTRAL = (
+        "neutral"  # 429 and targets that are not allowed say nothing about the receiver's health
+    )
 
 
 class Verdict(NamedTuple):
-    """An answer, classified. *retry_after_s* is the receiver's own wish; *holds_webhook* stretches it over the whole webhook."""
+    """An answer, classified. *retry_after_s* is the receiver's own wish; *holds_webhook* stretches
+    it over the whole webhook.
+    """
 
     decision: Decision
     vote: CircuitVote
@@ -80,7 +86,9 @@ def classify(answer: Answer, *, now_at: datetime) -> Verdict:
         return Verdict(Decision.RETRY, CircuitVote.FAILURE, answer.error or "timeout")
     if answer.kind is AnswerKind.NO_ANSWER or answer.http_status is None:
         return Verdict(Decision.RETRY, CircuitVote.FAILURE, answer.error or "no answer")
-    wait_s = None if answer.retry_after is None else parse_retry_after(answer.retry_after, now_at=now_at)
+    wait_s = (
+        None if answer.retry_after is None else parse_retry_after(answer.retry_after, now_at=now_at)
+    )
     return _classify_status(answer.http_status, wait_s)
 
 
@@ -100,16 +108,20 @@ def _classify_status(status: int, wait_s: float | None) -> Verdict:
             holds_webhook=status in (429, 503) and wait_s is not None,
         )
     if status < 200:
-        # An informational status is never a final answer; a receiver that ends on one has not answered at all.
+        # An informational status is never a final answer; a receiver that ends on one has not
+        # answered at all.
         return Verdict(Decision.RETRY, CircuitVote.FAILURE, reason)
     return Verdict(Decision.FAIL, CircuitVote.FAILURE, reason)
 
 
 def parse_retry_after(value: str, *, now_at: datetime) -> float | None:
-    """Return the seconds that a Retry-After header asks for (at least 0), or None where it is neither form of RFC 9110."""
+    """Return the seconds that a Retry-After header asks for (at least 0), or None where it is
+    neither form of RFC 9110.
+    """
     text = value.strip()
     if text.isascii() and text.isdigit():
-        # A hundred digits are still a number to the RFC. The caller caps; to it a billion seconds are as good as infinity.
+        # A hundred digits are still a number to the RFC. The caller caps; to it a billion seconds
+        # are as good as infinity.
         return min(float(text), 1e9)
     try:
         when = parsedate_to_datetime(text)

@@ -1,10 +1,12 @@
 """The circuit breaker of one webhook, shared by every worker of every host.
 
-closed -> open (after *threshold* failures in a row) -> half_open (one probe) -> closed, or open again.
+closed -> open (after *threshold* failures in a row) -> half_open (one probe) -> closed, or open
+again.
 
-Each transition starts a new epoch, and an attempt carries the epoch that it was claimed under. Only outcomes of the current
-epoch move the breaker: fifty exchanges under way when the fifth failure trips it neither prolong nor shorten what follows,
-and an operator's reset is not undone by attempts from before it. After Nygard, "Release It!" (2007), chapter 5.
+Each transition starts a new epoch, and an attempt carries the epoch that it was claimed under. Only
+outcomes of the current epoch move the breaker: fifty exchanges under way when the fifth failure
+trips it neither prolong nor shorten what follows, and an operator's reset is not undone by attempts
+from before it. After Nygard, "Release It!" (2007), chapter 5.
 """
 
 from dataclasses import dataclass, replace
@@ -21,7 +23,9 @@ class CircuitState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Breaker:
-    """*failures* in a row; *until* (epoch seconds): in open the time of the next probe, in half_open the end of its lease."""
+    """*failures* in a row; *until* (epoch seconds): in open the time of the next probe, in
+    half_open the end of its lease.
+    """
 
     state: CircuitState = CircuitState.CLOSED
     epoch: int = 0
@@ -37,7 +41,9 @@ class Breaker:
         """Return the half-open breaker whose one probe ends, come what may, at *lease_until*."""
         return replace(self, state=CircuitState.HALF_OPEN, epoch=self.epoch + 1, until=lease_until)
 
-    def vote(self, vote: CircuitVote, *, epoch: int, now: float, threshold: int, open_s: float) -> "Breaker":
+    def vote(
+        self, vote: CircuitVote, *, epoch: int, now: float, threshold: int, open_s: float
+    ) -> "Breaker":
         """Return the breaker after an attempt that was claimed under *epoch* ended with *vote*."""
         if epoch != self.epoch:
             return self
@@ -53,7 +59,9 @@ class Breaker:
         return replace(self, failures=failures)
 
     def abandon_probe(self, *, epoch: int, now: float) -> "Breaker":
-        """Return the breaker after an attempt ended without telling anything: a probe makes way for the next one at once."""
+        """Return the breaker after an attempt ended without telling anything: a probe makes way for
+        the next one at once.
+        """
         if epoch == self.epoch and self.state is CircuitState.HALF_OPEN:
             return replace(self, until=now)
         return self

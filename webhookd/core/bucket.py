@@ -1,4 +1,6 @@
-"""The token bucket of one webhook, as a value (RFC 2697 calls its two numbers the information rate and the burst size)."""
+"""The token bucket of one webhook, as a value (RFC 2697 calls its two numbers the information rate
+and the burst size).
+"""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +14,9 @@ class Bucket:
     at: float
 
     def level(self, now: float, *, rate: float, burst: int) -> float:
-        """Return the tokens at *now*; *rate* is tokens a second and 0 means unlimited. A clock that steps back adds none."""
+        """Return the tokens at *now*; *rate* is tokens a second and 0 means unlimited. A clock that
+        steps back adds none.
+        """
         if rate == 0:
             return math.inf
         if self.tokens is None:

@@ -1,7 +1,9 @@
-"""A lane: one webhook's backlog, and what decides whether it may move. Circuit, tokens, in-flight cap, a receiver's hold.
+"""A lane: one webhook's backlog, and what decides whether it may move. Circuit, tokens, in-flight
+cap, a receiver's hold.
 
-Workers lock a lane's row, load it into this value, apply `admit` or `settle_lane`, and store what comes out, all in one
-transaction; so the rules live here and nowhere else. Times are the database's, in epoch seconds.
+Workers lock a lane's row, load it into this value, apply `admit` or `settle_lane`, and store what
+comes out, all in one transaction; so the rules live here and nowhere else. Times are the
+database's, in epoch seconds.
 """
 
 import math
@@ -15,7 +17,9 @@ from webhookd.core.bucket import Bucket
 from webhookd.core.lifecycle import Settlement
 from webhookd.core.model import GivenBack, Result, Status, WebhookSettings
 
-RECOUNT_AFTER_S = 5.0  # a lane at its cap is looked at this often, and its leases are counted afresh
+RECOUNT_AFTER_S = (
+    5.0  # a lane at its cap is looked at this often, and its leases are counted afresh
+)
 
 
 class BlockedBy(StrEnum):
@@ -45,7 +49,9 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """How many rows the lane may give now, and what it waits for once those are taken (or if *quota* is 0, at once)."""
+    """How many rows the lane may give now, and what it waits for once those are taken (or if
+    *quota* is 0, at once).
+    """
 
     quota: int
     blocked_by: BlockedBy | None = None
@@ -54,7 +60,9 @@ class Admission:
 
 
 def admit(lane: Lane, settings: WebhookSettings | None, *, now: float, wish: int) -> Admission:
-    """Return how many of at most *wish* (>= 1) rows *lane* may give at *now*. *settings* None: the webhook is not registered."""
+    """Return how many of at most *wish* (>= 1) rows *lane* may give at *now*. *settings* None: the
+    webhook is not registered.
+    """
     if settings is None:
         return Admission(0, BlockedBy.UNREGISTERED)
     if (blocked := _blocked(lane, settings, now=now)) is not None:
@@ -67,7 +75,9 @@ def admit(lane: Lane, settings: WebhookSettings | None, *, now: float, wish: int
     quota = int(min(wish, room, tokens))
     if quota == tokens:
         rest = lane.bucket.take(quota, now, rate=settings.rate, burst=settings.burst)
-        return Admission(quota, BlockedBy.RATE, rest.next_token_at(now, rate=settings.rate, burst=settings.burst))
+        return Admission(
+            quota, BlockedBy.RATE, rest.next_token_at(now, rate=settings.rate, burst=settings.burst)
+        )
     if quota == room:
         return Admission(quota, BlockedBy.IN_FLIGHT, now + RECOUNT_AFTER_S)
     return Admission(quota, None, now)
@@ -83,12 +93,18 @@ def _blocked(lane: Lane, settings: WebhookSettings, *, now: float) -> Admission 
     if lane.in_flight >= settings.max_in_flight:
         return Admission(0, BlockedBy.IN_FLIGHT, now + RECOUNT_AFTER_S)
     if lane.bucket.level(now, rate=settings.rate, burst=settings.burst) < 1:
-        return Admission(0, BlockedBy.RATE, lane.bucket.next_token_at(now, rate=settings.rate, burst=settings.burst))
+        return Admission(
+            0,
+            BlockedBy.RATE,
+            lane.bucket.next_token_at(now, rate=settings.rate, burst=settings.burst),
+        )
     return None
 
 
 def settle_lane(lane: Lane, settled: Sequence[tuple[Result, Settlement]], *, now: float) -> Lane:
-    """Return *lane* after the claims in *settled* (all its own, all accepted by the fence) ended, in that order."""
+    """Return *lane* after the claims in *settled* (all its own, all accepted by the fence) ended,
+    in that order.
+    """
     breaker, bucket, hold_until = lane.breaker, lane.bucket, lane.hold_until
     wake_at = math.inf
     for result, settlement in settled:
@@ -115,13 +131,19 @@ def settle_lane(lane: Lane, settled: Sequence[tuple[Result, Settlement]], *, now
         bucket=bucket,
         in_flight=max(0, lane.in_flight - len(settled)),
         hold_until=hold_until,
-        health=_health(lane, breaker, [settlement.vote for _, settlement in settled if settlement.vote is not None]),
+        health=_health(
+            lane,
+            breaker,
+            [settlement.vote for _, settlement in settled if settlement.vote is not None],
+        ),
     )
     return _rescheduled(after, before=lane, wake_at=wake_at, now=now)
 
 
 def _health(before: Lane, breaker: Breaker, votes: Sequence[CircuitVote]) -> str:
-    """Return the health_status: what the circuit means, but never healthy on the strength of attempts that said nothing."""
+    """Return the health_status: what the circuit means, but never healthy on the strength of
+    attempts that said nothing.
+    """
     if breaker.health() != "healthy":
         return breaker.health()
     # A failure that left a healthy breaker was claimed before a reset.
@@ -132,14 +154,26 @@ def _health(before: Lane, breaker: Breaker, votes: Sequence[CircuitVote]) -> str
 
 
 def _rescheduled(lane: Lane, *, before: Lane, wake_at: float, now: float) -> Lane:
-    """Return *lane* with the time at which it should be looked at next, now that rows come back at *wake_at* (inf: none)."""
-    if lane.hold_until is not None and lane.hold_until > now and lane.hold_until != before.hold_until:
+    """Return *lane* with the time at which it should be looked at next, now that rows come back at
+    *wake_at* (inf: none).
+    """
+    if (
+        lane.hold_until is not None
+        and lane.hold_until > now
+        and lane.hold_until != before.hold_until
+    ):
         return replace(lane, runnable_at=lane.hold_until, blocked_by=BlockedBy.HOLD)
     if lane.breaker.state is not CircuitState.CLOSED and lane.breaker != before.breaker:
         return replace(lane, runnable_at=lane.breaker.until, blocked_by=BlockedBy.CIRCUIT)
     token_back = lane.blocked_by is BlockedBy.RATE and lane.bucket != before.bucket
-    if lane.breaker.epoch != before.breaker.epoch or lane.blocked_by is BlockedBy.IN_FLIGHT or token_back:
-        return replace(lane, runnable_at=now, blocked_by=None)  # closed again, or there is room or a token again
+    if (
+        lane.breaker.epoch != before.breaker.epoch
+        or lane.blocked_by is BlockedBy.IN_FLIGHT
+        or token_back
+    ):
+        return replace(
+            lane, runnable_at=now, blocked_by=None
+        )  # closed again, or there is room or a token again
     if lane.blocked_by is not None:
         return lane  # what blocks it also says when it ends, or somebody will
     if wake_at < (math.inf if lane.runnable_at is None else lane.runnable_at):

@@ -16,7 +16,9 @@ THROTTLED_FOR_AT_MOST_S = 86_400.0  # 429 spends no retry, so something else mus
 
 
 class Settlement(NamedTuple):
-    """What the row becomes. *delay_s* None leaves next_retry_at; *event* None writes no attempt log."""
+    """What the row becomes. *delay_s* None leaves next_retry_at; *event* None writes no attempt
+    log.
+    """
 
     status: Status
     event: str | None
@@ -30,7 +32,9 @@ class Settlement(NamedTuple):
 
 
 def settle(delivery: Delivery, outcome: Outcome, *, now_at: datetime, u: float) -> Settlement:
-    """Return what becomes of *delivery*. *now_at* reads Retry-After dates; *u*, uniform in [0, 1), spreads the backoff."""
+    """Return what becomes of *delivery*. *now_at* reads Retry-After dates; *u*, uniform in [0, 1),
+    spreads the backoff.
+    """
     match outcome:
         case Attempted(answer=answer):
             return _settle_attempt(delivery, classify(answer, now_at=now_at), u=u)
@@ -48,10 +52,20 @@ def _settle_attempt(delivery: Delivery, verdict: Verdict, *, u: float) -> Settle
         case Decision.DELIVERED:
             return Settlement(Status.DELIVERED, "delivered", verdict.reason, verdict.vote)
         case Decision.FAIL | Decision.GONE:
-            return Settlement(Status.FAILED, "failed", verdict.reason, verdict.vote, disables_webhook=verdict.disables_webhook)
+            return Settlement(
+                Status.FAILED,
+                "failed",
+                verdict.reason,
+                verdict.vote,
+                disables_webhook=verdict.disables_webhook,
+            )
         case Decision.RETRY | Decision.THROTTLED:
             throttled = verdict.decision is Decision.THROTTLED
-            wished_s = None if verdict.retry_after_s is None else min(verdict.retry_after_s, settings.retry_max_s)
+            wished_s = (
+                None
+                if verdict.retry_after_s is None
+                else min(verdict.retry_after_s, settings.retry_max_s)
+            )
             hold_s = wished_s if verdict.holds_webhook else None
             if throttled and delivery.age_s >= THROTTLED_FOR_AT_MOST_S:
                 reason = f"{verdict.reason} for a day"
@@ -59,10 +73,13 @@ def _settle_attempt(delivery: Delivery, verdict: Verdict, *, u: float) -> Settle
             if not throttled and delivery.retry_count >= delivery.max_retries:
                 reason = f"{verdict.reason}; no retries left"
                 return Settlement(Status.FAILED, "failed", reason, verdict.vote, hold_s=hold_s)
-            # 429s do not move retry_count, so that their own backoff grows with the attempts instead.
+            # 429s do not move retry_count, so that their own backoff grows with the attempts
+            # instead.
             tries = delivery.attempts if throttled else delivery.retry_count
             # An application may have inserted a retry_count below 0.
-            own_s = backoff_s(max(0, tries), base_s=settings.retry_base_s, cap_s=settings.retry_max_s, u=u)
+            own_s = backoff_s(
+                max(0, tries), base_s=settings.retry_base_s, cap_s=settings.retry_max_s, u=u
+            )
             return Settlement(
                 Status.RETRYING,
                 "retrying",
@@ -82,8 +99,16 @@ def _settle_lost(delivery: Delivery, *, u: float) -> Settlement:
         return Settlement(Status.FAILED, "failed", f"lost {lost} leases", None, loses_lease=True)
     settings = delivery.settings
     alone = lost >= SUSPECT_AFTER
-    delay_s = backoff_s(lost - SUSPECT_AFTER, base_s=settings.retry_base_s, cap_s=settings.retry_max_s, u=u) if alone else None
-    return Settlement(_waiting(delivery), None, "lease lost", None, delay_s=delay_s, loses_lease=True)
+    delay_s = (
+        backoff_s(
+            lost - SUSPECT_AFTER, base_s=settings.retry_base_s, cap_s=settings.retry_max_s, u=u
+        )
+        if alone
+        else None
+    )
+    return Settlement(
+        _waiting(delivery), None, "lease lost", None, delay_s=delay_s, loses_lease=True
+    )
 
 
 def _waiting(delivery: Delivery) -> Status:

@@ -1,4 +1,6 @@
-"""The values that flow through webhookd: a webhook's settings, a claimed delivery, and what became of it."""
+"""The values that flow through webhookd: a webhook's settings, a claimed delivery, and what became
+of it.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -19,7 +21,8 @@ class Status(StrEnum):
 
 
 class WebhookSettings(NamedTuple):
-    """What holds for one webhook: its registry row, with the configuration where that says nothing. Seconds throughout.
+    """What holds for one webhook: its registry row, with the configuration where that says nothing.
+    Seconds throughout.
 
     *headers* None: the row's cannot be read.
     """
@@ -40,7 +43,9 @@ class WebhookSettings(NamedTuple):
 
 
 class Delivery(NamedTuple):
-    """A claimed row. *token* fences its record; *breaker* is the circuit at the claim; *age_s* runs since the first attempt."""
+    """A claimed row. *token* fences its record; *breaker* is the circuit at the claim; *age_s* runs
+    since the first attempt.
+    """
 
     delivery_id: int
     webhook_id: int
@@ -67,7 +72,9 @@ class Attempted(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GivenBack:
-    """No exchange took place: drained, held back by the local view of the circuit, or too late for its lease."""
+    """No exchange took place: drained, held back by the local view of the circuit, or too late for
+    its lease.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,12 @@
-"""When a worker's place is filled again after a death: at once the first time, then ever later while it keeps dying.
+"""When a worker's place is filled again after a death: at once the first time, then ever later
+while it keeps dying.
 
     WAITING --started--> STARTING --beat--> RUNNING --beat--> RUNNING
        ^                    |                  |
        +--------died--------+-------died-------+
 
-A worker that cannot boot therefore does not spin, and one that ran well and then died is back at once. Every instant is
-monotonic.
+A worker that cannot boot therefore does not spin, and one that ran well and then died is back at
+once. Every instant is monotonic.
 """
 
 from dataclasses import dataclass, replace
@@ -27,7 +28,9 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """One place's state. *failures* counts deaths in a row; *heard* is the last sign of life (start or beat)."""
+    """One place's state. *failures* counts deaths in a row; *heard* is the last sign of life (start
+    or beat).
+    """
 
     phase: Phase
     since: float
@@ -36,7 +39,9 @@ class Restart:
 
     @classmethod
     def fresh(cls, now: float) -> Self:
-        """Return a place that nobody has held yet, to be filled at once. Also what an ordered drain leaves behind."""
+        """Return a place that nobody has held yet, to be filled at once. Also what an ordered drain
+        leaves behind.
+        """
         return cls(Phase.WAITING, since=now, heard=now)
 
     def started(self, now: float) -> Self:
@@ -57,7 +62,9 @@ class Restart:
         return replace(self, heard=now)
 
     def died(self, now: float, *, u: float) -> Self:
-        """Return the place waiting for its next start; *u* in [0, 1) is the jitter. Raise `ValueError` if it waits."""
+        """Return the place waiting for its next start; *u* in [0, 1) is the jitter. Raise
+        `ValueError` if it waits.
+        """
         if self.phase is Phase.WAITING:
             raise ValueError("a waiting place cannot die")
         failures = 1 if self._lived_well() else self.failures + 1
@@ -69,16 +76,17 @@ class Restart:
         return self.heard + timeout_s
 
     def _lived_well(self) -> bool:
-        # Up to the last beat, not to the death: a worker that hangs at once is dead only a heartbeat timeout later.
+        # Up to the last beat, not to the death: a worker that hangs at once is dead only a
+        # heartbeat timeout later.
         return self.phase is Phase.RUNNING and self.heard - self.since >= HEALTHY_LIFE_S
 
 
 def backoff_s(failures: int, *, u: float) -> float:
-    """Return the seconds to wait after the *failures*-th death in a row: 0, then 0.5, 1, 2 ... 30, each times [0.5, 1)
-    by the jitter *u*.
+    """Return the seconds to wait after the *failures*-th death in a row: 0, then 0.5, 1, 2 ... 30,
+    each times [0.5, 1) by the jitter *u*.
 
-    Half of it always stands ("equal jitter" in the AWS Architecture Blog's "Exponential Backoff And Jitter"): the floor
-    keeps a crash loop from spinning.
+    Half of it always stands ("equal jitter" in the AWS Architecture Blog's "Exponential Backoff And
+    Jitter"): the floor keeps a crash loop from spinning.
     """
     if failures <= 1:
         return 0.0

@@ -1,6 +1,7 @@
 """Standard Webhooks 1.0 signatures, version 1: HMAC-SHA256 over `{id}.{timestamp}.{body}`.
 
-Source: github.com/standard-webhooks/standard-webhooks, spec/standard-webhooks.md, "Signature scheme".
+Source: github.com/standard-webhooks/standard-webhooks, spec/standard-webhooks.md, "Signature
+scheme".
 """
 
 import base64
@@ -16,7 +17,9 @@ _VERSION = "v1,"
 
 @lru_cache(maxsize=4096)
 def parse_secret(text: str) -> bytes:
-    """Return the key inside *text*, `whsec_` and base64. Raise ValueError, the secret not in it, for others."""
+    """Return the key inside *text*, `whsec_` and base64. Raise ValueError, the secret not in it,
+    for others.
+    """
     if not text.startswith(SECRET_PREFIX):
         raise ValueError(f"a secret starts with {SECRET_PREFIX}")
     try:
@@ -24,7 +27,10 @@ def parse_secret(text: str) -> bytes:
     except (binascii.Error, ValueError):
         raise ValueError(f"what follows {SECRET_PREFIX} is not base64") from None
     if not MIN_KEY_BYTES <= len(key) <= MAX_KEY_BYTES:
-        raise ValueError(f"a secret holds {MIN_KEY_BYTES} to {MAX_KEY_BYTES} bytes in base64, this one {len(key)}")
+        raise ValueError(
+            f"a secret holds {MIN_KEY_BYTES} to {MAX_KEY_BYTES} bytes in base64, this one "
+            f"{len(key)}"
+        )
     return key
 
 
@@ -34,9 +40,11 @@ def format_secret(key: bytes) -> str:
 
 
 def sign(key: bytes, *, webhook_id: str, timestamp: int, body: bytes) -> str:
-    """Return the value of the `webhook-signature` header for *body*, sent at *timestamp* (Unix seconds).
+    """Return the value of the `webhook-signature` header for *body*, sent at *timestamp* (Unix
+    seconds).
 
-    *webhook_id* is the `webhook-id` header. Raise ValueError where it holds a dot: the signed text would be ambiguous.
+    *webhook_id* is the `webhook-id` header. Raise ValueError where it holds a dot: the signed text
+    would be ambiguous.
     """
     if "." in webhook_id:
         raise ValueError(f"a webhook-id must not contain a dot: {webhook_id!r}")
@@ -54,14 +62,17 @@ def verify(
     now: float,
     tolerance_s: float = 300.0,
 ) -> bool:
-    """Return whether *signature* (one or several, parted by spaces) holds one of *key* over these bytes.
+    """Return whether *signature* (one or several, parted by spaces) holds one of *key* over these
+    bytes.
 
-    A *timestamp* further than *tolerance_s* from *now* (both Unix seconds) does not verify: the defence against replay.
+    A *timestamp* further than *tolerance_s* from *now* (both Unix seconds) does not verify: the
+    defence against replay.
     """
     if abs(now - timestamp) > tolerance_s or "." in webhook_id:
         return False
     expected = sign(key, webhook_id=webhook_id, timestamp=timestamp, body=body).encode("ascii")
     # Bytes, since compare_digest refuses text that is not ASCII, and a header may hold anything.
     candidates = signature.encode("utf-8", "surrogateescape").split(b" ")
-    # A list, not a generator: every candidate is compared, so the time taken says nothing about which one matched.
+    # A list, not a generator: every candidate is compared, so the time taken says nothing about
+    # which one matched.
     return any([hmac.compare_digest(expected, candidate) for candidate in candidates])

@@ -1,4 +1,6 @@
-"""`webhookd demo`: PostgreSQL, receivers, three workers and a thousand deliveries on one machine, watched live."""
+"""`webhookd demo`: PostgreSQL, receivers, three workers and a thousand deliveries on one machine,
+watched live.
+"""
 
 import subprocess
 import threading
@@ -31,7 +33,8 @@ LOOK_EVERY_S = 0.25
 
 
 def run(*, keep: bool = False, directory: Path | None = None) -> int:
-    """Run the demo; return 0 once all was delivered, 130 if interrupted. *keep* leaves everything running afterwards.
+    """Run the demo; return 0 once all was delivered, 130 if interrupted. *keep* leaves everything
+    running afterwards.
 
     Raise `WebhookdError` if it was not delivered in time.
     """
@@ -54,11 +57,15 @@ def _run(console: Console, stack: ExitStack, *, keep: bool, directory: Path | No
     port = stack.enter_context(local.receivers(receivers.answer))
     connection = stack.enter_context(psycopg.connect(dsn, autocommit=True, row_factory=dict_row))
     _register(connection, port)
-    # Any free ports where it ends by itself; where the documentation looks for metrics if somebody has the time to look.
+    # Any free ports where it ends by itself; where the documentation looks for metrics if somebody
+    # has the time to look.
     metrics_port = 8000 if keep and not local.taken(range(8000, 8003)) else 0
     options = ("--metrics-port", str(metrics_port), "--log-level", "error")
     daemon = stack.enter_context(local.program(local.webhookd(dsn, *options)))
-    console.print(f"{WEBHOOKS} webhooks registered: {len(SLOW)} answer slowly, {SICK} fails for {SICK_FOR_S:g} s and recovers")
+    console.print(
+        f"{WEBHOOKS} webhooks registered: {len(SLOW)} answer slowly, {SICK} fails for "
+        f"{SICK_FOR_S:g} s and recovers"
+    )
     demo = Demo(connection, receivers, daemon)
     demo.await_workers()
     receivers.sick_until = time.monotonic() + SICK_FOR_S
@@ -67,7 +74,10 @@ def _run(console: Console, stack: ExitStack, *, keep: bool, directory: Path | No
     demo.watch(console)
     console.print(demo.summary())
     if not demo.succeeded():
-        raise WebhookdError(f"only {demo.progress['delivered']} of {DELIVERIES:,} were delivered in {GIVE_UP_AFTER_S:g} s")
+        raise WebhookdError(
+            f"only {demo.progress['delivered']} of {DELIVERIES:,} were delivered in "
+            f"{GIVE_UP_AFTER_S:g} s"
+        )
     console.print(f"{DELIVERIES:,} delivered")
     if keep:
         _stay(console, dsn, metrics_port)
@@ -96,7 +106,10 @@ class Demo:
     """Watches the deliveries until all are done."""
 
     def __init__(
-        self, connection: psycopg.Connection[dict[str, Any]], receivers: Receivers, daemon: "subprocess.Popen[bytes]"
+        self,
+        connection: psycopg.Connection[dict[str, Any]],
+        receivers: Receivers,
+        daemon: "subprocess.Popen[bytes]",
     ) -> None:
         self._connection = connection
         self._receivers = receivers
@@ -116,7 +129,9 @@ class Demo:
             time.sleep(0.05)
 
     def watch(self, console: Console) -> None:
-        """Show the progress, live on a terminal, else as lines, until all is delivered or time is up."""
+        """Show the progress, live on a terminal, else as lines, until all is delivered or time is
+        up.
+        """
         self._begun = time.monotonic()
         self._before = (self._begun, 0)
         if console.is_terminal:
@@ -149,10 +164,17 @@ class Demo:
         table = Table(box=None, show_header=False, pad_edge=False)
         shares = ", ".join(f"{name} {count}" for name, count in self.progress["workers"].items())
         for name, value in (
-            ("time", f"{time.monotonic() - self._begun:.1f} s, of which {SICK_FOR_S:g} s one receiver was failing"),
+            (
+                "time",
+                f"{time.monotonic() - self._begun:.1f} s, of which {SICK_FOR_S:g} s one receiver "
+                "was failing",
+            ),
             ("answers", f"p50 {p50:.1f} ms, p99 {p99:.1f} ms"),
             ("circuit openings", f"{self.progress['openings']}, failed probes included"),
-            ("arrived", f"{len(arrivals):,} at the receivers, {arrivals.total() - len(arrivals)} repeated"),
+            (
+                "arrived",
+                f"{len(arrivals):,} at the receivers, {arrivals.total() - len(arrivals)} repeated",
+            ),
             ("by worker", shares),
         ):
             table.add_row(name, value)
@@ -169,7 +191,11 @@ class Demo:
         if now - then >= 0.5:
             self._rate, self._before = (delivered - had) / (now - then), (now, delivered)
         for webhook_id in sorted(before.keys() | row["circuits"].keys()):
-            self._note(webhook_id, before.get(webhook_id, "closed"), row["circuits"].get(webhook_id, "closed"))
+            self._note(
+                webhook_id,
+                before.get(webhook_id, "closed"),
+                row["circuits"].get(webhook_id, "closed"),
+            )
         return bool(delivered + row["failed"] < DELIVERIES and now - self._begun < GIVE_UP_AFTER_S)
 
     def _note(self, webhook_id: str, was: str, state: str) -> None:
@@ -179,12 +205,15 @@ class Demo:
         if state == "open":
             self.events.append(f"{at}  circuit of webhook {webhook_id} opened: only probes go out")
         elif state == "closed":
-            self.events.append(f"{at}  circuit of webhook {webhook_id} closed: its deliveries go out")
+            self.events.append(
+                f"{at}  circuit of webhook {webhook_id} closed: its deliveries go out"
+            )
 
     def _line(self) -> str:
         row = self.progress
         return (
-            f"{time.monotonic() - self._begun:5.1f} s  {row['delivered']:,} delivered, {row['pending']} pending, "
+            f"{time.monotonic() - self._begun:5.1f} s  {row['delivered']:,} delivered, "
+            f"{row['pending']} pending, "
             f"{row['retrying']} retrying, {self._rate:.0f}/s"
         )
 
@@ -192,7 +221,16 @@ class Demo:
         row = self.progress
         p50, p99 = row["answer_ms"] or (0.0, 0.0)
         figures = Table(box=None, pad_edge=False)
-        for name in ("pending", "retrying", "delivered", "failed", "rate", "p50", "p99", "circuits open"):
+        for name in (
+            "pending",
+            "retrying",
+            "delivered",
+            "failed",
+            "rate",
+            "p50",
+            "p99",
+            "circuits open",
+        ):
             figures.add_column(name, justify="right")
         figures.add_row(
             *(f"{row[name]:,}" for name in ("pending", "retrying", "delivered", "failed")),
@@ -206,16 +244,29 @@ class Demo:
             workers.add_column(name, justify="right")
         workers.add_row(*(f"{count}" for count in row["workers"].values()))
         bar = ProgressBar(total=DELIVERIES, completed=row["delivered"], width=60)
-        return Group(bar, Text(), figures, Text(), workers, Text(), *(Text(event) for event in self.events[-4:]))
+        return Group(
+            bar,
+            Text(),
+            figures,
+            Text(),
+            workers,
+            Text(),
+            *(Text(event) for event in self.events[-4:]),
+        )
 
 
 def _register(connection: psycopg.Connection[dict[str, Any]], port: int) -> None:
     connection.execute(
         "INSERT INTO pggit.webhooks (webhook_id, url)"
-        " SELECT id, 'http://127.0.0.1:' || %s::int || '/' || id FROM generate_series(%s::int, %s::int) id",
+        " SELECT id, 'http://127.0.0.1:' || %s::int || '/' || id FROM generate_series(%s::int, "
+        "%s::int) id",
         [port, FIRST, FIRST + WEBHOOKS - 1],
     )
-    connection.execute("UPDATE pggit.webhooks SET circuit_open_seconds = 3, retry_base_seconds = 1 WHERE webhook_id = %s", [SICK])
+    connection.execute(
+        "UPDATE pggit.webhooks SET circuit_open_seconds = 3, retry_base_seconds = 1 WHERE "
+        "webhook_id = %s",
+        [SICK],
+    )
 
 
 def _stay(console: Console, dsn: str, metrics_port: int) -> None:
@@ -226,7 +277,10 @@ def _stay(console: Console, dsn: str, metrics_port: int) -> None:
     for command in (
         f'webhookd status --dsn "{dsn}"',
         f'webhookd delivery list --dsn "{dsn}"',
-        f'psql "{dsn}" -c "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) VALUES ({FIRST}, \'{{}}\')"',
+        f'psql "{dsn}" -c "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) '
+        f"VALUES ({FIRST}, '{{}}')\"",
     ):
-        console.print(f"  {command}", soft_wrap=True)  # never broken into lines: they are for copying
+        console.print(
+            f"  {command}", soft_wrap=True
+        )  # never broken into lines: they are for copying
     threading.Event().wait()

@@ -1,6 +1,8 @@
-"""What `webhookd demo` and monitoring/try_out.py run on one machine: a PostgreSQL, receivers, and webhookd itself.
+"""What `webhookd demo` and monitoring/try_out.py run on one machine: a PostgreSQL, receivers, and
+webhookd itself.
 
-Each is a context manager and ends with it. Should this process be killed, the kernel ends the others (on Linux).
+Each is a context manager and ends with it. Should this process be killed, the kernel ends the
+others (on Linux).
 """
 
 import shutil
@@ -33,7 +35,9 @@ def folder(prefix: str) -> Iterator[Path]:
 
 @contextmanager
 def postgresql(directory: Path) -> Iterator[str]:
-    """An embedded PostgreSQL with its data in *directory*; yields its DSN. Blocks until it takes connections."""
+    """An embedded PostgreSQL with its data in *directory*; yields its DSN. Blocks until it takes
+    connections.
+    """
     server = embedded.start(directory)
     try:
         yield server.dsn
@@ -45,8 +49,8 @@ def postgresql(directory: Path) -> Iterator[str]:
 def receivers(answer: Callable[[int, str], int]) -> Iterator[int]:
     """Receivers on a loopback port, which is yielded; webhook 2001's is http://127.0.0.1:PORT/2001.
 
-    *answer* gets the webhook's id and the message's (the header webhook-id) and returns the HTTP status; it runs in a
-    thread for each connection and may sleep.
+    *answer* gets the webhook's id and the message's (the header webhook-id) and returns the HTTP
+    status; it runs in a thread for each connection and may sleep.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -73,7 +77,9 @@ def receivers(answer: Callable[[int, str], int]) -> Iterator[int]:
                 super().handle_error(request, client_address)  # type: ignore[arg-type]
 
     server = Server(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
+    threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True
+    ).start()
     try:
         yield server.server_address[1]
     finally:
@@ -83,12 +89,16 @@ def receivers(answer: Callable[[int, str], int]) -> Iterator[int]:
 
 @contextmanager
 def program(command: Sequence[str], log: Path | None = None) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run *command* until the end, when it gets SIGTERM; what it says goes to *log* or to where ours goes."""
+    """Run *command* until the end, when it gets SIGTERM; what it says goes to *log* or to where
+    ours goes.
+    """
     setpriv = shutil.which("setpriv")
     ending_with_us = [setpriv, "--pdeathsig", "TERM"] if setpriv else []
     output = log.open("wb") if log else None
     # A session of its own: Ctrl-C is for this process, which stops everything in order.
-    process = subprocess.Popen([*ending_with_us, *command], stdout=output, stderr=output, start_new_session=True)
+    process = subprocess.Popen(
+        [*ending_with_us, *command], stdout=output, stderr=output, start_new_session=True
+    )
     if output:
         output.close()
     try:
@@ -103,7 +113,8 @@ def program(command: Sequence[str], log: Path | None = None) -> Iterator["subpro
 
 
 def webhookd(dsn: str, *options: str, module: str = "webhookd") -> list[str]:
-    """Return the command for the real thing with three workers, which may deliver to the receivers above.
+    """Return the command for the real thing with three workers, which may deliver to the receivers
+    above.
 
     *module* is what Python runs for it.
     """
@@ -123,6 +134,8 @@ def taken(ports: Sequence[int]) -> list[int]:
 
 
 def leave_on_sigterm() -> None:
-    """Told to stop by TERM, leave as by Ctrl-C: through the context managers, which end what was started."""
+    """Told to stop by TERM, leave as by Ctrl-C: through the context managers, which end what was
+    started.
+    """
     # Not by raising SIGINT: a shell starts what it puts into the background with SIGINT ignored.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

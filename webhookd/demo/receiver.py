@@ -32,14 +32,30 @@ class Arrival:
             body = json.loads(text)
         except ValueError:
             body = text
-        fields = {"at": self.at, "path": self.path, "webhook_id": self.webhook_id, "signature": self.signature, "body": body}
+        fields = {
+            "at": self.at,
+            "path": self.path,
+            "webhook_id": self.webhook_id,
+            "signature": self.signature,
+            "body": body,
+        }
         return json.dumps(fields, ensure_ascii=False)
 
 
 class Receiver:
-    """An HTTP server on *host*:*port* that answers *status* and hands each arrival to *show* (one at a time)."""
+    """An HTTP server on *host*:*port* that answers *status* and hands each arrival to *show* (one
+    at a time).
+    """
 
-    def __init__(self, host: str, port: int, *, key: bytes | None, status: int, show: Callable[[Arrival], None]) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        key: bytes | None,
+        status: int,
+        show: Callable[[Arrival], None],
+    ) -> None:
         """Bind; raise `WebhookdError` where that cannot be."""
         self._key = key
         self._status = status
@@ -48,7 +64,9 @@ class Receiver:
         try:
             self._server = ThreadingHTTPServer((host, port), self._handler())
         except (OSError, OverflowError) as error:
-            raise WebhookdError(f"cannot listen on {host} port {port} ({error}): give another --port") from error
+            raise WebhookdError(
+                f"cannot listen on {host} port {port} ({error}): give another --port"
+            ) from error
         self._server.daemon_threads = True
 
     @property
@@ -67,14 +85,19 @@ class Receiver:
         self._server.shutdown()
 
     def _arrived(self, path: str, headers: dict[str, str], body: bytes) -> None:
-        arrival = Arrival(time.time(), path, headers.get("webhook-id", "-"), self._verdict(headers, body), body)
+        arrival = Arrival(
+            time.time(), path, headers.get("webhook-id", "-"), self._verdict(headers, body), body
+        )
         with self._lock:
             self._show(arrival)
 
     def _verdict(self, headers: dict[str, str], body: bytes) -> str:
         if self._key is None:
             return "unchecked"
-        signature, timestamp = headers.get("webhook-signature"), headers.get("webhook-timestamp", "")
+        signature, timestamp = (
+            headers.get("webhook-signature"),
+            headers.get("webhook-timestamp", ""),
+        )
         if signature is None:
             return "missing"
         if not (timestamp.isascii() and timestamp.isdigit() and len(timestamp) < 16):
@@ -106,7 +129,9 @@ class Receiver:
                     self._reply(413)
                     return
                 body = self.rfile.read(length)
-                receiver._arrived(self.path, {name.lower(): value for name, value in self.headers.items()}, body)
+                receiver._arrived(
+                    self.path, {name.lower(): value for name, value in self.headers.items()}, body
+                )
                 self._reply(receiver._status)
 
             def _reply(self, status: int) -> None:
@@ -121,14 +146,19 @@ class Receiver:
 
 
 def printer(*, as_json: bool, printable: Callable[[str], str]) -> Callable[[Arrival], None]:
-    """Return a function that prints arrivals to stdout; *printable* takes the sting out of foreign text."""
+    """Return a function that prints arrivals to stdout; *printable* takes the sting out of foreign
+    text.
+    """
 
     def show(arrival: Arrival) -> None:
         if as_json:
             print(arrival.as_json(), flush=True)
             return
         at = time.strftime("%H:%M:%S", time.localtime(arrival.at))
-        print(f"{at} {printable(arrival.path)}  {printable(arrival.webhook_id)}  signature {arrival.signature}")
+        print(
+            f"{at} {printable(arrival.path)}  {printable(arrival.webhook_id)}  signature "
+            f"{arrival.signature}"
+        )
         print(f"  {printable(arrival.body[:2000].decode('utf-8', 'replace'))}")
         sys.stdout.flush()
 

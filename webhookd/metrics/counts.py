@@ -1,13 +1,15 @@
-"""The numbers that one worker counts, and their copies: plain values without a lock. `webhookd.metrics` guards them.
+"""The numbers that one worker counts, and their copies: plain values without a lock.
+`webhookd.metrics` guards them.
 
-Series stay bounded: the first *max_webhooks* webhooks that this process meets get a `webhook_id` of their own, all
-later ones share `webhook_id="other"`. The price is that who came first is named, not who is busiest. A webhook without
-anything to count for an hour loses its series, and its place goes to the next one that comes. Its totals are not moved
-to `other`: that would jump by a whole history, and `rate()` would report deliveries that were not made then.
+Series stay bounded: the first *max_webhooks* webhooks that this process meets get a `webhook_id` of
+their own, all later ones share `webhook_id="other"`. The price is that who came first is named, not
+who is busiest. A webhook without anything to count for an hour loses its series, and its place goes
+to the next one that comes. Its totals are not moved to `other`: that would jump by a whole history,
+and `rate()` would report deliveries that were not made then.
 
-`increase()` sees only what comes after the first sample of a series. So Prometheus is shown a new series at zero once,
-with what it has counted from the next scrape on: no first delivery, no first trip, and nothing between the start of a
-process and its first scrape is missed.
+`increase()` sees only what comes after the first sample of a series. So Prometheus is shown a new
+series at zero once, with what it has counted from the next scrape on: no first delivery, no first
+trip, and nothing between the start of a process and its first scrape is missed.
 """
 
 from bisect import bisect_left
@@ -18,7 +20,8 @@ from typing import NamedTuple
 
 from webhookd.core.answer import Answer
 
-# Dashboards were built on the first seven; without the others no quantile could ever be read as above 5 s.
+# Dashboards were built on the first seven; without the others no quantile could ever be read as
+# above 5 s.
 DURATION_BUCKETS_S = (0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
 PHASE_BUCKETS_S = (0.001, 0.005, *DURATION_BUCKETS_S)
 BATCH_BUCKETS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
@@ -58,7 +61,9 @@ class QueueCause(StrEnum):
 
 
 class ObservedAttempt(NamedTuple):
-    """One attempt that was made. *elapsed_s* is the whole exchange; *answer*, where there was one, adds its phases."""
+    """One attempt that was made. *elapsed_s* is the whole exchange; *answer*, where there was one,
+    adds its phases.
+    """
 
     webhook_id: int
     status: AttemptStatus
@@ -68,7 +73,9 @@ class ObservedAttempt(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class QueueCounts:
-    """One look at the whole queue. *depth* counts rows due or waiting to be retried; a cause left out counts as 0."""
+    """One look at the whole queue. *depth* counts rows due or waiting to be retried; a cause left
+    out counts as 0.
+    """
 
     depth: int
     by_cause: Mapping[QueueCause, int]
@@ -76,7 +83,9 @@ class QueueCounts:
 
 
 class Histogram:
-    """How many values fell into each bucket (not cumulative, the last one is +Inf), and the sum of the values."""
+    """How many values fell into each bucket (not cumulative, the last one is +Inf), and the sum of
+    the values.
+    """
 
     __slots__ = ("bounds", "counts", "total")
 
@@ -93,7 +102,9 @@ class Histogram:
 
     def add(self, other: "Histogram") -> None:
         """Count what *other*, of the same bounds, has counted."""
-        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        self.counts = [
+            mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)
+        ]
         self.total += other.total
 
     def copy(self) -> "Histogram":
@@ -107,7 +118,9 @@ class Histogram:
 class Activity:
     """What the worker did over all webhooks since it was last asked: goes to pggit.worker_minutes."""
 
-    attempts: dict[AttemptStatus, int] = field(default_factory=lambda: dict.fromkeys(AttemptStatus, 0))
+    attempts: dict[AttemptStatus, int] = field(
+        default_factory=lambda: dict.fromkeys(AttemptStatus, 0)
+    )
     durations: Histogram = field(default_factory=lambda: Histogram(DURATION_BUCKETS_S))
     slowest_s: float = 0.0
     rate_limit_hits: int = 0
@@ -136,10 +149,13 @@ class Activity:
 class WebhookSeries:
     """One webhook's series, all born together at zero.
 
-    *last_used* is when something was last counted, in monotonic seconds; *shown*: Prometheus has seen them at zero.
+    *last_used* is when something was last counted, in monotonic seconds; *shown*: Prometheus has
+    seen them at zero.
     """
 
-    attempts: dict[AttemptStatus, int] = field(default_factory=lambda: dict.fromkeys(AttemptStatus, 0))
+    attempts: dict[AttemptStatus, int] = field(
+        default_factory=lambda: dict.fromkeys(AttemptStatus, 0)
+    )
     duration: Histogram = field(default_factory=lambda: Histogram(DURATION_BUCKETS_S))
     rate_limit_hits: int = 0
     circuit_opens: int = 0
@@ -161,10 +177,14 @@ class Exchanges:
 
     def __init__(self) -> None:
         self.opened = self.reused = 0
-        self.dns, self.connect, self.tls, self.first_byte = (Histogram(PHASE_BUCKETS_S) for _ in range(4))
+        self.dns, self.connect, self.tls, self.first_byte = (
+            Histogram(PHASE_BUCKETS_S) for _ in range(4)
+        )
 
     def observe(self, answer: Answer) -> None:
-        """Count how the connection was had (an answer without one counts nowhere) and the phases that took place."""
+        """Count how the connection was had (an answer without one counts nowhere) and the phases
+        that took place.
+        """
         if answer.reused:
             self.reused += 1
         elif answer.connect_s is not None:
@@ -216,7 +236,9 @@ class Counts:
     other: WebhookSeries = field(default_factory=WebhookSeries)
     totals: Totals = field(default_factory=Totals)
     wakeups: dict[WakeupCause, int] = field(default_factory=lambda: dict.fromkeys(WakeupCause, 0))
-    removed_rows: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("alert_delivery_queue", "alert_delivery_log"), 0))
+    removed_rows: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("alert_delivery_queue", "alert_delivery_log"), 0)
+    )
     record_batch_size: Histogram = field(default_factory=lambda: Histogram(BATCH_BUCKETS))
     exchanges: Exchanges = field(default_factory=Exchanges)
     queue: QueueCounts | None = None
@@ -240,16 +262,22 @@ class Counts:
 
     @property
     def shows_other(self) -> bool:
-        """Whether `other` is shown: at zero before the first webhook falls into it, and from then on for good."""
+        """Whether `other` is shown: at zero before the first webhook falls into it, and from then
+        on for good.
+        """
         return self.was_full or self.is_full
 
     def drop_idle(self, *, now: float) -> None:
-        """Forget the webhooks that nothing was counted for in the hour before *now*; looks at most once a minute."""
+        """Forget the webhooks that nothing was counted for in the hour before *now*; looks at most
+        once a minute.
+        """
         if now - self.looked_for_idle < _LOOK_FOR_IDLE_EVERY_S:
             return
         self.looked_for_idle = now
         self.was_full = self.shows_other
-        self.webhooks = {key: series for key, series in self.webhooks.items() if now - series.last_used < _IDLE_S}
+        self.webhooks = {
+            key: series for key, series in self.webhooks.items() if now - series.last_used < _IDLE_S
+        }
 
     def labelled(self) -> list[tuple[str, WebhookSeries]]:
         """Return all series with their `webhook_id` labels."""
@@ -257,10 +285,14 @@ class Counts:
         return [*named, (OTHER_WEBHOOKS, self.other)] if self.shows_other else named
 
     def copy(self, *, new_at_zero: bool) -> "Counts":
-        """Return a copy that shares nothing, webhooks as in `WebhookSeries.copy`; *queue* is immutable."""
+        """Return a copy that shares nothing, webhooks as in `WebhookSeries.copy`; *queue* is
+        immutable.
+        """
         return replace(
             self,
-            webhooks={key: series.copy(new_at_zero=new_at_zero) for key, series in self.webhooks.items()},
+            webhooks={
+                key: series.copy(new_at_zero=new_at_zero) for key, series in self.webhooks.items()
+            },
             other=self.other.copy(new_at_zero=new_at_zero and self.shows_other),
             totals=replace(self.totals),
             wakeups=self.wakeups.copy(),

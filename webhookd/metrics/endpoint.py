@@ -1,8 +1,9 @@
-"""A worker's own small HTTP server: `/metrics`, `/healthz`, `/readyz` and, for Prometheus to find all workers, `/targets`.
+"""A worker's own small HTTP server: `/metrics`, `/healthz`, `/readyz` and, for Prometheus to find
+all workers, `/targets`.
 
-One thread serves all connections without blocking, since whoever connects and says nothing must not keep a scrape
-waiting: a silent client costs one descriptor until its time is up, and where there are too many the oldest goes. One
-answer a connection, as RFC 9112 (9.6) allows.
+One thread serves all connections without blocking, since whoever connects and says nothing must not
+keep a scrape waiting: a silent client costs one descriptor until its time is up, and where there
+are too many the oldest goes. One answer a connection, as RFC 9112 (9.6) allows.
 """
 
 import gzip
@@ -36,13 +37,15 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 class Endpoint:
-    """Serves *metrics* on *sock*, a bound socket that the parent process shares with this worker's successors.
+    """Serves *metrics* on *sock*, a bound socket that the parent process shares with this worker's
+    successors.
 
-    *alive* and *ready* return whether all is well, and a reason for people; *targets* returns the fleet's metrics endpoints,
-    None while nobody knows them. The serving thread calls all three, so they must not block.
+    *alive* and *ready* return whether all is well, and a reason for people; *targets* returns the
+    fleet's metrics endpoints, None while nobody knows them. The serving thread calls all three, so
+    they must not block.
 
-    The socket starts to listen and becomes non-blocking, but is never shut down nor closed here: the next worker accepts
-    from the same one.
+    The socket starts to listen and becomes non-blocking, but is never shut down nor closed here:
+    the next worker accepts from the same one.
     """
 
     def __init__(
@@ -68,14 +71,16 @@ class Endpoint:
     def start(self) -> None:
         """Listen and serve from now on in a daemon thread."""
         self._sock.listen(_BACKLOG)
-        # Where a predecessor still accepts from the same socket, it may take what select() promised to us.
+        # Where a predecessor still accepts from the same socket, it may take what select() promised
+        # to us.
         self._sock.setblocking(False)
         self._selector.register(self._sock, selectors.EVENT_READ)
         self._selector.register(self._wake_receiver, selectors.EVENT_READ)
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop accepting, drop the connections in hand and wait for the thread; call once, after start().
+        """Stop accepting, drop the connections in hand and wait for the thread; call once, after
+        start().
 
         Connections that nobody accepted yet stay in the socket's backlog for the next worker.
         """
@@ -91,8 +96,8 @@ class Endpoint:
             try:
                 self._turn()
             except Exception:
-                # Without this thread the worker looks dead to every probe. The fault may be back at once, as where no
-                # descriptor is left: free some, and don't spin.
+                # Without this thread the worker looks dead to every probe. The fault may be back at
+                # once, as where no descriptor is left: free some, and don't spin.
                 log.exception("metrics endpoint fault, connections dropped")
                 self._drop_all()
                 self._stopping.wait(_PAUSE_AFTER_FAULT_S)
@@ -112,7 +117,9 @@ class Endpoint:
     def _wait_s(self) -> float | None:
         if not self._clients:
             return None
-        return max(0.0, min(client.deadline for client in self._clients.values()) - time.monotonic())
+        return max(
+            0.0, min(client.deadline for client in self._clients.values()) - time.monotonic()
+        )
 
     def _accept(self) -> None:
         try:
@@ -174,7 +181,10 @@ class Endpoint:
     def _respond(self, request: "_Request") -> "_Response":
         check, page = self._checks.get(request.path), self._pages.get(request.path)
         if check is None and page is None:
-            return _Response(HTTPStatus.NOT_FOUND, body=b"not found; try /metrics, /healthz, /readyz or /targets\n")
+            return _Response(
+                HTTPStatus.NOT_FOUND,
+                body=b"not found; try /metrics, /healthz, /readyz or /targets\n",
+            )
         if request.method not in ("GET", "HEAD"):
             return _Response(HTTPStatus.METHOD_NOT_ALLOWED, headers=("Allow: GET, HEAD",))
         if page is not None:
@@ -182,13 +192,18 @@ class Endpoint:
         assert check is not None
         passed, reason = check()
         line = " ".join(reason.split()) + "\n"
-        return _Response(HTTPStatus.OK if passed else HTTPStatus.SERVICE_UNAVAILABLE, body=line.encode())
+        return _Response(
+            HTTPStatus.OK if passed else HTTPStatus.SERVICE_UNAVAILABLE, body=line.encode()
+        )
 
     def _metrics(self, request: "_Request") -> "_Response":
-        content_type, body = self._exposition.render(request.accept, for_prometheus=request.by_prometheus)
+        content_type, body = self._exposition.render(
+            request.accept, for_prometheus=request.by_prometheus
+        )
         headers: tuple[str, ...] = ("Vary: Accept, Accept-Encoding",)
         if _takes_gzip(request.accept_encoding):
-            # Text this repetitive shrinks by nine tenths at any level; higher ones only take longer.
+            # Text this repetitive shrinks by nine tenths at any level; higher ones only take
+            # longer.
             body = gzip.compress(body, compresslevel=3)
             headers = (*headers, "Content-Encoding: gzip")
         return _Response(HTTPStatus.OK, content_type, body, headers)
@@ -197,7 +212,9 @@ class Endpoint:
         targets = self._targets()
         if targets is None:
             # An error, not an empty list: Prometheus keeps the targets that it has.
-            return _Response(HTTPStatus.SERVICE_UNAVAILABLE, body=b"the database has not been asked yet\n")
+            return _Response(
+                HTTPStatus.SERVICE_UNAVAILABLE, body=b"the database has not been asked yet\n"
+            )
         return _Response(HTTPStatus.OK, "application/json", json.dumps(targets).encode())
 
     def _drop(self, client: "_Client") -> None:
@@ -212,7 +229,9 @@ class Endpoint:
 
 @dataclass(slots=True, eq=False)
 class _Client:
-    """One connection: first it is read until the head is complete, then *answer* is what is left to send."""
+    """One connection: first it is read until the head is complete, then *answer* is what is left to
+    send.
+    """
 
     sock: socket.socket
     deadline: float
@@ -238,10 +257,13 @@ class _Response:
 
 
 def _parse(head: str) -> _Request | None:
-    """Return the request of *head* (lines ended by a line feed), or None where it is none that RFC 9112 allows."""
+    """Return the request of *head* (lines ended by a line feed), or None where it is none that RFC
+    9112 allows.
+    """
     start, *lines = head.split("\n")
     parts = start.split(" ")
-    # A bare carriage return or another control character is how one answer is made to look like two.
+    # A bare carriage return or another control character is how one answer is made to look like
+    # two.
     if _CONTROL.search(head) or len(parts) != 3 or not parts[2].startswith("HTTP/1."):
         return None
     fields: dict[str, str] = {}
@@ -251,15 +273,20 @@ def _parse(head: str) -> _Request | None:
             return None
         known = fields.get(name.lower())
         fields[name.lower()] = value.strip() if known is None else f"{known}, {value.strip()}"
-    # A client that believes in a proxy names the whole URL, which servers must take too (RFC 9112, 3.2.2).
+    # A client that believes in a proxy names the whole URL, which servers must take too (RFC 9112,
+    # 3.2.2).
     path, _, _ = _ABSOLUTE.sub("", parts[1], count=1).partition("?")
     # Prometheus says with each scrape how long it will wait; so do those that scrape in its stead.
     by_prometheus = "x-prometheus-scrape-timeout-seconds" in fields
-    return _Request(parts[0], path, fields.get("accept", ""), fields.get("accept-encoding", ""), by_prometheus)
+    return _Request(
+        parts[0], path, fields.get("accept", ""), fields.get("accept-encoding", ""), by_prometheus
+    )
 
 
 def _takes_gzip(accept_encoding: str) -> bool:
-    """Return whether gzip is named with a weight above 0 (RFC 9110, 12.5.3); what cannot be read is no."""
+    """Return whether gzip is named with a weight above 0 (RFC 9110, 12.5.3); what cannot be read is
+    no.
+    """
     for one in accept_encoding.lower().split(","):
         coding, *parameters = (part.strip() for part in one.split(";"))
         if coding in ("gzip", "x-gzip"):

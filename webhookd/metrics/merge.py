@@ -1,7 +1,7 @@
 """Several workers' metrics as those of one fleet.
 
-Counters and histograms are summed. What becomes of a gauge is said in `GAUGES`, one rule each; one that is not there (a newer
-worker's) is merged by `max`.
+Counters and histograms are summed. What becomes of a gauge is said in `GAUGES`, one rule each; one
+that is not there (a newer worker's) is merged by `max`.
 """
 
 import math
@@ -23,7 +23,8 @@ GAUGES: dict[str, Rule] = {
     # Each its own share.
     "webhookd_sender_threads": math.fsum,
     "webhookd_deliveries_in_hand": math.fsum,
-    # One that fails must show. worker_health_status has a series for each worker_id; two of one name share it.
+    # One that fails must show. worker_health_status has a series for each worker_id; two of one
+    # name share it.
     "worker_health_status": min,
     "webhookd_listener_connected": min,
     "webhookd_database_up": min,
@@ -33,16 +34,21 @@ GAUGES: dict[str, Rule] = {
 
 
 def parse(text: str) -> list[Metric]:
-    """Return the families in an exposition in Prometheus' text format; raise `ValueError` for anything else."""
+    """Return the families in an exposition in Prometheus' text format; raise `ValueError` for
+    anything else.
+    """
     try:
         return list(text_string_to_metric_families(text))
     except (ValueError, IndexError, KeyError, TypeError) as error:
-        # The library's parser is made for what is right, and stumbles in several ways over what is not.
+        # The library's parser is made for what is right, and stumbles in several ways over what is
+        # not.
         raise ValueError("this is not Prometheus' text format") from error
 
 
 def merge(expositions: Iterable[Iterable[Metric]]) -> list[Metric]:
-    """Return one exposition's families for the *expositions* of several workers, in the order of their first appearance."""
+    """Return one exposition's families for the *expositions* of several workers, in the order of
+    their first appearance.
+    """
     families: dict[str, Metric] = {}
     values: dict[str, dict[tuple[str, frozenset[tuple[str, str]]], tuple[Sample, list[float]]]] = {}
     for exposition in expositions:
@@ -56,7 +62,10 @@ def merge(expositions: Iterable[Iterable[Metric]]) -> list[Metric]:
     for name, family in families.items():
         whole = Metric(name, family.documentation, family.type)
         rule = _rule_of(family)
-        whole.samples = [Sample(sample.name, sample.labels, rule(found)) for sample, found in values[name].values()]
+        whole.samples = [
+            Sample(sample.name, sample.labels, rule(found))
+            for sample, found in values[name].values()
+        ]
         merged.append(whole)
     return merged
 
@@ -69,9 +78,16 @@ def to_text(families: Iterable[Metric]) -> str:
 
 
 def to_json(families: Iterable[Metric]) -> list[dict[str, Any]]:
-    """Return *families* as one object a series: name, type, labels, value (null where JSON has no word for it)."""
+    """Return *families* as one object a series: name, type, labels, value (null where JSON has no
+    word for it).
+    """
     return [
-        {"name": sample.name, "type": family.type, "labels": sample.labels, "value": _number(sample.value)}
+        {
+            "name": sample.name,
+            "type": family.type,
+            "labels": sample.labels,
+            "value": _number(sample.value),
+        }
         for family in families
         for sample in family.samples
     ]

@@ -1,4 +1,6 @@
-"""Claiming: lock lanes that have work, decide in Python what each may give, take the rows. One short transaction."""
+"""Claiming: lock lanes that have work, decide in Python what each may give, take the rows. One
+short transaction.
+"""
 
 import math
 import secrets
@@ -63,9 +65,9 @@ def defaults_of(config: Config) -> WebhookDefaults:
 class Claim:
     """What one claim brought.
 
-    *lanes* were looked at; *rate_limited* of them (webhook ids) had to keep due rows for want of tokens. *full*: as many rows
-    as were asked for, or as many bytes. *exhausted*: there were no further lanes with work. *contended*: others held lanes with
-    new rows just then.
+    *lanes* were looked at; *rate_limited* of them (webhook ids) had to keep due rows for want of
+    tokens. *full*: as many rows as were asked for, or as many bytes. *exhausted*: there were no
+    further lanes with work. *contended*: others held lanes with new rows just then.
     """
 
     deliveries: Sequence[Delivery] = ()
@@ -79,8 +81,9 @@ class Claim:
 class ClaimInDoubtError(psycopg.OperationalError):
     """The answer to a claim's COMMIT was lost: *deliveries* are this worker's or they are not.
 
-    Recorded as given back they wait for no lease's end. If the claim was rolled back the fence refuses that; if the server is
-    still about to commit, it holds their lanes' locks, and the record is put off.
+    Recorded as given back they wait for no lease's end. If the claim was rolled back the fence
+    refuses that; if the server is still about to commit, it holds their lanes' locks, and the
+    record is put off.
     """
 
     def __init__(self, deliveries: Sequence[Delivery]) -> None:
@@ -89,7 +92,9 @@ class ClaimInDoubtError(psycopg.OperationalError):
 
 
 class NextLook(NamedTuple):
-    """When to look again unasked, in seconds (<= 0: now; inf: not at all). *new_rows*: some that nobody has looked at."""
+    """When to look again unasked, in seconds (<= 0: now; inf: not at all). *new_rows*: some that
+    nobody has looked at.
+    """
 
     lane_s: float
     suspect_s: float
@@ -116,8 +121,11 @@ class Claimer:
         self._claim_suspect = statements.load("claim_suspect")
         self._next_look = statements.load("next_look")
 
-    def claim(self, connection: session.Connection, *, limit: int, body_bytes: int = BODY_BYTES) -> Claim:
-        """Claim at most *limit* (>= 1) due rows, and no more once their bodies come to *body_bytes* (>= 1).
+    def claim(
+        self, connection: session.Connection, *, limit: int, body_bytes: int = BODY_BYTES
+    ) -> Claim:
+        """Claim at most *limit* (>= 1) due rows, and no more once their bodies come to *body_bytes*
+        (>= 1).
 
         Blocks for one transaction; raises `psycopg.Error`, `ClaimInDoubtError` among them.
         """
@@ -125,7 +133,11 @@ class Claimer:
         started = time.monotonic()
         lanes_wanted = math.ceil(limit / self._rows_per_lane)
         with _transaction(connection, batch=True) as (cursor, deliveries):
-            wanted = {"cursor": self._cursor, "lanes": lanes_wanted, **self._floor.floors.parameters()}
+            wanted = {
+                "cursor": self._cursor,
+                "lanes": lanes_wanted,
+                **self._floor.floors.parameters(),
+            }
             rows = cursor.execute(self._lock_lanes, wanted).fetchall()
             self._floor.looked(time.monotonic() - started, lanes=lanes_wanted)
             now, last_fresh, fresh, without_lane = rows[0][12:16]
@@ -137,12 +149,20 @@ class Claimer:
                 settings = self._settings_of(cursor, [lane.webhook_id for lane in lanes])
                 lanes = self._recounted(cursor, lanes, settings)
                 taken, rate_limited, heavy = self._take(
-                    cursor, lanes, settings, limit=limit, body_bytes=body_bytes, now=now, started=started
+                    cursor,
+                    lanes,
+                    settings,
+                    limit=limit,
+                    body_bytes=body_bytes,
+                    now=now,
+                    started=started,
                 )
                 deliveries.extend(taken)
         if without_lane and started >= self._make_lanes_at:
             self._make_lanes_at = started + 1.0
-            with suppress(psycopg.OperationalError):  # what was claimed is committed and must be handed out
+            with suppress(
+                psycopg.OperationalError
+            ):  # what was claimed is committed and must be handed out
                 if make_lanes(connection, without_lane):
                     self._make_lanes_at = -math.inf
         claim = Claim(
@@ -157,7 +177,9 @@ class Claimer:
         return claim
 
     def _widen_or_narrow(self, claim: Claim) -> None:
-        """Have the next claim look at as many lanes as it takes to be full: few deep ones, hundreds of one row each."""
+        """Have the next claim look at as many lanes as it takes to be full: few deep ones, hundreds
+        of one row each.
+        """
         most = SLOW_ROWS_PER_LANE if self._floor.slow else ROWS_PER_LANE
         if claim.full or claim.exhausted:
             self._rows_per_lane = min(most, self._rows_per_lane * NARROWER)
@@ -165,7 +187,9 @@ class Claimer:
             self._rows_per_lane = min(most, max(1.0, len(claim.deliveries) / claim.lanes))
 
     def next_look(self, connection: session.Connection) -> NextLook:
-        """Return when this worker must look again although nobody wakes it. One statement; raises `psycopg.Error`."""
+        """Return when this worker must look again although nobody wakes it. One statement; raises
+        `psycopg.Error`.
+        """
         row = connection.execute(self._next_look, self._floor.floors.parameters()).fetchone()
         assert row is not None
         lane_s, new_rows, suspect_s = row
@@ -173,7 +197,9 @@ class Claimer:
         return NextLook(lane_s, math.inf if suspect_s is None else suspect_s, new_rows)
 
     def claim_suspect(self, connection: session.Connection) -> Claim:
-        """Claim one due row that lost three leases or more, if its lane lets it go. Blocks and raises as `claim` does."""
+        """Claim one due row that lost three leases or more, if its lane lets it go. Blocks and
+        raises as `claim` does.
+        """
         started = time.monotonic()
         with _transaction(connection) as (cursor, deliveries):
             row = cursor.execute(self._lock_suspect).fetchone()
@@ -204,28 +230,50 @@ class Claimer:
             ).fetchone()
             if claimed is not None and settings is not None:
                 breaker = _breaker_at_claim(lane, admission, lease_until=now + lease_s)
-                deliveries.append(_delivery_of(claimed, settings, breaker, ClaimContext(token, started, now, lease_s)))
+                deliveries.append(
+                    _delivery_of(
+                        claimed, settings, breaker, ClaimContext(token, started, now, lease_s)
+                    )
+                )
         return Claim(deliveries, lanes=1)
 
-    def _settings_of(self, cursor: psycopg.Cursor[TupleRow], webhook_ids: Sequence[int]) -> dict[int, WebhookSettings]:
-        rows = cursor.execute(self._read_settings, {"webhook_ids": session.number_array(webhook_ids)}).fetchall()
+    def _settings_of(
+        self, cursor: psycopg.Cursor[TupleRow], webhook_ids: Sequence[int]
+    ) -> dict[int, WebhookSettings]:
+        rows = cursor.execute(
+            self._read_settings, {"webhook_ids": session.number_array(webhook_ids)}
+        ).fetchall()
         return {row[0]: settings_of(tuple(row), self._defaults) for row in rows}
 
-    def _recounted(self, cursor: psycopg.Cursor[TupleRow], lanes: list[Lane], settings: Mapping[int, WebhookSettings]) -> list[Lane]:
+    def _recounted(
+        self,
+        cursor: psycopg.Cursor[TupleRow],
+        lanes: list[Lane],
+        settings: Mapping[int, WebhookSettings],
+    ) -> list[Lane]:
         """Return *lanes* with the in-flight counters of those at their cap counted afresh.
 
-        A DELETE or TRUNCATE of a claimed row strands the counter; trusted blindly it would block the lane for ever.
+        A DELETE or TRUNCATE of a claimed row strands the counter; trusted blindly it would block
+        the lane for ever.
         """
         full = [
             lane.webhook_id
             for lane in lanes
-            if lane.webhook_id in settings and lane.in_flight >= settings[lane.webhook_id].max_in_flight
+            if lane.webhook_id in settings
+            and lane.in_flight >= settings[lane.webhook_id].max_in_flight
         ]
         if not full:
             return lanes
-        rows = cursor.execute(self._count_leases, {"webhook_ids": session.number_array(full)}).fetchall()
+        rows = cursor.execute(
+            self._count_leases, {"webhook_ids": session.number_array(full)}
+        ).fetchall()
         counts: dict[int, int] = {row[0]: row[1] for row in rows}
-        return [replace(lane, in_flight=counts.get(lane.webhook_id, 0)) if lane.webhook_id in full else lane for lane in lanes]
+        return [
+            replace(lane, in_flight=counts.get(lane.webhook_id, 0))
+            if lane.webhook_id in full
+            else lane
+            for lane in lanes
+        ]
 
     def _take(
         self,
@@ -238,7 +286,9 @@ class Claimer:
         now: float,
         started: float,
     ) -> tuple[list[Delivery], list[int], bool]:
-        """Return what was taken, the lanes that kept due rows for want of tokens, and whether *body_bytes* kept some."""
+        """Return what was taken, the lanes that kept due rows for want of tokens, and whether
+        *body_bytes* kept some.
+        """
         lease_s = max((item.timeout_s for item in settings.values()), default=0.0) + LEASE_MARGIN_S
         admissions = self._admit(lanes, settings, limit=limit, now=now, lease_s=lease_s)
         lanes = lanes[: len(admissions)]
@@ -248,18 +298,28 @@ class Claimer:
             {
                 "webhook_ids": session.number_array([lane.webhook_id for lane in lanes]),
                 "quotas": session.number_array([admission.quota for admission in admissions]),
-                "blocked_bys": session.text_array([admission.blocked_by for admission in admissions]),
-                "runnable_ats": session.number_array([admission.runnable_at for admission in admissions]),
-                "tokens": session.number_array([self._tokens(lane, settings.get(lane.webhook_id), now=now) for lane in lanes]),
+                "blocked_bys": session.text_array(
+                    [admission.blocked_by for admission in admissions]
+                ),
+                "runnable_ats": session.number_array(
+                    [admission.runnable_at for admission in admissions]
+                ),
+                "tokens": session.number_array(
+                    [self._tokens(lane, settings.get(lane.webhook_id), now=now) for lane in lanes]
+                ),
                 "in_flights": session.number_array([lane.in_flight for lane in lanes]),
-                "probes": "{" + ",".join("t" if admission.probe else "f" for admission in admissions) + "}",
+                "probes": "{"
+                + ",".join("t" if admission.probe else "f" for admission in admissions)
+                + "}",
                 "worker_id": self._worker_id,
                 "incarnation": self._incarnation,
                 "token": token,
                 "lease_s": lease_s,
                 "body_bytes": body_bytes,
                 "rows_floor": self._floor.floors.rows,
-                "floors": session.number_array([self._floor.of_lane(lane.webhook_id) for lane in lanes]),
+                "floors": session.number_array(
+                    [self._floor.of_lane(lane.webhook_id) for lane in lanes]
+                ),
             },
         ).fetchall()
         breakers = {
@@ -268,7 +328,9 @@ class Claimer:
         }
         stub = ClaimContext(token, started, now, lease_s)
         deliveries = [
-            _delivery_of((row[0], *row[2:9]), settings[row[0]], breakers[row[0]], stub) for row in rows if row[2] is not None
+            _delivery_of((row[0], *row[2:9]), settings[row[0]], breakers[row[0]], stub)
+            for row in rows
+            if row[2] is not None
         ]
         taken = Counter(delivery.webhook_id for delivery in deliveries)
         if self._floor.slow:
@@ -276,11 +338,14 @@ class Claimer:
             for lane, admission in zip(lanes, admissions, strict=True):
                 if admission.quota:
                     emptied = taken[lane.webhook_id] < admission.quota
-                    self._floor.claimed(lane.webhook_id, None if emptied else first_at[lane.webhook_id], now_at=now)
+                    self._floor.claimed(
+                        lane.webhook_id, None if emptied else first_at[lane.webhook_id], now_at=now
+                    )
         out_of_tokens = [
             lane.webhook_id
             for lane, admission in zip(lanes, admissions, strict=True)
-            # Due rows of a lane that gave less than it might are not kept for want of tokens: somebody has them locked.
+            # Due rows of a lane that gave less than it might are not kept for want of tokens:
+            # somebody has them locked.
             if admission.blocked_by is BlockedBy.RATE and taken[lane.webhook_id] == admission.quota
         ]
         rate_limited = self._due_among(cursor, out_of_tokens) if out_of_tokens else []
@@ -288,14 +353,28 @@ class Claimer:
 
     def _due_among(self, cursor: psycopg.Cursor[TupleRow], webhook_ids: Sequence[int]) -> list[int]:
         """Return which of these webhooks still have due rows."""
-        floors = session.number_array([self._floor.of_lane(webhook_id) for webhook_id in webhook_ids])
-        parameters = {"webhook_ids": session.number_array(webhook_ids), "floors": floors, "rows_floor": self._floor.floors.rows}
+        floors = session.number_array(
+            [self._floor.of_lane(webhook_id) for webhook_id in webhook_ids]
+        )
+        parameters = {
+            "webhook_ids": session.number_array(webhook_ids),
+            "floors": floors,
+            "rows_floor": self._floor.floors.rows,
+        }
         return [row[0] for row in cursor.execute(self._due_lanes, parameters)]
 
     def _admit(
-        self, lanes: Sequence[Lane], settings: Mapping[int, WebhookSettings], *, limit: int, now: float, lease_s: float
+        self,
+        lanes: Sequence[Lane],
+        settings: Mapping[int, WebhookSettings],
+        *,
+        limit: int,
+        now: float,
+        lease_s: float,
     ) -> list[Admission]:
-        """Return an admission for each lane until *limit* is given away, in even shares; lanes behind that stay as they are."""
+        """Return an admission for each lane until *limit* is given away, in even shares; lanes
+        behind that stay as they are.
+        """
         admissions: list[Admission] = []
         left = limit
         for lane in lanes:
@@ -333,13 +412,17 @@ def _transaction(
 
 
 def make_lanes(connection: session.Connection, webhook_ids: Sequence[int]) -> bool:
-    """Make lanes for webhooks that have none, in a transaction of its own; the next look finds them. Blocks for 50 ms at most.
+    """Make lanes for webhooks that have none, in a transaction of its own; the next look finds
+    them. Blocks for 50 ms at most.
 
-    False: an open transaction is just making one of them (a registration, say). It must keep nobody else waiting.
+    False: an open transaction is just making one of them (a registration, say). It must keep nobody
+    else waiting.
     """
     try:
         with session.transaction(connection, durable=False, impatient=True) as cursor:
-            cursor.execute(statements.load("create_lanes"), {"webhook_ids": session.number_array(webhook_ids)})
+            cursor.execute(
+                statements.load("create_lanes"), {"webhook_ids": session.number_array(webhook_ids)}
+            )
     except psycopg.errors.LockNotAvailable:
         return False
     return True
@@ -363,12 +446,17 @@ def lane_of(row: Sequence[Any]) -> Lane:
 def settings_of(row: tuple[Any, ...], defaults: WebhookDefaults) -> WebhookSettings:
     """Return the settings in a row of read_settings, *defaults* filling what it leaves NULL."""
     webhook_id, url, enabled, secret, headers, *numbers = row
-    filled: list[Any] = [default if number is None else number for number, default in zip(numbers, defaults, strict=True)]
+    filled: list[Any] = [
+        default if number is None else number
+        for number, default in zip(numbers, defaults, strict=True)
+    ]
     return WebhookSettings(webhook_id, url, enabled, secret, headers_of(headers), *bounded(*filled))
 
 
 class ClaimContext(NamedTuple):
-    """What all deliveries of one claim share. *started* is monotonic, *now* the database's clock then."""
+    """What all deliveries of one claim share. *started* is monotonic, *now* the database's clock
+    then.
+    """
 
     token: int
     started: float
@@ -380,7 +468,9 @@ def _breaker_at_claim(lane: Lane, admission: Admission, *, lease_until: float) -
     return lane.breaker.begin_probe(lease_until=lease_until) if admission.probe else lane.breaker
 
 
-def _delivery_of(row: Sequence[Any], settings: WebhookSettings, breaker: Breaker, stub: ClaimContext) -> Delivery:
+def _delivery_of(
+    row: Sequence[Any], settings: WebhookSettings, breaker: Breaker, stub: ClaimContext
+) -> Delivery:
     webhook_id, delivery_id, body, retry_count, max_retries, attempts, leases_lost, first_at = row
     return Delivery(
         delivery_id=delivery_id,

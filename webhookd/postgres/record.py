@@ -1,4 +1,6 @@
-"""Recording: rows, attempt log, health, circuit and tokens change in one transaction, for many results in one statement each."""
+"""Recording: rows, attempt log, health, circuit and tokens change in one transaction, for many
+results in one statement each.
+"""
 
 import json
 import math
@@ -32,10 +34,12 @@ _Settled = tuple[Result, Settlement]
 
 @dataclass(frozen=True, slots=True)
 class RecordOutcome:
-    """What one record did. *deferred*: their lanes or rows were locked by somebody, try again soon. *refused*: no longer ours.
+    """What one record did. *deferred*: their lanes or rows were locked by somebody, try again soon.
+    *refused*: no longer ours.
 
-    *rows_held*: rows were, which a careful record finds out without waiting. *tripped*: webhooks whose circuit opened, once for
-    each opening. *next_look_s*: when the earliest of these lanes is runnable.
+    *rows_held*: rows were, which a careful record finds out without waiting. *tripped*: webhooks
+    whose circuit opened, once for each opening. *next_look_s*: when the earliest of these lanes is
+    runnable.
     """
 
     accepted: Sequence[Result] = ()
@@ -62,11 +66,15 @@ class ResultWriter:
         self._leased_by = statements.load("leases_of")
         self._restore_at = -math.inf  # monotonic
 
-    def record(self, connection: session.Connection, results: Sequence[Result], *, careful: bool = False) -> RecordOutcome:
-        """Store *results*. Blocks for one durable transaction; raises `psycopg.Error`, and then nothing was stored.
+    def record(
+        self, connection: session.Connection, results: Sequence[Result], *, careful: bool = False
+    ) -> RecordOutcome:
+        """Store *results*. Blocks for one durable transaction; raises `psycopg.Error`, and then
+        nothing was stored.
 
-        (A COMMIT whose answer is lost may have been stored all the same; recording again is then refused by the fence.)
-        *careful* looks first which rows somebody has locked. That costs a statement more, so it is done where one proved to be.
+        (A COMMIT whose answer is lost may have been stored all the same; recording again is then
+        refused by the fence.) *careful* looks first which rows somebody has locked. That costs a
+        statement more, so it is done where one proved to be.
         """
         webhook_ids = sorted({result.delivery.webhook_id for result in results})
         try:
@@ -78,33 +86,52 @@ class ResultWriter:
         if len(locked) < len(webhook_ids) and (now := time.monotonic()) >= self._restore_at:
             self._restore_at = now + RESTORE_EVERY_S
             with suppress(psycopg.OperationalError):  # the rest is stored, and says so
-                self._restore_lanes(connection, [webhook_id for webhook_id in webhook_ids if webhook_id not in locked])
+                self._restore_lanes(
+                    connection,
+                    [webhook_id for webhook_id in webhook_ids if webhook_id not in locked],
+                )
         return recorded
 
-    def lost_leases(self, connection: session.Connection, *, incarnation: UUID | None = None, limit: int = 500) -> list[Result]:
-        """Return, as results to be recorded, claims whose lease ran out, or all those of a dead *incarnation*.
+    def lost_leases(
+        self, connection: session.Connection, *, incarnation: UUID | None = None, limit: int = 500
+    ) -> list[Result]:
+        """Return, as results to be recorded, claims whose lease ran out, or all those of a dead
+        *incarnation*.
 
         Recording them releases the rows; the fence sees to it that an owner who records first wins.
         """
         if incarnation is None:
             rows = connection.execute(self._expired, {"limit": limit}).fetchall()
         else:
-            rows = connection.execute(self._leased_by, {"incarnation": incarnation, "limit": limit}).fetchall()
+            rows = connection.execute(
+                self._leased_by, {"incarnation": incarnation, "limit": limit}
+            ).fetchall()
         return [Result(_lost_delivery(row, self._defaults), Lost()) for row in rows]
 
     def _record(
-        self, connection: session.Connection, results: Sequence[Result], webhook_ids: Sequence[int], *, careful: bool
+        self,
+        connection: session.Connection,
+        results: Sequence[Result],
+        webhook_ids: Sequence[int],
+        *,
+        careful: bool,
     ) -> tuple[RecordOutcome, Mapping[int, Lane]]:
         """Store those of *results* whose lanes and rows are free; return also the lanes that were."""
         with session.transaction(connection, impatient=not careful, batch=True) as cursor:
-            rows = cursor.execute(self._lock, {"webhook_ids": session.number_array(webhook_ids)}).fetchall()
+            rows = cursor.execute(
+                self._lock, {"webhook_ids": session.number_array(webhook_ids)}
+            ).fetchall()
             lanes = {row[0]: lane_of(row) for row in rows}
             free = [result for result in results if result.delivery.webhook_id in lanes]
             held: set[tuple[int, int]] = set()
             if free and careful:
                 held = self._held(cursor, free)
                 free = [result for result in free if _claim_of(result) not in held]
-            recorded = self._record_in(cursor, free, lanes, now=float(rows[0][12])) if free else RecordOutcome()
+            recorded = (
+                self._record_in(cursor, free, lanes, now=float(rows[0][12]))
+                if free
+                else RecordOutcome()
+            )
         if len(free) < len(results):
             begun = set(map(_claim_of, free))
             deferred = [result for result in results if _claim_of(result) not in begun]
@@ -112,66 +139,112 @@ class ResultWriter:
         return recorded, lanes
 
     def _restore_lanes(self, connection: session.Connection, webhook_ids: Sequence[int]) -> None:
-        """Make those lanes anew that are not locked by somebody but gone (an operator's DELETE or TRUNCATE)."""
-        rows = connection.execute(self._missing_lanes, {"webhook_ids": session.number_array(webhook_ids)}).fetchall()
+        """Make those lanes anew that are not locked by somebody but gone (an operator's DELETE or
+        TRUNCATE).
+        """
+        rows = connection.execute(
+            self._missing_lanes, {"webhook_ids": session.number_array(webhook_ids)}
+        ).fetchall()
         if rows:
             make_lanes(connection, [row[0] for row in rows])
 
     def _record_in(
-        self, cursor: psycopg.Cursor[TupleRow], results: Sequence[Result], lanes: Mapping[int, Lane], *, now: float
+        self,
+        cursor: psycopg.Cursor[TupleRow],
+        results: Sequence[Result],
+        lanes: Mapping[int, Lane],
+        *,
+        now: float,
     ) -> RecordOutcome:
         now_at = datetime.fromtimestamp(now, tz=UTC)
-        settled = [(result, settle(result.delivery, result.outcome, now_at=now_at, u=random.random())) for result in results]
+        settled = [
+            (result, settle(result.delivery, result.outcome, now_at=now_at, u=random.random()))
+            for result in results
+        ]
         ours = self._settle_rows(cursor, settled)
         accepted, refused = settled, []
         if len(ours) < len(settled):
             accepted = [pair for pair in settled if _claim_of(pair[0]) in ours]
             refused = [result for result, _ in settled if _claim_of(result) not in ours]
         of_webhook = _by_webhook(accepted)
-        after = [settle_lane(lanes[webhook_id], pairs, now=now) for webhook_id, pairs in of_webhook.items()]
+        after = [
+            settle_lane(lanes[webhook_id], pairs, now=now)
+            for webhook_id, pairs in of_webhook.items()
+        ]
         if after:
             cursor.execute(self._update, _lane_parameters(after, of_webhook))
-        gone = [result.delivery.webhook_id for result, settlement in accepted if settlement.disables_webhook]
+        gone = [
+            result.delivery.webhook_id
+            for result, settlement in accepted
+            if settlement.disables_webhook
+        ]
         if gone:
-            cursor.execute(self._disable, {"webhook_ids": session.number_array(gone), "reason": GONE_REASON})
+            cursor.execute(
+                self._disable, {"webhook_ids": session.number_array(gone), "reason": GONE_REASON}
+            )
         runnable = [lane.runnable_at - now for lane in after if lane.runnable_at is not None]
         return RecordOutcome(
             accepted=[result for result, _ in accepted],
             refused=refused,
-            tripped=[lane.webhook_id for lane in after if _tripped(lane, before=lanes[lane.webhook_id])],
+            tripped=[
+                lane.webhook_id for lane in after if _tripped(lane, before=lanes[lane.webhook_id])
+            ],
             next_look_s=min(runnable, default=math.inf),
         )
 
-    def _held(self, cursor: psycopg.Cursor[TupleRow], results: Sequence[Result]) -> set[tuple[int, int]]:
+    def _held(
+        self, cursor: psycopg.Cursor[TupleRow], results: Sequence[Result]
+    ) -> set[tuple[int, int]]:
         """Return the claims whose rows somebody has locked; lock the others."""
         rows = cursor.execute(
             self._held_claims,
             {
-                "delivery_ids": session.number_array([result.delivery.delivery_id for result in results]),
+                "delivery_ids": session.number_array(
+                    [result.delivery.delivery_id for result in results]
+                ),
                 "tokens": session.number_array([result.delivery.token for result in results]),
             },
         ).fetchall()
         return {(row[0], row[1]) for row in rows}
 
-    def _settle_rows(self, cursor: psycopg.Cursor[TupleRow], settled: Sequence[_Settled]) -> set[tuple[int, int]]:
+    def _settle_rows(
+        self, cursor: psycopg.Cursor[TupleRow], settled: Sequence[_Settled]
+    ) -> set[tuple[int, int]]:
         """Return the claims (see `_claim_of`) that the fence let pass."""
         ended = time.monotonic()
-        answers = [result.outcome.answer if isinstance(result.outcome, Attempted) else None for result, _ in settled]
+        answers = [
+            result.outcome.answer if isinstance(result.outcome, Attempted) else None
+            for result, _ in settled
+        ]
         rows = cursor.execute(
             self._settle,
             {
-                "delivery_ids": session.number_array([result.delivery.delivery_id for result, _ in settled]),
+                "delivery_ids": session.number_array(
+                    [result.delivery.delivery_id for result, _ in settled]
+                ),
                 "tokens": session.number_array([result.delivery.token for result, _ in settled]),
                 "statuses": session.text_array([settlement.status for _, settlement in settled]),
                 "delays": session.number_array([settlement.delay_s for _, settlement in settled]),
-                "retries": session.number_array([int(settlement.spends_retry) for _, settlement in settled]),
-                "losses": session.number_array([int(settlement.loses_lease) for _, settlement in settled]),
+                "retries": session.number_array(
+                    [int(settlement.spends_retry) for _, settlement in settled]
+                ),
+                "losses": session.number_array(
+                    [int(settlement.loses_lease) for _, settlement in settled]
+                ),
                 "ages": session.number_array([_age_s(result, now=ended) for result, _ in settled]),
-                "webhook_ids": session.number_array([result.delivery.webhook_id for result, _ in settled]),
+                "webhook_ids": session.number_array(
+                    [result.delivery.webhook_id for result, _ in settled]
+                ),
                 "events": session.text_array([settlement.event for _, settlement in settled]),
-                "details": session.text_array([_details(result, settlement) for result, settlement in settled]),
-                "http_statuses": session.number_array([None if answer is None else answer.http_status for answer in answers]),
-                "times_ms": session.number_array([None if answer is None else answer.elapsed_s * 1000 for answer in answers]),
+                "details": session.text_array(
+                    [_details(result, settlement) for result, settlement in settled]
+                ),
+                "http_statuses": session.number_array(
+                    [None if answer is None else answer.http_status for answer in answers]
+                ),
+                "times_ms": session.number_array(
+                    [None if answer is None else answer.elapsed_s * 1000 for answer in answers]
+                ),
                 "worker_id": self._worker_id,
             },
         ).fetchall()
@@ -193,12 +266,21 @@ def _tripped(lane: Lane, *, before: Lane) -> bool:
     return lane.breaker.state is CircuitState.OPEN and lane.breaker.epoch != before.breaker.epoch
 
 
-def _lane_parameters(after: Sequence[Lane], of_webhook: Mapping[int, Sequence[_Settled]]) -> dict[str, Any]:
+def _lane_parameters(
+    after: Sequence[Lane], of_webhook: Mapping[int, Sequence[_Settled]]
+) -> dict[str, Any]:
     of_lanes = [of_webhook[lane.webhook_id] for lane in after]
     times = [
-        [result.outcome.answer.elapsed_s * 1000 for result, _ in its if isinstance(result.outcome, Attempted)] for its in of_lanes
+        [
+            result.outcome.answer.elapsed_s * 1000
+            for result, _ in its
+            if isinstance(result.outcome, Attempted)
+        ]
+        for its in of_lanes
     ]
-    successful = [sum(settlement.vote is CircuitVote.SUCCESS for _, settlement in its) for its in of_lanes]
+    successful = [
+        sum(settlement.vote is CircuitVote.SUCCESS for _, settlement in its) for its in of_lanes
+    ]
     return {
         "webhook_ids": session.number_array([lane.webhook_id for lane in after]),
         "totals": session.number_array([len(its) for its in times]),
@@ -250,7 +332,9 @@ def _event_details(reason: str, attempt: int | None, excerpt: str, delay_s: floa
 
 
 def _storable(text: str) -> str:
-    """Return *text* without what jsonb refuses (NUL, lone surrogates): no answer may keep its result from being recorded."""
+    """Return *text* without what jsonb refuses (NUL, lone surrogates): no answer may keep its
+    result from being recorded.
+    """
     return text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 

@@ -1,4 +1,6 @@
-"""What a webhook's registry row may say. Applications write it with plain SQL, and no row may end a worker or undo a record."""
+"""What a webhook's registry row may say. Applications write it with plain SQL, and no row may end a
+worker or undo a record.
+"""
 
 import json
 from functools import lru_cache
@@ -20,7 +22,9 @@ def bounded(
     circuit_threshold: int,
     circuit_open_s: float,
 ) -> tuple[float, int, float, int, float, float, int, float]:
-    """Return the same within bounds: PostgreSQL refuses instants that are too far off, and with them the claim or the record."""
+    """Return the same within bounds: PostgreSQL refuses instants that are too far off, and with
+    them the claim or the record.
+    """
     return (
         _within(timeout_s, 0.0, LONGEST_TIMEOUT_S),
         max_in_flight,
@@ -34,12 +38,18 @@ def bounded(
 
 
 def headers_of(text: str | None) -> tuple[tuple[str, str], ...] | None:
-    """Return the headers in a row's JSON, None where they cannot be read: numbers too long for Python, nesting too deep."""
+    """Return the headers in a row's JSON, None where they cannot be read: numbers too long for
+    Python, nesting too deep.
+    """
     if text is None:
         return ()
     try:
         pairs = json.loads(text)
-        return tuple((name, str(value)) for name, value in pairs.items()) if isinstance(pairs, dict) else None
+        return (
+            tuple((name, str(value)) for name, value in pairs.items())
+            if isinstance(pairs, dict)
+            else None
+        )
     except (ValueError, RecursionError):
         return None
 

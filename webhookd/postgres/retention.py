@@ -1,8 +1,10 @@
-"""Removes what was kept for long enough: finished deliveries and old attempts, one worker at a time across the fleet.
+"""Removes what was kept for long enough: finished deliveries and old attempts, one worker at a time
+across the fleet.
 
-Each table is gone through page by page, round after round, at a pace by which a round takes a twentieth of the shortest time that
-its rows are kept. So the work is spread evenly whatever the table's size, a statement reads a bounded number of pages by their
-numbers, and no index is needed that each delivery would pay for. Rows that somebody holds a lock on are left to the next round.
+Each table is gone through page by page, round after round, at a pace by which a round takes a
+twentieth of the shortest time that its rows are kept. So the work is spread evenly whatever the
+table's size, a statement reads a bounded number of pages by their numbers, and no index is needed
+that each delivery would pay for. Rows that somebody holds a lock on are left to the next round.
 """
 
 import logging
@@ -26,21 +28,26 @@ log = logging.getLogger("webhookd.retention")
 DAY_S = 86_400.0
 ROUNDS = 20  # while a row is kept: it stays a twentieth longer at most
 TURN_S = 1.0  # for a table at a time; workers take a turn every four seconds
-# Of one statement: some 50 rows a page at most. Fewer where it takes long, as with large messages; more while it is quick.
+# Of one statement: some 50 rows a page at most. Fewer where it takes long, as with large messages;
+# more while it is quick.
 MOST_PAGES, FIRST_PAGES = 64, 8
 QUICK_S, SLOW_S = 0.02, 0.1
 
-# Takes a connection for one stretch, as a pool does: a worker has two, and its claims and records need them.
+# Takes a connection for one stretch, as a pool does: a worker has two, and its claims and records
+# need them.
 Connect = Callable[[], AbstractContextManager[session.Connection]]
 
-# Somebody's open transaction is in the way of what hangs on a row, or something refers to it that this role may not read.
+# Somebody's open transaction is in the way of what hangs on a row, or something refers to it that
+# this role may not read.
 _HELD = (errors.LockNotAvailable, errors.DeadlockDetected, errors.ForeignKeyViolation)
 _UNREFERENCED = "/* and nothing refers to it */"
 
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """For how many seconds rows are kept once they are finished (attempts: since they were made); None is for ever."""
+    """For how many seconds rows are kept once they are finished (attempts: since they were made);
+    None is for ever.
+    """
 
     delivered_s: float | None
     failed_s: float | None
@@ -55,7 +62,9 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A foreign key onto one of the tables; sql/queries/retention_references.sql says what the fields mean."""
+    """A foreign key onto one of the tables; sql/queries/retention_references.sql says what the
+    fields mean.
+    """
 
     name: str
     referrer: str
@@ -91,7 +100,9 @@ def removals(keep: Keep) -> tuple[Removal, Removal]:
 
 
 class Retention:
-    """What one worker does of it; any number of workers may take turns, also at once. *removed* hears of each table's rows."""
+    """What one worker does of it; any number of workers may take turns, also at once. *removed*
+    hears of each table's rows.
+    """
 
     def __init__(self, keep: Keep, *, removed: Callable[[str, int], None]) -> None:
         self._removals = removals(keep)
@@ -114,7 +125,9 @@ class Retention:
         if removal.round_s is None:
             return
         with connect() as connection, session.transaction(connection, impatient=True) as cursor:
-            row = cursor.execute(statements.load("retention_take"), {"table_name": removal.table_name}).fetchone()
+            row = cursor.execute(
+                statements.load("retention_take"), {"table_name": removal.table_name}
+            ).fetchone()
             if row is None:
                 return
             _, pages, elapsed_s = row
@@ -123,7 +136,10 @@ class Retention:
                 return  # not worth a statement yet
             statement = removing(cursor, removal)
         if statement is None:
-            self._tell(f"nothing is removed from {removal.table_name}: a foreign key onto it has no index, see webhookd doctor")
+            self._tell(
+                f"nothing is removed from {removal.table_name}: a foreign key onto it has no "
+                "index, see webhookd doctor"
+            )
             return
         until = time.monotonic() + TURN_S
         while due > 0 and not stopped() and time.monotonic() < until:
@@ -133,8 +149,12 @@ class Retention:
                 return
             due -= done
 
-    def _stretch(self, connection: session.Connection, removal: Removal, statement: str, *, most: int) -> int | None:
-        """Remove what should go from the next pages and return how many they were, None where another worker is at it."""
+    def _stretch(
+        self, connection: session.Connection, removal: Removal, statement: str, *, most: int
+    ) -> int | None:
+        """Remove what should go from the next pages and return how many they were, None where
+        another worker is at it.
+        """
         started, size = time.monotonic(), self._pages[removal.table_name]
         try:
             done = self._step(connection, removal, statement, min(size, most))
@@ -144,8 +164,11 @@ class Retention:
             reason = first_line(error)
             if not isinstance(error, _HELD):  # a trigger of somebody's, or the like
                 self._tell(f"rows of {removal.table_name} cannot be removed: {reason}")
-            log.debug("pages left out", extra={"fields": {"table": removal.table_name, "reason": reason}})
-            # All of them, since what is held cannot be told from what is not. The next round tries again.
+            log.debug(
+                "pages left out", extra={"fields": {"table": removal.table_name, "reason": reason}}
+            )
+            # All of them, since what is held cannot be told from what is not. The next round tries
+            # again.
             return self._step(connection, removal, None, min(size, most))
         took_s = time.monotonic() - started
         if took_s > SLOW_S:
@@ -154,8 +177,12 @@ class Retention:
             self._pages[removal.table_name] = min(MOST_PAGES, size * 2)
         return done
 
-    def _step(self, connection: session.Connection, removal: Removal, statement: str | None, most: int) -> int | None:
-        """Go on by *most* pages or to the table's end, removing with *statement*, in one transaction."""
+    def _step(
+        self, connection: session.Connection, removal: Removal, statement: str | None, most: int
+    ) -> int | None:
+        """Go on by *most* pages or to the table's end, removing with *statement*, in one
+        transaction.
+        """
         removed = 0
         # What a crash forgets here is only still there afterwards.
         with session.transaction(connection, durable=False, impatient=True) as cursor:
@@ -180,7 +207,9 @@ class Retention:
 
 
 def removing(cursor: Cursor[TupleRow], removal: Removal) -> str | None:
-    """Return the statement that removes what nothing refers to; None where each row would cost a look at a whole other table."""
+    """Return the statement that removes what nothing refers to; None where each row would cost a
+    look at a whole other table.
+    """
     conditions = ""
     for reference in references(cursor, removal.table_name):
         if not reference.indexed:
@@ -193,5 +222,7 @@ def removing(cursor: Cursor[TupleRow], removal: Removal) -> str | None:
 
 def references(cursor: Cursor[TupleRow], table_name: str) -> list[Reference]:
     """Return the foreign keys onto *table_name*."""
-    rows = cursor.execute(statements.load("retention_references"), {"table_name": table_name}).fetchall()
+    rows = cursor.execute(
+        statements.load("retention_references"), {"table_name": table_name}
+    ).fetchall()
     return [Reference(*row) for row in rows]

@@ -1,4 +1,6 @@
-"""What the schema consists of, read from the migrations: what is missing is mended with the migration's own words."""
+"""What the schema consists of, read from the migrations: what is missing is mended with the
+migration's own words.
+"""
 
 import re
 from collections.abc import Sequence
@@ -15,7 +17,9 @@ _STATEMENT = re.compile(
 
 @dataclass(slots=True)
 class Schema:
-    """Names of tables and views; statements that make the triggers (by table and name) and the indexes (by name)."""
+    """Names of tables and views; statements that make the triggers (by table and name) and the
+    indexes (by name).
+    """
 
     tables: list[str] = field(default_factory=lambda: ["webhookd_migrations"])
     triggers: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -41,7 +45,9 @@ def _follow(schema: Schema, found: re.Match[str]) -> None:
             schema.tables.remove(name)
         case "INDEX" if made:
             # Beside the traffic, whatever the migration did.
-            schema.indexes[name] = re.sub(r"^CREATE INDEX( CONCURRENTLY)?", "CREATE INDEX CONCURRENTLY", statement)
+            schema.indexes[name] = re.sub(
+                r"^CREATE INDEX( CONCURRENTLY)?", "CREATE INDEX CONCURRENTLY", statement
+            )
         case "INDEX":
             del schema.indexes[name]
         case "TRIGGER":

@@ -1,9 +1,9 @@
 """Tells a copy of the database from the original, and makes a copy usable.
 
-A dump of production that is restored for staging holds production's pending deliveries. So the schema remembers which
-cluster and which database it was made in, workers refuse to send out of any other, and `webhookd adopt` says what is
-to become of the copy. Replicas share the cluster's identifier, so failover is no copy; neither can a copy of the
-whole cluster's files be told from it.
+A dump of production that is restored for staging holds production's pending deliveries. So the
+schema remembers which cluster and which database it was made in, workers refuse to send out of any
+other, and `webhookd adopt` says what is to become of the copy. Replicas share the cluster's
+identifier, so failover is no copy; neither can a copy of the whole cluster's files be told from it.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,11 @@ LIVING_S = 60
 SETTINGS = (
     *("search_path = ''", "TimeZone = 'UTC'", "DateStyle = 'ISO'", "IntervalStyle = 'postgres'"),
     "default_transaction_isolation = 'read committed'",
-    *("default_transaction_read_only = off", "statement_timeout = 0", "idle_in_transaction_session_timeout = 0"),
+    *(
+        "default_transaction_read_only = off",
+        "statement_timeout = 0",
+        "idle_in_transaction_session_timeout = 0",
+    ),
     *("lock_timeout = 0", "standard_conforming_strings = on", "client_min_messages = warning"),
 )
 
@@ -30,11 +34,12 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 
 def adopt(dsn: str, *, discard_pending: bool) -> int:
-    """Make a copied database this installation's own, and return how many deliveries were discarded.
+    """Make a copied database this installation's own, and return how many deliveries were
+    discarded.
 
-    With *discard_pending* what waits to be sent becomes `failed`, and a new installation_id makes every later
-    webhook-id differ from the original's. Without it the copy carries on where the original stopped. Raise
-    `UnusableError` where there is no schema or while workers run on it.
+    With *discard_pending* what waits to be sent becomes `failed`, and a new installation_id makes
+    every later webhook-id differ from the original's. Without it the copy carries on where the
+    original stopped. Raise `UnusableError` where there is no schema or while workers run on it.
     """
     with connect(dsn, role="adopt") as connection, connection.transaction():
         if _value(connection, b"SELECT to_regclass('pggit.installation')") is None:
@@ -42,7 +47,9 @@ def adopt(dsn: str, *, discard_pending: bool) -> int:
         _refuse_living_workers(connection)
         discarded = _discard_pending(connection) if discard_pending else 0
         system, oid = _identity(connection)
-        connection.execute("UPDATE pggit.installation SET system_identifier = %s, database_oid = %s", (system, oid))
+        connection.execute(
+            "UPDATE pggit.installation SET system_identifier = %s, database_oid = %s", (system, oid)
+        )
         return discarded
 
 
@@ -50,21 +57,29 @@ def remember_identity(connection: Connection) -> None:
     """Store where this database is, once; a copy keeps the original's until it is adopted."""
     system, oid = _identity(connection)
     connection.execute(
-        "UPDATE pggit.installation SET system_identifier = %s, database_oid = %s WHERE database_oid = 0", (system, oid)
+        "UPDATE pggit.installation SET system_identifier = %s, database_oid = %s WHERE "
+        "database_oid = 0",
+        (system, oid),
     )
 
 
 def refuse_copy(connection: Connection) -> None:
     """Raise `UnusableError` when the database was copied from another one and not adopted since."""
-    row = connection.execute("SELECT system_identifier, database_oid::bigint FROM pggit.installation").fetchone()
+    row = connection.execute(
+        "SELECT system_identifier, database_oid::bigint FROM pggit.installation"
+    ).fetchone()
     if row is None:
-        raise UnusableError("pggit.installation is empty: run `webhookd adopt --discard-pending` or `--continue`")
+        raise UnusableError(
+            "pggit.installation is empty: run `webhookd adopt --discard-pending` or `--continue`"
+        )
     system, oid = _identity(connection)
     # A role may be forbidden to ask for the identifier: then the database's own number has to do.
     if oid != row[1] or (system and row[0] and system != row[0]):
         raise UnusableError(
-            "this database is a copy of another one and holds its pending deliveries: run `webhookd adopt"
-            " --discard-pending` to start afresh, or `webhookd adopt --continue` where it takes over from the original"
+            "this database is a copy of another one and holds its pending deliveries: run "
+            "`webhookd adopt"
+            " --discard-pending` to start afresh, or `webhookd adopt --continue` where it takes "
+            "over from the original"
         )
 
 
@@ -72,7 +87,8 @@ def refuse_copy(connection: Connection) -> None:
 def connect(dsn: str, *, role: str) -> Iterator[session.Connection]:
     """Open a connection in autocommit mode that no default of a role or database can mislead.
 
-    Raise `UnusableError` for a malformed *dsn*, `WebhookdError` for a database that cannot be reached or goes away.
+    Raise `UnusableError` for a malformed *dsn*, `WebhookdError` for a database that cannot be
+    reached or goes away.
     """
     try:
         connection = session.Connection.connect(
@@ -104,10 +120,20 @@ def first_line(error: psycopg.Error) -> str:
 
 
 def _identity(connection: Connection) -> tuple[str, int]:
-    oid = _value(connection, b"SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = current_database()")
-    may_ask = _value(connection, b"SELECT has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE')")
-    # Two statements: the right is checked when a statement starts, whatever a CASE around the call says.
-    system = _value(connection, b"SELECT system_identifier::text FROM pg_catalog.pg_control_system()") if may_ask else ""
+    oid = _value(
+        connection,
+        b"SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = current_database()",
+    )
+    may_ask = _value(
+        connection, b"SELECT has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE')"
+    )
+    # Two statements: the right is checked when a statement starts, whatever a CASE around the call
+    # says.
+    system = (
+        _value(connection, b"SELECT system_identifier::text FROM pg_catalog.pg_control_system()")
+        if may_ask
+        else ""
+    )
     return str(system), int(oid)
 
 

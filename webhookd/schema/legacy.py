@@ -1,7 +1,9 @@
-"""Takes over the tables, views and functions of an earlier pggit, in the transaction of the first migration.
+"""Takes over the tables, views and functions of an earlier pggit, in the transaction of the first
+migration.
 
-The tables keep their rows, extra columns, grants and foreign keys; the views and functions are made anew with the
-grants that they had. What cannot be brought into shape is refused, and the transaction changes nothing.
+The tables keep their rows, extra columns, grants and foreign keys; the views and functions are made
+anew with the grants that they had. What cannot be brought into shape is refused, and the
+transaction changes nothing.
 """
 
 from importlib import resources
@@ -18,9 +20,11 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 
 def prepare(connection: Connection) -> list[str]:
-    """Make an earlier pggit's tables fit for migration 0001 and return the grants to give again after it.
+    """Make an earlier pggit's tables fit for migration 0001 and return the grants to give again
+    after it.
 
-    Does nothing on a database without such tables. Raise `UnusableError` where they cannot be adopted.
+    Does nothing on a database without such tables. Raise `UnusableError` where they cannot be
+    adopted.
     """
     try:
         grants = [row[0] for row in connection.execute(_statement("earlier_grants"))]
@@ -34,7 +38,9 @@ def prepare(connection: Connection) -> list[str]:
         message, detail = error.diag.message_primary or str(error), error.diag.message_detail
         if detail and error.sqlstate != REFUSED:
             message += f" ({detail.partition(chr(10))[0]})"
-        raise UnusableError(f"the earlier pggit's tables cannot be adopted, nothing was changed: {message}") from error
+        raise UnusableError(
+            f"the earlier pggit's tables cannot be adopted, nothing was changed: {message}"
+        ) from error
 
 
 def finish(connection: Connection, grants: list[str]) -> None:

@@ -25,8 +25,8 @@ _REFUSAL_LIMIT = 4096
 class Child:
     """A living worker process. Everything here is written by the supervisor's loop only.
 
-    *heartbeat_fd* is the non-blocking read end, *lifeline_fd* the non-blocking write end. *kill_at* (monotonic) is when
-    SIGKILL follows.
+    *heartbeat_fd* is the non-blocking read end, *lifeline_fd* the non-blocking write end. *kill_at*
+    (monotonic) is when SIGKILL follows.
     """
 
     pid: int
@@ -49,7 +49,9 @@ class Child:
         return not (self.ordered or self.hung or self.refusal is not None)
 
     def read_beats(self) -> tuple[bool, bool]:
-        """Return whether beats have come, and whether the pipe has ended. May set *worn* and *refusal*. Does not block."""
+        """Return whether beats have come, and whether the pipe has ended. May set *worn* and
+        *refusal*. Does not block.
+        """
         beaten = False
         while True:
             try:
@@ -66,7 +68,9 @@ class Child:
                 self.refusal = rest.partition(b"\n")[0].decode(errors="replace")
 
     def entrust(self, incarnation: UUID) -> bool:
-        """Ask it to release a dead sibling's leases. Return False if its lifeline takes nothing. Does not block."""
+        """Ask it to release a dead sibling's leases. Return False if its lifeline takes nothing.
+        Does not block.
+        """
         try:
             os.write(self.lifeline_fd, lost_line(incarnation))
         except (BlockingIOError, BrokenPipeError):
@@ -88,7 +92,9 @@ class Child:
         self._tell(signal.SIGKILL, kill_at=None)
 
     def reap(self) -> int | None:
-        """Return None while it lives, then its exit code, or a signal's number negated. Does not block."""
+        """Return None while it lives, then its exit code, or a signal's number negated. Does not
+        block.
+        """
         # By its own pid and never by -1: an embedded PostgreSQL is a child of this process as well.
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         if pid == 0:
@@ -97,7 +103,9 @@ class Child:
         return os.waitstatus_to_exitcode(status)
 
     def close(self) -> None:
-        """Close the supervisor's ends of both pipes. A worker that still lives takes it for the supervisor's death."""
+        """Close the supervisor's ends of both pipes. A worker that still lives takes it for the
+        supervisor's death.
+        """
         os.close(self.heartbeat_fd)
         os.close(self.lifeline_fd)
 
@@ -121,9 +129,9 @@ def spawn(
 ) -> Child:
     """Fork a worker that calls *work* with its seat and leaves with the code which that returns.
 
-    *detach* runs first in the new process and closes what belongs to the supervisor and to siblings. Raise `OSError` if
-    nothing could be started. The caller must have one thread only: a lock held by another one would stay locked in the
-    child for ever.
+    *detach* runs first in the new process and closes what belongs to the supervisor and to
+    siblings. Raise `OSError` if nothing could be started. The caller must have one thread only: a
+    lock held by another one would stay locked in the child for ever.
     """
     heartbeat_read, heartbeat_write, lifeline_read, lifeline_write = pipes = _pipes()
     os.set_blocking(heartbeat_read, False)
@@ -156,12 +164,17 @@ def exit_fields(code: int) -> dict[str, object]:
 
 
 def _live(
-    work: Callable[[Lifeline], int], seat: Lifeline, *, detach: Callable[[], None], parent_fds: tuple[int, ...]
+    work: Callable[[Lifeline], int],
+    seat: Lifeline,
+    *,
+    detach: Callable[[], None],
+    parent_fds: tuple[int, ...],
 ) -> NoReturn:
     code: int = ExitCode.FAILED
     try:
         detach()
-        # Above all the lifeline's write end: held here, it would keep the end of file from this very worker.
+        # Above all the lifeline's write end: held here, it would keep the end of file from this
+        # very worker.
         _close_all(parent_fds)
         for variable in ENVIRONMENT:
             os.environ.pop(variable, None)
@@ -170,7 +183,11 @@ def _live(
         seat.refuse(str(error))
         code = ExitCode.UNUSABLE
     except BaseException:  # the process's top frame: nothing may unwind into the supervisor's code
-        log.critical("worker failed", exc_info=True, extra={"fields": {"worker": seat.name, "pid": os.getpid()}})
+        log.critical(
+            "worker failed",
+            exc_info=True,
+            extra={"fields": {"worker": seat.name, "pid": os.getpid()}},
+        )
     finally:
         try:
             _flush()

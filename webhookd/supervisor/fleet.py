@@ -1,4 +1,6 @@
-"""The numbered places, the worker in each, and what outlives a worker: port, restart history, leases to release."""
+"""The numbered places, the worker in each, and what outlives a worker: port, restart history,
+leases to release.
+"""
 
 import errno
 import logging
@@ -43,7 +45,9 @@ class Slot:
     @property
     def is_settled(self) -> bool:
         """Return whether a worker holds the place, has beaten and is to stay."""
-        return self.child is not None and self.child.in_service and self.restart.phase is Phase.RUNNING
+        return (
+            self.child is not None and self.child.in_service and self.restart.phase is Phase.RUNNING
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +60,12 @@ class Death:
 
 
 class Fleet:
-    """Starts, hears, reaps and kills workers. Decides nothing that a signal to the supervisor decides.
+    """Starts, hears, reaps and kills workers. Decides nothing that a signal to the supervisor
+    decides.
 
-    *detach* runs first in each new worker process. *refusal* holds the line of a worker of the current generation that
-    can never run; whoever acts on it sets it to None. Only the supervisor's loop calls anything here; nothing blocks.
+    *detach* runs first in each new worker process. *refusal* holds the line of a worker of the
+    current generation that can never run; whoever acts on it sets it to None. Only the supervisor's
+    loop calls anything here; nothing blocks.
     """
 
     def __init__(
@@ -80,7 +86,9 @@ class Fleet:
         self._lost = Handover()
 
     def adopt(self, config: "Config", *, now: float) -> None:
-        """Start workers with *config* from now on, in vacant places at once. Those of earlier generations are stale."""
+        """Start workers with *config* from now on, in vacant places at once. Those of earlier
+        generations are stale.
+        """
         self.config = config
         self.generation += 1
         for place in self.places.values():
@@ -89,12 +97,15 @@ class Fleet:
                 place.restart = Restart.fresh(now)
 
     def add_place(self, number: int, *, now: float, patience_s: float = 0.0) -> None:
-        """Bind the port of place *number*; its worker is due at once. Raise `UnusableError` if the port is taken.
+        """Bind the port of place *number*; its worker is due at once. Raise `UnusableError` if the
+        port is taken.
 
         Blocks for at most *patience_s*, while somebody holds the port.
         """
         port = self.config.metrics_port
-        listener = _listen(self.config.metrics_host, port + number - 1 if port else 0, until=now + patience_s)
+        listener = _listen(
+            self.config.metrics_host, port + number - 1 if port else 0, until=now + patience_s
+        )
         self.places[number] = Slot(number, listener, Restart.fresh(now))
 
     def remove_place(self, number: int) -> None:
@@ -131,7 +142,9 @@ class Fleet:
         self._heed_refusal(child, now)
 
     def reap(self, now: float) -> list[Death]:
-        """Collect the workers that have ended. Their places wait for the next start; their leases are handed over."""
+        """Collect the workers that have ended. Their places wait for the next start; their leases
+        are handed over.
+        """
         deaths = []
         for place, child in list(self.children()):
             code = child.reap()
@@ -146,11 +159,16 @@ class Fleet:
         """Abort the workers that hang and kill those whose time to leave is up."""
         for place, child in self.children():
             if child.kill_at is not None and child.kill_at <= now:
-                log.error("worker killed: its time to leave was up", extra={"fields": _fields(child)})
+                log.error(
+                    "worker killed: its time to leave was up", extra={"fields": _fields(child)}
+                )
                 child.kill()
             elif child.in_service and place.restart.silent_at(self.config.heartbeat_timeout) <= now:
                 silence_s = round(now - place.restart.heard, 1)
-                log.error("worker hung: no heartbeat", extra={"fields": _fields(child) | {"silence_s": silence_s}})
+                log.error(
+                    "worker hung: no heartbeat",
+                    extra={"fields": _fields(child) | {"silence_s": silence_s}},
+                )
                 child.abort(kill_at=now + ABORT_GRACE_S)
 
     def drain(self, child: Child, now: float) -> None:
@@ -159,7 +177,9 @@ class Fleet:
         child.order(signal.SIGTERM, kill_at=now + self.config.drain_timeout + DRAIN_GRACE_S)
 
     def timers(self, *, with_starts: bool) -> Iterator[float]:
-        """Yield the monotonic instants at which `start_due` (if wanted) or `kill_overdue` has something to do."""
+        """Yield the monotonic instants at which `start_due` (if wanted) or `kill_overdue` has
+        something to do.
+        """
         for place in self.places.values():
             child = place.child
             if child is None:
@@ -208,7 +228,9 @@ class Fleet:
             self._selector.unregister(child.heartbeat_fd)
         child.close()
         place.child = None
-        place.restart = Restart.fresh(now) if child.ordered else place.restart.died(now, u=random.random())
+        place.restart = (
+            Restart.fresh(now) if child.ordered else place.restart.died(now, u=random.random())
+        )
         fields = _fields(child) | exit_fields(code)
         if not child.ordered:
             fields["restart_in_s"] = round(place.restart.since - now, 2)
@@ -219,8 +241,12 @@ class Fleet:
         self._lost.hand_over(self._keepers(), now)
 
     def _keepers(self) -> list[tuple[Child, float]]:
-        """Return the workers that may be told of dead siblings, with their last beats, the liveliest first."""
-        settled = [(child, place.restart.heard) for place, child in self.children() if place.is_settled]
+        """Return the workers that may be told of dead siblings, with their last beats, the
+        liveliest first.
+        """
+        settled = [
+            (child, place.restart.heard) for place, child in self.children() if place.is_settled
+        ]
         return sorted(settled, key=lambda keeper: keeper[1], reverse=True)
 
     def _heed_refusal(self, child: Child, now: float) -> None:
@@ -239,7 +265,9 @@ def _fields(child: Child) -> dict[str, object]:
 
 
 def _detach_worker(places: dict[int, Slot], own: Slot, detach: Callable[[], None]) -> None:
-    """In a new worker: close what belongs to the supervisor and to siblings, or the dead would seem to live on."""
+    """In a new worker: close what belongs to the supervisor and to siblings, or the dead would seem
+    to live on.
+    """
     detach()
     for place in places.values():
         if place is not own:
@@ -249,10 +277,15 @@ def _detach_worker(places: dict[int, Slot], own: Slot, detach: Callable[[], None
 
 
 def _listen(host: str, port: int, *, until: float) -> socket.socket:
-    """Return a socket that listens already: only then is a port that somebody else holds sure to be refused."""
+    """Return a socket that listens already: only then is a port that somebody else holds sure to be
+    refused.
+    """
     try:
-        # Without the port, which it would take modulo 65536: worker 2 beside port 65535 would get just any port.
-        family, kind, protocol, _, address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
+        # Without the port, which it would take modulo 65536: worker 2 beside port 65535 would get
+        # just any port.
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, None, type=socket.SOCK_STREAM
+        )[0]
         listener = socket.socket(family, kind, protocol)
         with ExitStack() as unless_done:
             unless_done.callback(listener.close)

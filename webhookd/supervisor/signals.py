@@ -17,13 +17,16 @@ WATCHED = (
 
 
 class SignalBox:
-    """While entered, every watched signal becomes a byte in a pipe; `fileno()` is its read end. Main thread only."""
+    """While entered, every watched signal becomes a byte in a pipe; `fileno()` is its read end.
+    Main thread only.
+    """
 
     def __init__(self) -> None:
         self._read_fd = -1
         self._write_fd = -1
         self._previous_fd = -1
-        # The type of signal.getsignal: a handler, SIG_DFL, SIG_IGN, or None for one that was set by C code.
+        # The type of signal.getsignal: a handler, SIG_DFL, SIG_IGN, or None for one that was set by
+        # C code.
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -53,10 +56,12 @@ class SignalBox:
             return []
 
     def leave_in_child(self) -> None:
-        """Make a forked worker deaf to the pipe, give it handlers of its own and let signals in again.
+        """Make a forked worker deaf to the pipe, give it handlers of its own and let signals in
+        again.
 
-        TERM, INT and QUIT end it with 0 until the worker sets its own handlers: it holds nothing yet. HUP, TTIN and
-        TTOU are for the supervisor and may come from a terminal to the whole process group.
+        TERM, INT and QUIT end it with 0 until the worker sets its own handlers: it holds nothing
+        yet. HUP, TTIN and TTOU are for the supervisor and may come from a terminal to the whole
+        process group.
         """
         signal.set_wakeup_fd(-1)
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
@@ -73,7 +78,9 @@ class SignalBox:
 
 
 def hold_signals() -> None:
-    """Hold the watched signals back over a fork: the child would write an early one into the supervisor's pipe."""
+    """Hold the watched signals back over a fork: the child would write an early one into the
+    supervisor's pipe.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
 
 

@@ -1,9 +1,11 @@
-"""The parent process: keeps N workers running and turns signals into starts, drains and replacements.
+"""The parent process: keeps N workers running and turns signals into starts, drains and
+replacements.
 
-One thread, one selector: it waits for signals (a wakeup pipe), heartbeats and the next timer, and does not tick while
-idle. It holds no database connection and no lock, so a fork is safe at any time. What is to be is kept as a few values
-(how many places are wanted, which generation of the configuration is current, whether everything stops); each turn
-moves the workers one step towards it.
+One thread, one selector: it waits for signals (a wakeup pipe), heartbeats and the next timer, and
+does not tick while idle. It holds no database connection and no lock, so a fork is safe at any
+time. What is to be is kept as a few values (how many places are wanted, which generation of the
+configuration is current, whether everything stops); each turn moves the workers one step towards
+it.
 
     TERM, INT   drain and stop; a second one kills        HUP         reload, workers replaced one by one
     QUIT        stop without draining                      TTIN, TTOU  one worker more, one fewer
@@ -36,7 +38,8 @@ _READY_AT_LATEST_S = 10.0
 _QUICK_STOP_S = 2.0
 # The workers of a supervisor that was killed let go of their ports as soon as they notice.
 _PORT_PATIENCE_S = 2.0
-# Later than this behind the next timer means that this process did not run; its workers may not have run either.
+# Later than this behind the next timer means that this process did not run; its workers may not
+# have run either.
 _OVERSLEPT_S = 1.0
 
 
@@ -51,9 +54,9 @@ class _Stop:
 class Supervisor:
     """Runs *run_worker* in `config.workers` forked processes until told to stop.
 
-    *run_worker* gets the configuration and its seat in the new process and returns the exit code (see `seat.ExitCode`).
-    *reload* is called on SIGHUP and returns the configuration to replace the workers with, or raises `UnusableError` to
-    keep everything as it is.
+    *run_worker* gets the configuration and its seat in the new process and returns the exit code
+    (see `seat.ExitCode`). *reload* is called on SIGHUP and returns the configuration to replace the
+    workers with, or raises `UnusableError` to keep everything as it is.
     """
 
     def __init__(
@@ -66,7 +69,9 @@ class Supervisor:
         self._signals = SignalBox()
         self._selector = selectors.DefaultSelector()
         self._notifier = Notifier(os.environ)
-        self._fleet = Fleet(config, run_worker, selector=self._selector, detach=self._leave_in_child)
+        self._fleet = Fleet(
+            config, run_worker, selector=self._selector, detach=self._leave_in_child
+        )
         self._wanted = config.workers
         self._stop: _Stop | None = None
         self._refusal: str | None = None
@@ -75,12 +80,15 @@ class Supervisor:
         self._ready_at_latest: float | None = None
 
     def run(self) -> int:
-        """Run until stopped; blocks. Return 0 if all drained, 1 if workers were killed or failed, 2 if none can run.
+        """Run until stopped; blocks. Return 0 if all drained, 1 if workers were killed or failed, 2
+        if none can run.
 
-        To be called once, in the main thread. A worker's line on why it cannot run is printed to stderr. Raise
-        `UnusableError` if a metrics port cannot be had; nothing has been started then.
+        To be called once, in the main thread. A worker's line on why it cannot run is printed to
+        stderr. Raise `UnusableError` if a metrics port cannot be had; nothing has been started
+        then.
         """
-        # Inherited by the workers. Covers SIGABRT: a hung worker gets it from here, a hung supervisor from systemd.
+        # Inherited by the workers. Covers SIGABRT: a hung worker gets it from here, a hung
+        # supervisor from systemd.
         faulthandler.enable()
         try:
             with self._signals:
@@ -147,7 +155,9 @@ class Supervisor:
             self._resize(max(1, self._wanted - 1), now)
 
     def _shut_down(self, signum: signal.Signals, now: float) -> None:
-        """Stop everything: drain, or quit on SIGQUIT. Kill when asked again: who asks twice does not want to wait."""
+        """Stop everything: drain, or quit on SIGQUIT. Kill when asked again: who asks twice does
+        not want to wait.
+        """
         again = self._stop is not None
         if self._stop is None:
             self._stop = _Stop(ExitCode.DRAINED)
@@ -170,10 +180,14 @@ class Supervisor:
             self._fleet.remove_place(death.place.number)
 
     def _give_up(self, refusal: str, now: float) -> None:
-        """A worker can never run. Go back to the configuration that worked, or stop everything if there is none."""
+        """A worker can never run. Go back to the configuration that worked, or stop everything if
+        there is none.
+        """
         self._fleet.refusal = None
         if self._fallback is not None and self._stop is None:
-            log.error("reload undone: a worker cannot run with it", extra={"fields": {"reason": refusal}})
+            log.error(
+                "reload undone: a worker cannot run with it", extra={"fields": {"reason": refusal}}
+            )
             fallback, self._fallback = self._fallback, None
             self._replace_all(fallback, now)
             return
@@ -207,7 +221,9 @@ class Supervisor:
             self._resize(config.workers, now)
 
     def _advance_roll(self, now: float) -> None:
-        """Drain one stale or worn worker if every other one is in service: N-1 always work, and the ports stay."""
+        """Drain one stale or worn worker if every other one is in service: N-1 always work, and the
+        ports stay.
+        """
         wanted = [place for number, place in self._fleet.places.items() if number <= self._wanted]
         stale = [
             place
@@ -224,7 +240,9 @@ class Supervisor:
             self._fleet.drain(following.child, now)
 
     def _resize(self, wanted: int, now: float) -> None:
-        """Move towards *wanted* places: bind and fill new ones, drain those with the highest numbers."""
+        """Move towards *wanted* places: bind and fill new ones, drain those with the highest
+        numbers.
+        """
         for number in range(self._wanted + 1, wanted + 1):
             # A place whose worker is still draining is simply kept.
             if number not in self._fleet.places:
@@ -247,12 +265,16 @@ class Supervisor:
         """Tell the service manager where things stand."""
         self._notifier.keep_alive(now)
         if self._stop is not None:
-            self._notifier.status(f"stopping, {sum(1 for _ in self._fleet.children())} workers left")
+            self._notifier.status(
+                f"stopping, {sum(1 for _ in self._fleet.children())} workers left"
+            )
             return
         places = [place for number, place in self._fleet.places.items() if number <= self._wanted]
         running = sum(place.is_settled for place in places)
         self._notifier.status(f"{running} of {self._wanted} workers running")
-        current = all(place.child and place.child.generation == self._fleet.generation for place in places)
+        current = all(
+            place.child and place.child.generation == self._fleet.generation for place in places
+        )
         is_late = self._ready_at_latest is not None and self._ready_at_latest <= now
         if not self._is_ready and (is_late or (current and running == self._wanted)):
             self._is_ready = True

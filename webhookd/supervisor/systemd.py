@@ -1,4 +1,5 @@
-"""The service manager's notification protocol: datagrams of KEY=value lines on the socket in NOTIFY_SOCKET.
+"""The service manager's notification protocol: datagrams of KEY=value lines on the socket in
+NOTIFY_SOCKET.
 
 Source: sd_notify(3) and sd_watchdog_enabled(3). Without NOTIFY_SOCKET everything here does nothing.
 """
@@ -34,7 +35,9 @@ class Notifier:
 
     def reloading(self) -> None:
         """Say that a reload has begun; `ready` ends it."""
-        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+        self._send(
+            f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}"
+        )
 
     def stopping(self) -> None:
         """Say that the shutdown has begun."""
@@ -42,7 +45,11 @@ class Notifier:
 
     def keep_alive(self, now: float) -> None:
         """Say that the supervisor's loop still turns, if that is due."""
-        if self._interval_s is not None and self.keep_alive_at is not None and self.keep_alive_at <= now:
+        if (
+            self._interval_s is not None
+            and self.keep_alive_at is not None
+            and self.keep_alive_at <= now
+        ):
             self._send("WATCHDOG=1")
             self.keep_alive_at = now + self._interval_s
 
@@ -58,13 +65,17 @@ class Notifier:
         # "@" stands for the zero byte of the abstract namespace.
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         try:
-            # A socket for each message: nothing for a forked worker to close, and messages are rare.
+            # A socket for each message: nothing for a forked worker to close, and messages are
+            # rare.
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
                 sock.settimeout(_SEND_TIMEOUT_S)
                 sock.sendto(message.encode(), address)
         except OSError as error:
             # A manager that does not listen must not end the deliveries.
-            log.warning("service manager not reached", extra={"fields": {"socket": self._address, "error": str(error)}})
+            log.warning(
+                "service manager not reached",
+                extra={"fields": {"socket": self._address, "error": str(error)}},
+            )
 
 
 def _watchdog_interval_s(environ: Mapping[str, str]) -> float | None:

@@ -1,7 +1,9 @@
-"""POSTs a delivery's bytes to a URL and says what came back, as a value: nothing that a receiver does raises.
+"""POSTs a delivery's bytes to a URL and says what came back, as a value: nothing that a receiver
+does raises.
 
-urllib3 makes the connections, does TLS and checks certificates; each new connection passes `Egress` (name, then the
-very address). The bytes of the exchange are `webhookd.exchange`'s: urllib3's own request path costs four times the CPU.
+urllib3 makes the connections, does TLS and checks certificates; each new connection passes `Egress`
+(name, then the very address). The bytes of the exchange are `webhookd.exchange`'s: urllib3's own
+request path costs four times the CPU.
 """
 
 import socket
@@ -14,13 +16,29 @@ from urllib3.util.ssl_ import create_urllib3_context
 
 from webhookd.core.answer import Answer, AnswerKind
 from webhookd.errors import UnusableError
-from webhookd.transport.connection import Connection, Dialer, Origin, OutOfDescriptors, Pool, Pools, Route, Trace
+from webhookd.transport.connection import (
+    Connection,
+    Dialer,
+    Origin,
+    OutOfDescriptors,
+    Pool,
+    Pools,
+    Route,
+    Trace,
+)
 from webhookd.transport.egress import Egress, NotAllowed, is_address
-from webhookd.transport.exchange import AnswerReader, ConnectionDied, DeadlinePassed, NoAnswer, exchange, header_block
+from webhookd.transport.exchange import (
+    AnswerReader,
+    ConnectionDied,
+    DeadlinePassed,
+    NoAnswer,
+    exchange,
+    header_block,
+)
 from webhookd.transport.resolver import Resolve, Resolver
 
-# A connection that was used a moment ago and dies is a receiver that hangs up; only one that lay idle may have been
-# closed before the request.
+# A connection that was used a moment ago and dies is a receiver that hangs up; only one that lay
+# idle may have been closed before the request.
 _IDLE_BEFORE_RESEND_S = 1.0
 
 
@@ -30,9 +48,9 @@ _header_block = lru_cache(maxsize=4096)(header_block)  # a webhook's are the sam
 class Transport:
     """Posts over kept connections. Safe to share between threads.
 
-    At most *connections_per_origin* idle connections are kept to each of the *origins* receivers used last. *ca_bundle*
-    (a PEM file) replaces the system's certificate authorities; *resolve* stands in for `socket.getaddrinfo`. Raise
-    `UnusableError` if the bundle cannot be read.
+    At most *connections_per_origin* idle connections are kept to each of the *origins* receivers
+    used last. *ca_bundle* (a PEM file) replaces the system's certificate authorities; *resolve*
+    stands in for `socket.getaddrinfo`. Raise `UnusableError` if the bundle cannot be read.
     """
 
     def __init__(
@@ -46,16 +64,31 @@ class Transport:
     ) -> None:
         self._egress = egress
         dialer = Dialer(egress, Resolver(resolve))
-        self._pools = Pools(dialer, _tls_context(ca_bundle), origins=origins, connections_per_origin=connections_per_origin)
+        self._pools = Pools(
+            dialer,
+            _tls_context(ca_bundle),
+            origins=origins,
+            connections_per_origin=connections_per_origin,
+        )
         # Thousands of webhooks have a URL each, and often few receivers.
         self._route = lru_cache(maxsize=4096)(self._make_route)
         self._origin = lru_cache(maxsize=4096)(self._make_origin)
 
-    def post(self, url: str, *, headers: Sequence[tuple[str, str]], body: bytes, timeout_s: float, stamp: bytes = b"") -> Answer:
-        """POST *body* and return what came of it; block at most *timeout_s* and 10 ms, from before DNS to the last byte.
+    def post(
+        self,
+        url: str,
+        *,
+        headers: Sequence[tuple[str, str]],
+        body: bytes,
+        timeout_s: float,
+        stamp: bytes = b"",
+    ) -> Answer:
+        """POST *body* and return what came of it; block at most *timeout_s* and 10 ms, from before
+        DNS to the last byte.
 
-        *headers* go out as given, then *stamp*, further lines in wire form that must need no check; host and content-length are
-        added. `Answer.first_byte_s` counts from when the request began to be sent.
+        *headers* go out as given, then *stamp*, further lines in wire form that must need no check;
+        host and content-length are added. `Answer.first_byte_s` counts from when the request began
+        to be sent.
         """
         started_at = time.monotonic()
         trace = Trace()
@@ -93,7 +126,9 @@ class Transport:
     def _make_route(self, url: str) -> Route:
         target = self._egress.target(url)
         origin = self._origin(target.scheme, target.host, target.port)
-        return Route(f"POST {target.path} HTTP/1.1\r\nhost: {target.authority}\r\n".encode("ascii"), origin)
+        return Route(
+            f"POST {target.path} HTTP/1.1\r\nhost: {target.authority}\r\n".encode("ascii"), origin
+        )
 
     def _make_origin(self, scheme: str, host: str, port: int) -> Origin:
         if is_address(host):
@@ -112,15 +147,17 @@ class Transport:
             if not trace.reused or idle_s < _IDLE_BEFORE_RESEND_S:
                 raise
         except OutOfDescriptors:
-            # Idle connections to other receivers hold what this one needs; after this only those in an exchange are
-            # left.
+            # Idle connections to other receivers hold what this one needs; after this only those in
+            # an exchange are left.
             self._pools.clear()
             pool = self._pools.pool(route.origin)
         trace.reused = False
         return _send_over(pool.fresh(), pool, request, trace, deadline=deadline)
 
 
-def _send_over(connection: Connection, pool: Pool, request: bytes, trace: Trace, *, deadline: float) -> AnswerReader:
+def _send_over(
+    connection: Connection, pool: Pool, request: bytes, trace: Trace, *, deadline: float
+) -> AnswerReader:
     kept = False
     try:
         sock = connection.sock or connection.open(trace, deadline=deadline)

@@ -1,4 +1,6 @@
-"""Connections to receivers, kept between exchanges: each is dialled through the egress check, within the exchange's deadline."""
+"""Connections to receivers, kept between exchanges: each is dialled through the egress check,
+within the exchange's deadline.
+"""
 
 import errno
 import select
@@ -16,7 +18,14 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.poolmanager import PoolKey
 
 from webhookd.transport.egress import Egress, NotAllowed, is_address
-from webhookd.transport.exchange import DeadlinePassed, NoAnswer, describe_os_error, is_timeout, prepare, remaining_until
+from webhookd.transport.exchange import (
+    DeadlinePassed,
+    NoAnswer,
+    describe_os_error,
+    is_timeout,
+    prepare,
+    remaining_until,
+)
 from webhookd.transport.resolver import LookupFailed, Resolver
 
 
@@ -60,7 +69,8 @@ class Dialer:
         """Return a connected socket whose timeout is what is left until *deadline*."""
         addresses = self._addresses(host, trace, deadline)
         try:
-            # All of them: a name that mixes public and private addresses is an attempt to get at the private one.
+            # All of them: a name that mixes public and private addresses is an attempt to get at
+            # the private one.
             for address in addresses:
                 self._egress.check_address(address)
         except NotAllowed as reason:
@@ -85,18 +95,25 @@ class Dialer:
 
 
 def _interleaved(addresses: list[str]) -> list[str]:
-    """Return *addresses* with the families taking turns: one without a route costs one try (RFC 8305, 4)."""
+    """Return *addresses* with the families taking turns: one without a route costs one try (RFC
+    8305, 4).
+    """
     first = [address for address in addresses if (":" in address) == (":" in addresses[0])]
     second = [address for address in addresses if (":" in address) != (":" in addresses[0])]
-    return [address for pair in zip_longest(first, second) for address in pair if address is not None]
+    return [
+        address for pair in zip_longest(first, second) for address in pair if address is not None
+    ]
 
 
 def _connect_any(addresses: list[str], port: int, deadline: float) -> socket.socket:
     failure: OSError | None = None
     for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
         remaining_s = remaining_until(deadline, "while connecting")
-        # A dead address must leave time for the others and for the exchange; the last may use it up.
-        limit_s = remaining_s if left == 1 else max(remaining_s / (left + 1), min(1.0, remaining_s / 2))
+        # A dead address must leave time for the others and for the exchange; the last may use it
+        # up.
+        limit_s = (
+            remaining_s if left == 1 else max(remaining_s / (left + 1), min(1.0, remaining_s / 2))
+        )
         try:
             return _connect(address, port, limit_s, deadline)
         except OSError as error:
@@ -115,14 +132,17 @@ def _connect(address: str, port: int, limit_s: float, deadline: float) -> socket
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.settimeout(limit_s)
         sock.connect((address, port))
-        # urllib3's TLS handshake comes next and keeps to this as a whole, however slowly the bytes come.
+        # urllib3's TLS handshake comes next and keeps to this as a whole, however slowly the bytes
+        # come.
         sock.settimeout(remaining_until(deadline, "while connecting"))
         unless_done.pop_all()
     return sock
 
 
 class Connection(HTTPConnection):
-    """urllib3's connection, dialled through the egress check. One thread at a time: borrowed from its pool."""
+    """urllib3's connection, dialled through the egress check. One thread at a time: borrowed from
+    its pool.
+    """
 
     def __init__(self, *args: Any, dialer: Dialer, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -147,7 +167,9 @@ class Connection(HTTPConnection):
                 raise DeadlinePassed("in the TLS handshake") from None
             raise NoAnswer(_describe_handshake(error)) from None
         if isinstance(self.sock, ssl.SSLSocket):
-            trace.tls_s = time.monotonic() - began_at - (trace.dns_s or 0.0) - (trace.connect_s or 0.0)
+            trace.tls_s = (
+                time.monotonic() - began_at - (trace.dns_s or 0.0) - (trace.connect_s or 0.0)
+            )
         sock: socket.socket = self.sock
         prepare(sock)
         self.readable = select.poll()
@@ -170,8 +192,8 @@ class _TlsConnection(Connection, HTTPSConnection):
 class Pool(urllib3.HTTPConnectionPool):
     """The kept connections to one origin, the one used last first. Threads may share it.
 
-    urllib3 makes the connections. Lending them is done here: nobody ever waits for one, and a queue with locks would cost a
-    tenth of an exchange. To close it, forget it.
+    urllib3 makes the connections. Lending them is done here: nobody ever waits for one, and a queue
+    with locks would cost a tenth of an exchange. To close it, forget it.
     """
 
     ConnectionCls = Connection
@@ -180,11 +202,14 @@ class Pool(urllib3.HTTPConnectionPool):
         super().__init__(*args, **options)
         self._most = maxsize
         self._kept: list[Connection] = []  # append and pop are atomic
-        # Once nobody refers to the pool any more, an exchange under way included: so urllib3 ends its own.
+        # Once nobody refers to the pool any more, an exchange under way included: so urllib3 ends
+        # its own.
         weakref.finalize(self, _close_all, self._kept)
 
     def borrow(self) -> Connection:
-        """Return a kept connection that is still alive, or a new one that is not open yet (its *sock* is None)."""
+        """Return a kept connection that is still alive, or a new one that is not open yet (its
+        *sock* is None).
+        """
         while True:
             try:
                 connection = self._kept.pop()
@@ -214,7 +239,9 @@ class _TlsPool(Pool, urllib3.HTTPSConnectionPool):
 class Pools(urllib3.PoolManager):
     """The pools of the origins used last; those of others are closed."""
 
-    def __init__(self, dialer: Dialer, tls: ssl.SSLContext, *, origins: int, connections_per_origin: int) -> None:
+    def __init__(
+        self, dialer: Dialer, tls: ssl.SSLContext, *, origins: int, connections_per_origin: int
+    ) -> None:
         super().__init__(num_pools=origins, maxsize=connections_per_origin, ssl_context=tls)
         self.pool_classes_by_scheme = {"http": Pool, "https": _TlsPool}
         self._dialer = dialer
@@ -236,7 +263,9 @@ class Pools(urllib3.PoolManager):
     def _new_pool(
         self, scheme: str, host: str, port: int, request_context: dict[str, Any] | None = None
     ) -> urllib3.HTTPConnectionPool:
-        return super()._new_pool(scheme, host, port, {**(request_context or {}), "dialer": self._dialer})
+        return super()._new_pool(
+            scheme, host, port, {**(request_context or {}), "dialer": self._dialer}
+        )
 
 
 def _close_all(connections: list[Connection]) -> None:
@@ -247,5 +276,7 @@ def _close_all(connections: list[Connection]) -> None:
 def _describe_handshake(error: OSError) -> str:
     text = describe_os_error(error)
     if isinstance(error, ssl.SSLError):
-        return f"{text} (does the port speak TLS?)" if error.reason == "WRONG_VERSION_NUMBER" else text
+        return (
+            f"{text} (does the port speak TLS?)" if error.reason == "WRONG_VERSION_NUMBER" else text
+        )
     return f"TLS: {text} in the handshake"

@@ -1,9 +1,10 @@
-"""Where webhookd may connect to: which URLs are well formed and allowed, and which addresses are public.
+"""Where webhookd may connect to: which URLs are well formed and allowed, and which addresses are
+public.
 
-A webhook's URL is written by somebody else, so without this check it reaches whatever the worker's host reaches:
-databases, cloud metadata, the router. The URL is read once, by urllib3's own parser, and the parts found there are the
-ones used; the address is judged when it is about to be connected to, since a name may resolve differently each time
-(DNS rebinding).
+A webhook's URL is written by somebody else, so without this check it reaches whatever the worker's
+host reaches: databases, cloud metadata, the router. The URL is read once, by urllib3's own parser,
+and the parts found there are the ones used; the address is judged when it is about to be connected
+to, since a name may resolve differently each time (DNS rebinding).
 """
 
 import re
@@ -22,19 +23,25 @@ Network = IPv4Network | IPv6Network
 MAX_URL_LENGTH = 8192
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-# Whitespace and control characters are how a URL means one thing to a person and another to a parser; a backslash is a
-# slash to browsers only.
+# Whitespace and control characters are how a URL means one thing to a person and another to a
+# parser; a backslash is a slash to browsers only.
 _UNSAFE_IN_URL = re.compile(r"[\s\x00-\x20\x7f-\x9f\\\ud800-\udfff]")
-_HOST_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_](?:[a-z0-9_-]{0,62})(?:\.[a-z0-9_][a-z0-9_-]{0,62})*")
+_HOST_NAME = re.compile(
+    r"(?=.{1,253}\Z)[a-z0-9_](?:[a-z0-9_-]{0,62})(?:\.[a-z0-9_][a-z0-9_-]{0,62})*"
+)
 
 
 class NotAllowed(UnusableError):
-    """A target that is never connected to; the message is the reason, in one line and without the URL's query."""
+    """A target that is never connected to; the message is the reason, in one line and without the
+    URL's query.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The parts of a URL as they are used: *host* in lower-case ASCII, an IPv6 literal bare; *path* with the query."""
+    """The parts of a URL as they are used: *host* in lower-case ASCII, an IPv6 literal bare; *path*
+    with the query.
+    """
 
     scheme: str
     host: str
@@ -49,7 +56,9 @@ class Target:
 
 
 def is_address(host: str) -> bool:
-    """Return whether *host* is an IP literal; ``127.1`` and ``0x7f.1`` are names: what they resolve to is checked."""
+    """Return whether *host* is an IP literal; ``127.1`` and ``0x7f.1`` are names: what they resolve
+    to is checked.
+    """
     try:
         ip_address(host)
     except ValueError:
@@ -60,8 +69,8 @@ def is_address(host: str) -> bool:
 class Egress:
     """The rule that every exchange passes. Immutable, so that threads share it.
 
-    *networks* are CIDR strings; addresses inside them are allowed although they are not public. Raise `UnusableError`
-    for one that is malformed.
+    *networks* are CIDR strings; addresses inside them are allowed although they are not public.
+    Raise `UnusableError` for one that is malformed.
     """
 
     def __init__(self, allow_http: bool, networks: Sequence[str] = ()) -> None:
@@ -69,11 +78,15 @@ class Egress:
         self._networks = tuple(_parse_network(text) for text in networks)
 
     def target(self, url: str) -> Target:
-        """Return the parts of *url*. Raise `NotAllowed` if it is malformed or banned; no address is judged here."""
+        """Return the parts of *url*. Raise `NotAllowed` if it is malformed or banned; no address is
+        judged here.
+        """
         if len(url) > MAX_URL_LENGTH:
             raise NotAllowed(f"the URL is longer than {MAX_URL_LENGTH} characters")
         if _UNSAFE_IN_URL.search(url):
-            raise NotAllowed("the URL contains whitespace, a backslash or a character that cannot be sent")
+            raise NotAllowed(
+                "the URL contains whitespace, a backslash or a character that cannot be sent"
+            )
         try:
             parts = parse_url(url)
         except (LocationParseError, UnicodeError):
@@ -86,7 +99,9 @@ class Egress:
         if parts.auth is not None:
             raise NotAllowed("the URL contains credentials; send them in a header instead")
         if parts.fragment is not None:
-            raise NotAllowed("the URL has a fragment, which is never sent; write %23 where '#' is meant")
+            raise NotAllowed(
+                "the URL has a fragment, which is never sent; write %23 where '#' is meant"
+            )
         port = _DEFAULT_PORTS[parts.scheme] if parts.port is None else parts.port
         if port == 0:
             raise NotAllowed("the URL's port must be 1 to 65535")
@@ -115,8 +130,9 @@ class Egress:
             raise NotAllowed(f"the scheme {scheme[:20]!r} is not allowed, only https")
 
 
-# IANA's special-purpose registries (RFC 6890 and later), with what clouds put beside them. Not `is_global`: it holds
-# multicast, site-local and several embedded forms for global, and its answers differ between Python versions.
+# IANA's special-purpose registries (RFC 6890 and later), with what clouds put beside them. Not
+# `is_global`: it holds multicast, site-local and several embedded forms for global, and its answers
+# differ between Python versions.
 _BANNED_V4 = tuple(
     (IPv4Network(network), reason)
     for network, reason in (
@@ -174,7 +190,8 @@ def _why_not_public(ip: Address) -> str | None:
         inner = _why_not_public(embedded)
         if inner is not None:
             return f"{embedded} in disguise, which is {inner}"
-    # Everything outside of 2000::/3 is unassigned or special, save for the translation of public IPv4 addresses.
+    # Everything outside of 2000::/3 is unassigned or special, save for the translation of public
+    # IPv4 addresses.
     return None if ip in _GLOBAL_UNICAST or ip in _NAT64 else "reserved"
 
 

@@ -1,7 +1,8 @@
-"""One HTTP/1.1 exchange on a connected socket: the request's bytes go out, the answer's come back (RFC 9112).
+"""One HTTP/1.1 exchange on a connected socket: the request's bytes go out, the answer's come back
+(RFC 9112).
 
-The answer is parsed by llhttp (httptools). Nothing is decompressed, redirects are not followed, and every wait ends at
-one deadline.
+The answer is parsed by llhttp (httptools). Nothing is decompressed, redirects are not followed, and
+every wait ends at one deadline.
 """
 
 import errno
@@ -40,7 +41,18 @@ _ERRORS = {
 
 _SWITCHED = "the receiver switched protocols instead of answering"
 _HEADER_LINES = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [^\x00-\x08\x0a-\x1f\x7f]*\r\n)*")
-_OURS = frozenset({"connection", "content-length", "expect", "host", "te", "trailer", "transfer-encoding", "upgrade"})
+_OURS = frozenset(
+    {
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
 
 
 class NoAnswer(Exception):
@@ -48,7 +60,9 @@ class NoAnswer(Exception):
 
 
 class ConnectionDied(NoAnswer):
-    """The connection ended before one byte of an answer: on a kept one the request may never have been seen."""
+    """The connection ended before one byte of an answer: on a kept one the request may never have
+    been seen.
+    """
 
 
 class DeadlinePassed(Exception):
@@ -56,7 +70,9 @@ class DeadlinePassed(Exception):
 
 
 def header_block(headers: Sequence[tuple[str, str]]) -> bytes:
-    """Return *headers* as they go over the wire, in UTF-8. Raise `NotAllowed` for one that could split the request."""
+    """Return *headers* as they go over the wire, in UTF-8. Raise `NotAllowed` for one that could
+    split the request.
+    """
     for name, _ in headers:
         if name.lower() in _OURS:
             raise NotAllowed(f"the header {name.lower()} is set by webhookd")
@@ -73,21 +89,27 @@ def header_block(headers: Sequence[tuple[str, str]]) -> bytes:
 def prepare(sock: socket.socket) -> None:
     """Make the connected *sock* fit for `exchange`, once.
 
-    Nothing on it blocks, but for recv without TLS, which waits for 10 ms: a fast receiver then costs one call to the kernel
-    where it would be a poll and a recv, and the interpreter's lock is let go once.
+    Nothing on it blocks, but for recv without TLS, which waits for 10 ms: a fast receiver then
+    costs one call to the kernel where it would be a poll and a recv, and the interpreter's lock is
+    let go once.
     """
     if isinstance(sock, ssl.SSLSocket):
         sock.setblocking(False)
     else:
         sock.setblocking(True)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, int(_RECV_WAITS_S * 1e6)))
+        sock.setsockopt(
+            socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, int(_RECV_WAITS_S * 1e6))
+        )
 
 
-def exchange(sock: socket.socket, readable: select.poll, request: bytes, *, deadline: float) -> "AnswerReader":
-    """Send *request* over *sock* (see `prepare`) and read its answer; block until the monotonic *deadline*, or 10 ms longer.
+def exchange(
+    sock: socket.socket, readable: select.poll, request: bytes, *, deadline: float
+) -> "AnswerReader":
+    """Send *request* over *sock* (see `prepare`) and read its answer; block until the monotonic
+    *deadline*, or 10 ms longer.
 
-    *readable* polls *sock* for POLLIN. Raise `DeadlinePassed`, `ConnectionDied` or `NoAnswer`. Returns a reader that is done;
-    the connection can be kept if `reader.reusable`.
+    *readable* polls *sock* for POLLIN. Raise `DeadlinePassed`, `ConnectionDied` or `NoAnswer`.
+    Returns a reader that is done; the connection can be kept if `reader.reusable`.
     """
     reader = AnswerReader()
     failure: OSError | None = None
@@ -105,10 +127,11 @@ def exchange(sock: socket.socket, readable: select.poll, request: bytes, *, dead
 
 
 class AnswerReader:
-    """Collects one answer from the bytes fed to it; informational answers (1xx) are skipped. Single-threaded.
+    """Collects one answer from the bytes fed to it; informational answers (1xx) are skipped.
+    Single-threaded.
 
-    Bytes may come in any portions. After `done` the fields are final; `feed` and `end` raise `NoAnswer` for what is not
-    an answer.
+    Bytes may come in any portions. After `done` the fields are final; `feed` and `end` raise
+    `NoAnswer` for what is not an answer.
     """
 
     def __init__(self) -> None:
@@ -128,7 +151,9 @@ class AnswerReader:
 
     @property
     def reusable(self) -> bool:
-        """Return whether the connection may carry another exchange: all sent, all read, nothing left over."""
+        """Return whether the connection may carry another exchange: all sent, all read, nothing
+        left over.
+        """
         return self.request_sent and self._keep_alive and not self._overrun
 
     @property
@@ -148,7 +173,9 @@ class AnswerReader:
 
     @property
     def wanted_bytes(self) -> int:
-        """Return how much to read next: never past the limit of the head, so that the limit is exact."""
+        """Return how much to read next: never past the limit of the head, so that the limit is
+        exact.
+        """
         return _READ_BYTES if self._head_done else min(_READ_BYTES, MAX_HEAD_BYTES - self._received)
 
     def feed(self, data: bytes) -> None:
@@ -175,11 +202,14 @@ class AnswerReader:
         if not self.done:
             self._check_limits()
         if self.done:
-            # The parser holds this object's methods: each exchange would leave a cycle to the garbage collector.
+            # The parser holds this object's methods: each exchange would leave a cycle to the
+            # garbage collector.
             self._parser = None
 
     def end(self) -> None:
-        """Take the end of the stream; it completes an answer that has neither length nor chunks (RFC 9112, 6.3)."""
+        """Take the end of the stream; it completes an answer that has neither length nor chunks
+        (RFC 9112, 6.3).
+        """
         if self.done:
             return
         if not self._head_done or self._framed:
@@ -236,7 +266,8 @@ class AnswerReader:
 
 
 def _send(sock: socket.socket, request: bytes, reader: AnswerReader, *, deadline: float) -> None:
-    """Send *request*; what does not go at once goes piece by piece while the answer may come already.
+    """Send *request*; what does not go at once goes piece by piece while the answer may come
+    already.
 
     Stops when that or the stream's end is there.
     """
@@ -257,7 +288,11 @@ def _send(sock: socket.socket, request: bytes, reader: AnswerReader, *, deadline
 
 def _send_some(sock: socket.socket, data: memoryview) -> int:
     try:
-        return sock.send(data) if isinstance(sock, ssl.SSLSocket) else sock.send(data, socket.MSG_DONTWAIT)
+        return (
+            sock.send(data)
+            if isinstance(sock, ssl.SSLSocket)
+            else sock.send(data, socket.MSG_DONTWAIT)
+        )
     except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
         return 0  # TLS may have to wait although the socket does not
 
@@ -277,12 +312,16 @@ def _receive_some(sock: socket.socket, reader: AnswerReader, failure: OSError | 
     elif reader.started:
         reader.end()
     else:
-        raise ConnectionDied("closed without an answer" if failure is None else describe_os_error(failure))
+        raise ConnectionDied(
+            "closed without an answer" if failure is None else describe_os_error(failure)
+        )
     return True
 
 
 def _wait(poller: select.poll, deadline: float, doing: str) -> int:
-    """Block until something is ready and return what; raise `DeadlinePassed` with *doing* once it is too late."""
+    """Block until something is ready and return what; raise `DeadlinePassed` with *doing* once it
+    is too late.
+    """
     while True:
         events = poller.poll(math.ceil(1000 * remaining_until(deadline, doing)))
         if events:
@@ -290,7 +329,9 @@ def _wait(poller: select.poll, deadline: float, doing: str) -> int:
 
 
 def _answer_may_follow(sock: socket.socket, reader: AnswerReader) -> bool:
-    """Read what has come while sending; return whether sending goes on: no end and no final status yet."""
+    """Read what has come while sending; return whether sending goes on: no end and no final status
+    yet.
+    """
     try:
         data = sock.recv(reader.wanted_bytes)
     except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -302,7 +343,9 @@ def _answer_may_follow(sock: socket.socket, reader: AnswerReader) -> bool:
 
 
 def remaining_until(deadline: float, doing: str) -> float:
-    """Return the seconds until the monotonic *deadline*. Raise `DeadlinePassed` with *doing* where there are none."""
+    """Return the seconds until the monotonic *deadline*. Raise `DeadlinePassed` with *doing* where
+    there are none.
+    """
     remaining_s = deadline - time.monotonic()
     if remaining_s <= 0:
         raise DeadlinePassed(doing)
@@ -310,7 +353,9 @@ def remaining_until(deadline: float, doing: str) -> float:
 
 
 def is_timeout(error: OSError) -> bool:
-    """Return whether *error* is a socket's own timeout: the kernel's ETIMEDOUT has the same class, and an errno."""
+    """Return whether *error* is a socket's own timeout: the kernel's ETIMEDOUT has the same class,
+    and an errno.
+    """
     return isinstance(error, TimeoutError) and error.errno is None
 
 

@@ -17,23 +17,27 @@ class LookupFailed(Exception):
 
 
 class Resolver:
-    """Runs each lookup in a daemon thread, at most *threads* at once. Safe to share between threads.
+    """Runs each lookup in a daemon thread, at most *threads* at once. Safe to share between
+    threads.
 
-    Everybody who asks for a name that is being looked up waits for that same lookup: one name whose servers are silent
-    holds one thread, however many deliveries go there, and does not starve the other names.
+    Everybody who asks for a name that is being looked up waits for that same lookup: one name whose
+    servers are silent holds one thread, however many deliveries go there, and does not starve the
+    other names.
     """
 
     def __init__(self, resolve: Resolve, *, threads: int = 32) -> None:
         self._resolve = resolve
         self._free = threading.BoundedSemaphore(threads)
         self._lock = threading.Lock()
-        self._running: dict[str, _Lookup] = {}  # guarded by _lock; whoever finishes a lookup removes it
+        self._running: dict[
+            str, _Lookup
+        ] = {}  # guarded by _lock; whoever finishes a lookup removes it
 
     def addresses(self, host: str, *, deadline: float) -> list[str]:
         """Return the addresses of *host*, in the resolver's order and without repetitions.
 
-        Blocks until the monotonic *deadline* at most. Raise `TimeoutError` when the deadline passes first and
-        `LookupFailed` when there are none or no thread came free.
+        Blocks until the monotonic *deadline* at most. Raise `TimeoutError` when the deadline passes
+        first and `LookupFailed` when there are none or no thread came free.
         """
         with self._lock:
             lookup = self._running.get(host)
@@ -53,7 +57,9 @@ class Resolver:
             self._finish(host, lookup, [], "resolver busy: every lookup thread is stuck")
             return
         try:
-            threading.Thread(target=self._run, args=(host, lookup), name="webhookd-resolver", daemon=True).start()
+            threading.Thread(
+                target=self._run, args=(host, lookup), name="webhookd-resolver", daemon=True
+            ).start()
         except RuntimeError:
             self._free.release()
             self._finish(host, lookup, [], "resolver busy: no further thread can be started")
@@ -104,7 +110,8 @@ def _describe(failure: OSError) -> str:
 
 def _address_text(sockaddr: tuple[object, ...]) -> str:
     text = str(sockaddr[0])
-    # The fourth member of an IPv6 address is its scope; without it the egress check would not see the zone.
+    # The fourth member of an IPv6 address is its scope; without it the egress check would not see
+    # the zone.
     if len(sockaddr) == 4 and sockaddr[3] and "%" not in text:
         return f"{text}%{sockaddr[3]}"
     return text

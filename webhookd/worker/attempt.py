@@ -1,4 +1,6 @@
-"""One delivery, straight: admit, sign, POST, classify. No transaction, no row lock and no pooled connection is held here."""
+"""One delivery, straight: admit, sign, POST, classify. No transaction, no row lock and no pooled
+connection is held here.
+"""
 
 import time
 from datetime import UTC, datetime
@@ -32,13 +34,16 @@ class AttemptRunner:
         return Attempted(answer, time.monotonic())
 
     def webhook_id_header(self, delivery_id: int) -> str:
-        """Return the `webhook-id`: this installation's and this delivery's own, the same on every retry, without a dot."""
+        """Return the `webhook-id`: this installation's and this delivery's own, the same on every
+        retry, without a dot.
+        """
         return f"{self._installation}_{delivery_id}"
 
     def _exchange(self, delivery: Delivery) -> Answer:
         settings = delivery.settings
         message_id = self.webhook_id_header(delivery.delivery_id)
-        # By the database's clock, which all hosts share: receivers refuse a timestamp that is minutes off.
+        # By the database's clock, which all hosts share: receivers refuse a timestamp that is
+        # minutes off.
         timestamp = int(delivery.claimed_at + time.monotonic() - delivery.claimed)
         stamp = f"webhook-id: {message_id}\r\nwebhook-timestamp: {timestamp}\r\n"
         if settings.secret is not None:
@@ -46,7 +51,11 @@ class AttemptRunner:
                 key = parse_secret(settings.secret)
             except ValueError:
                 # Unsigned would be worse than undelivered: the receiver relies on the signature.
-                return Answer(AnswerKind.NOT_ALLOWED, 0.0, error="the webhook's secret is not whsec_ and base64")
+                return Answer(
+                    AnswerKind.NOT_ALLOWED,
+                    0.0,
+                    error="the webhook's secret is not whsec_ and base64",
+                )
             signature = sign(key, webhook_id=message_id, timestamp=timestamp, body=delivery.body)
             stamp += f"webhook-signature: {signature}\r\n"
         if settings.headers is None:

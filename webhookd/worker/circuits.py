@@ -11,21 +11,28 @@ MOST = 10_000  # webhooks to remember: a day of failing ones must not fill the m
 
 
 class LocalCircuits:
-    """Webhooks that just tripped, asked to be left alone, or are gone, as seen by this worker's own exchanges.
+    """Webhooks that just tripped, asked to be left alone, or are gone, as seen by this worker's own
+    exchanges.
 
-    A claim brings twenty rows at once; without this, all twenty would run against a receiver that failed the first five. Only a
-    hint: what it holds back is given back unspent, and the database decides. Written by senders and the recorder, read by
-    senders, under one lock that is never held across an exchange.
+    A claim brings twenty rows at once; without this, all twenty would run against a receiver that
+    failed the first five. Only a hint: what it holds back is given back unspent, and the database
+    decides. Written by senders and the recorder, read by senders, under one lock that is never held
+    across an exchange.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._breakers: dict[int, Breaker] = {}
-        self._blocked: dict[int, float] = {}  # webhook_id -> deliveries claimed before this (monotonic) do not go out
+        self._blocked: dict[
+            int, float
+        ] = {}  # webhook_id -> deliveries claimed before this (monotonic) do not go out
 
     def holds_back(self, delivery: Delivery) -> bool:
-        """Return whether *delivery* was claimed before this worker knew that its webhook should be left alone."""
-        # A plain read: a sender that misses the hint by a moment sends one request more, as it would have a moment ago.
+        """Return whether *delivery* was claimed before this worker knew that its webhook should be
+        left alone.
+        """
+        # A plain read: a sender that misses the hint by a moment sends one request more, as it
+        # would have a moment ago.
         blocked = self._blocked.get(delivery.webhook_id)
         return blocked is not None and delivery.claimed <= blocked
 
@@ -53,11 +60,14 @@ class LocalCircuits:
                 return
             self._breakers[webhook_id] = after
             if len(self._breakers) > MOST:
-                # Webhooks that are gone or paused would stay for ever. Forgotten, one goes by the database's count again.
+                # Webhooks that are gone or paused would stay for ever. Forgotten, one goes by the
+                # database's count again.
                 del self._breakers[next(iter(self._breakers))]
 
     def recorded(self, webhook_ids: set[int], *, now: float) -> None:
-        """The database knows of everything about *webhook_ids* up to *now* (monotonic): claims from now on go by its word."""
+        """The database knows of everything about *webhook_ids* up to *now* (monotonic): claims from
+        now on go by its word.
+        """
         with self._lock:
             for webhook_id in webhook_ids:
                 if self._blocked.get(webhook_id) == math.inf:

@@ -1,7 +1,8 @@
-"""The dispatcher: decides when to look at the queue, claims as much as there is room for, and otherwise sleeps without polling.
+"""The dispatcher: decides when to look at the queue, claims as much as there is room for, and
+otherwise sleeps without polling.
 
-It is the worker's main thread, one loop: wait for something to happen, look, submit. Whoever has news for it (the recorder, the
-housekeeping, a signal, the supervisor) rings its bell.
+It is the worker's main thread, one loop: wait for something to happen, look, submit. Whoever has
+news for it (the recorder, the housekeeping, a signal, the supervisor) rings its bell.
 """
 
 import collections
@@ -31,7 +32,8 @@ log = logging.getLogger("webhookd.dispatcher")
 
 BEAT_S = 1.0
 TICK_S = 0.01
-# Others hold the lanes with work for the length of a claim or a record; an operator may hold one for an hour.
+# Others hold the lanes with work for the length of a claim or a record; an operator may hold one
+# for an hour.
 CONTENDED_FIRST_S, CONTENDED_MOST_S = 0.002, 0.05
 NOT_NAMED_S = 0.25  # a worker that hears another named looks a little later: if that one is dead or busy, work is not lost
 SATURATED_S = 0.01  # shorter than this, having no room is an ordinary moment under load
@@ -90,7 +92,7 @@ class Dispatcher:
         self._failures = 0
         self._notified: collections.deque[float] = collections.deque(maxlen=BURST_NOTIFIES)
 
-    # What other threads may call -----------------------------------------------------------------------------------
+    # What other threads may call
 
     def stop(self) -> None:
         """Have `run` return soon: claim nothing more. May be called from a signal handler."""
@@ -106,7 +108,7 @@ class Dispatcher:
         """Return whether deliveries can be made now."""
         return self.healthy() and self._claimed_once and self.stopped_at is None
 
-    # The loop ------------------------------------------------------------------------------------------------------
+    # The loop
 
     def run(self) -> None:
         """Claim and submit until `stop`. Raises only for faults of webhookd's own."""
@@ -115,7 +117,9 @@ class Dispatcher:
             if now >= self._beat_at:
                 self._beat()
                 self._beat_at = now + BEAT_S
-                self._metrics.set_senders(threads=self._senders.threads, in_hand=self._recording.in_hand())
+                self._metrics.set_senders(
+                    threads=self._senders.threads, in_hand=self._recording.in_hand()
+                )
             try:
                 self._turn(now)
             except psycopg.OperationalError as error:
@@ -125,7 +129,9 @@ class Dispatcher:
             self._wait()
 
     def withdraw(self) -> None:
-        """Give back what no sender has begun, and the watch; called after `run` returned. Raises `psycopg.Error`."""
+        """Give back what no sender has begun, and the watch; called after `run` returned. Raises
+        `psycopg.Error`.
+        """
         for delivery in self._senders.withdraw():
             self._recording.give_back(delivery)
         with self._pool.connection() as connection:
@@ -154,7 +160,9 @@ class Dispatcher:
 
     def _look(self, room: int, now: float) -> None:
         with self._pool.connection() as connection:
-            claim = self._claimer.claim(connection, limit=room, body_bytes=self._senders.room_bytes())
+            claim = self._claimer.claim(
+                connection, limit=room, body_bytes=self._senders.room_bytes()
+            )
             self._submit(claim, now)
             if claim.deliveries or claim.lanes:
                 self._found_at = now
@@ -167,7 +175,9 @@ class Dispatcher:
                 self._rest(connection, now, claimed=bool(claim.deliveries))
                 return
             if now >= self._suspects.see_at:
-                self._suspects.see(self._claimer.next_look(connection).suspect_s, now=time.monotonic())
+                self._suspects.see(
+                    self._claimer.next_look(connection).suspect_s, now=time.monotonic()
+                )
             if claim.full or not claim.exhausted:
                 self._look_at = now  # the next turn asks for room first
             else:
@@ -201,7 +211,9 @@ class Dispatcher:
             self._recording.give_back(delivery)
 
     def _look_soon(self, now: float) -> None:
-        """Look again in a moment: somebody holds what could be claimed. The longer it lasts the longer the pauses."""
+        """Look again in a moment: somebody holds what could be claimed. The longer it lasts the
+        longer the pauses.
+        """
         self._look_at = now + self._contended_pause
         self._contended_pause = min(CONTENDED_MOST_S, self._contended_pause * 2)
 
@@ -219,7 +231,11 @@ class Dispatcher:
                 self._look_soon(now)
             return
         self._contended_pause = CONTENDED_FIRST_S
-        self._look_at = now + next_look.lane_s + (0.0 if self._watch.keeping else random.uniform(0, NOT_NAMED_S))
+        self._look_at = (
+            now
+            + next_look.lane_s
+            + (0.0 if self._watch.keeping else random.uniform(0, NOT_NAMED_S))
+        )
         if self._watch.looking and now - self._found_at < QUIET_S:
             self._look_at = min(self._look_at, now + LOOK_EVERY_S)
         elif (not self._watched or self._watch.looking) and self._listener.connected:
@@ -227,7 +243,7 @@ class Dispatcher:
         if not self._listener.connected:
             self._look_at = min(self._look_at, now + DEAF_LOOK_S)
 
-    # The watch -----------------------------------------------------------------------------------------------------
+    # The watch
 
     def _take_watch(self, connection: Connection, now: float) -> None:
         self._watch.take(connection)
@@ -236,7 +252,9 @@ class Dispatcher:
             self._begin_outwait(connection, now)
 
     def _begin_outwait(self, connection: Connection, now: float) -> None:
-        """Producers that looked before the flag was up commit unheard: look again each time one of them is gone."""
+        """Producers that looked before the flag was up commit unheard: look again each time one of
+        them is gone.
+        """
         self._outwaited = self._watch.lockers(connection)
         self._outwait_pause = OUTWAIT_FIRST_S
         self._outwait_at = now + OUTWAIT_FIRST_S if self._outwaited else math.inf
@@ -267,8 +285,9 @@ class Dispatcher:
         mine = str(self._watch.wake_number)
         if mine in payloads:
             if not self._watch.keeping:
-                # Handed over, or an old notification that outlived a watch long dropped: only the database knows. The next
-                # rest takes the watch, outwaiting included, or leaves it; without room, it is handed on.
+                # Handed over, or an old notification that outlived a watch long dropped: only the
+                # database knows. The next rest takes the watch, outwaiting included, or leaves it;
+                # without room, it is handed on.
                 self._metrics.woken(WakeupCause.HANDOVER)
                 self._watch.keeping, self._watched = True, False
             else:
@@ -282,7 +301,9 @@ class Dispatcher:
             self._look_at = min(self._look_at, now + NOT_NAMED_S)
 
     def _calm_down(self, now: float) -> None:
-        """Lower the flag when notifications come thick: each costs every committing producer more than a look costs here."""
+        """Lower the flag when notifications come thick: each costs every committing producer more
+        than a look costs here.
+        """
         burst = len(self._notified) == BURST_NOTIFIES and now - self._notified[0] < BURST_S
         if burst and self._watch.keeping and not self._watch.looking:
             with self._pool.connection() as connection:
@@ -291,10 +312,12 @@ class Dispatcher:
             self._outwaited, self._outwait_at = set(), math.inf
             self._found_at = now
 
-    # Waiting and faults --------------------------------------------------------------------------------------------
+    # Waiting and faults
 
     def _keep_listening(self, now: float) -> None:
-        """Whatever fails here but the registration is the listener's own: deliveries go on, unannounced."""
+        """Whatever fails here but the registration is the listener's own: deliveries go on,
+        unannounced.
+        """
         if self._listener.opening:
             try:
                 opened = self._listener.opened()
@@ -318,7 +341,11 @@ class Dispatcher:
         """Look every 2 s, and try to listen again with growing pauses. Say so once."""
         deaf = isinstance(error, DeafError)
         self._listen_failures += 1
-        pause = LISTEN_MOST_S if deaf else min(LISTEN_MOST_S, LISTEN_AGAIN_S * 2.0 ** min(self._listen_failures, 10))
+        pause = (
+            LISTEN_MOST_S
+            if deaf
+            else min(LISTEN_MOST_S, LISTEN_AGAIN_S * 2.0 ** min(self._listen_failures, 10))
+        )
         self._listen_at = now + pause * random.uniform(0.5, 1.0)
         self._look_at = min(self._look_at, now + DEAF_LOOK_S)
         event = "LISTEN is deaf" if deaf else "LISTEN connection not to be had"
@@ -369,20 +396,27 @@ class Dispatcher:
             if news is WakeReason.ROOM:
                 self._saturated_since = math.inf
             elif news is not WakeReason.STOP:
-                self._metrics.woken(WakeupCause.LOST if news is WakeReason.LOST else WakeupCause.SWEEP)
-                self._watched = False  # memory may be wrong, and taking a watch that one keeps is harmless
+                self._metrics.woken(
+                    WakeupCause.LOST if news is WakeReason.LOST else WakeupCause.SWEEP
+                )
+                self._watched = (
+                    False  # memory may be wrong, and taking a watch that one keeps is harmless
+                )
                 if news is WakeReason.UNREGISTERED:
                     self._listener.close()  # opening it again registers again
                     self._listen_at = now
 
     def _away(self, error: psycopg.OperationalError) -> None:
-        """The database does not answer: claim nothing, ask again with growing pauses. Nothing else stops."""
+        """The database does not answer: claim nothing, ask again with growing pauses. Nothing else
+        stops.
+        """
         self._failures += 1
         pause = min(5.0, 0.05 * 2.0 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)
         self._look_at = time.monotonic() + pause
         self._listen_at = max(self._listen_at, self._look_at)
         self._outwait_at = math.inf
-        # Another worker may have been given the watch meanwhile, and a server that crashed may have lost the flag.
+        # Another worker may have been given the watch meanwhile, and a server that crashed may have
+        # lost the flag.
         self._watch.keeping = self._watch.looking = self._watched = False
         if self._failures == 3:  # one cut connection is nobody's business
             self._database_up = False

@@ -1,4 +1,5 @@
-"""The housekeeping thread: this worker's sign of life every few seconds, and the fleet's chores that fall to it.
+"""The housekeeping thread: this worker's sign of life every few seconds, and the fleet's chores
+that fall to it.
 
 reap     claims whose lease ran out are released (the fence lets their owner win if it records first)
 measure  the queue's depth by cause is counted, once for the whole fleet
@@ -6,7 +7,8 @@ fold     finished_counts is summed up
 retain   what was kept for long enough is removed, a stretch of pages at a time
 sweep    every 30 s what no notification covers is mended: lanes parked by mistake, counters stranded by a DELETE, dead rows
 
-Besides, this worker adds what it did to pggit.worker_minutes, and learns where the fleet serves its metrics.
+Besides, this worker adds what it did to pggit.worker_minutes, and learns where the fleet serves its
+metrics.
 """
 
 import logging
@@ -32,8 +34,9 @@ log = logging.getLogger("webhookd.housekeeping")
 EVERY_S = 4.5
 FIRST_S = 0.5  # the dispatcher registers this worker first
 LOST_AT_ONCE = 500
-# A chore that takes long rests for so many times as long: with ten million rows waiting, or under an old snapshot, one would
-# keep a processor busy. Not for longer than the second, or the depth would be too old to be shown before it is counted again.
+# A chore that takes long rests for so many times as long: with ten million rows waiting, or under
+# an old snapshot, one would keep a processor busy. Not for longer than the second, or the depth
+# would be too old to be shown before it is counted again.
 RESTS, REST_MOST_S = 3.0, 30.0
 COUNT_MOST_S = 60.0  # the sessions' statement_timeout
 
@@ -41,7 +44,8 @@ COUNT_MOST_S = 60.0  # the sessions' statement_timeout
 class Housekeeping:
     """*bell* rings when the dispatcher should look: rows were released, or nobody keeps the watch.
 
-    *recorded* says whether no result of this worker's own waits to be recorded: after an outage the record comes before the reap.
+    *recorded* says whether no result of this worker's own waits to be recorded: after an outage the
+    record comes before the reap.
     """
 
     def __init__(
@@ -78,7 +82,9 @@ class Housekeeping:
         self._thread.join(0.5)
 
     def release(self, incarnation: UUID) -> None:
-        """Release the leases of a dead *incarnation* now, and strike it from the workers. Blocks; raises `psycopg.Error`."""
+        """Release the leases of a dead *incarnation* now, and strike it from the workers. Blocks;
+        raises `psycopg.Error`.
+        """
         released = self._release(incarnation)
         with self._pool.connection() as connection:
             connection.execute(statements.load("leave"), {"incarnation": incarnation})
@@ -99,13 +105,17 @@ class Housekeeping:
             except psycopg.OperationalError as error:
                 # The dispatcher and the recorder report an outage; without figures, no figures.
                 self._metrics.set_queue(None)
-                log.debug("housekeeping waits for the database", extra={"fields": {"error": str(error)}})
+                log.debug(
+                    "housekeeping waits for the database", extra={"fields": {"error": str(error)}}
+                )
             except Exception:
                 log.exception("housekeeping fault")
 
     def _turn(self) -> None:
         with self._pool.connection() as connection:
-            row = connection.execute(statements.load("beat"), {"incarnation": self._incarnation}).fetchone()
+            row = connection.execute(
+                statements.load("beat"), {"incarnation": self._incarnation}
+            ).fetchone()
         assert row is not None
         registered, watched, chores = row
         if "reap" in chores and self._recorded():
@@ -126,7 +136,9 @@ class Housekeeping:
             self._bell.ring(WakeReason.SWEEP)
         self.publish_activity()
         self._read_fleet()
-        if "measure" in chores:  # after what must go on although this takes so long that the database gives up
+        if (
+            "measure" in chores
+        ):  # after what must go on although this takes so long that the database gives up
             self._measure()
         if "retain" in chores:
             self._retention.turn(self._pool.connection, stopped=self._stop.is_set)
@@ -143,7 +155,8 @@ class Housekeeping:
             self._count_rests_s = self._rest("measure", began=began, put_off=alone)
 
     def _rest(self, chore: str, *, began: float, put_off: bool = False) -> float:
-        """Have nobody do *chore* again too soon: it began at *began* (monotonic) and has just ended. Return for how long.
+        """Have nobody do *chore* again too soon: it began at *began* (monotonic) and has just
+        ended. Return for how long.
 
         *put_off*: it was already, for longer perhaps.
         """
@@ -157,8 +170,9 @@ class Housekeeping:
             connection.execute(statements.load("rest_chore"), {"chore": chore, "seconds": seconds})
 
     def publish_activity(self) -> None:
-        """Store what this worker did since it last said so. Blocks for one statement; raises `psycopg.Error`, and tries again
-        with the next turn."""
+        """Store what this worker did since it last said so. Blocks for one statement; raises
+        `psycopg.Error`, and tries again with the next turn.
+        """
         activity = self._metrics.take_activity()
         if not activity:
             return
@@ -180,14 +194,17 @@ class Housekeeping:
             raise
 
     def _release(self, incarnation: UUID | None) -> int:
-        """Record as lost what *incarnation* held (None: whatever has run out); return how many rows were released.
+        """Record as lost what *incarnation* held (None: whatever has run out); return how many rows
+        were released.
 
         Those that their owner recorded in the last moment are not among them.
         """
         released, patience = 0, 40
         while True:
             with self._pool.connection() as connection:
-                lost = self._recorder.lost_leases(connection, incarnation=incarnation, limit=LOST_AT_ONCE)
+                lost = self._recorder.lost_leases(
+                    connection, incarnation=incarnation, limit=LOST_AT_ONCE
+                )
                 if not lost:
                     break
                 recorded = self._recorder.record(connection, lost)
@@ -196,7 +213,8 @@ class Housekeeping:
             if len(lost) < LOST_AT_ONCE and ended == len(lost):
                 break
             if ended == 0:
-                # Their lanes are locked: by a claim for a moment, or by an operator for longer. Leases run out anyway.
+                # Their lanes are locked: by a claim for a moment, or by an operator for longer.
+                # Leases run out anyway.
                 patience -= 1
                 if incarnation is None or patience == 0 or self._stop.wait(0.05):
                     break
@@ -219,9 +237,17 @@ class Housekeeping:
         make_lanes(connection, webhook_ids)
         with session.transaction(connection) as cursor:
             parameters = {"webhook_ids": session.number_array(webhook_ids)}
-            locked = [row[0] for row in cursor.execute(statements.load("lock_recorded_lanes"), parameters).fetchall()]
-            # Leases are counted by a statement that began after the locks: no claim or record is half seen.
-            cursor.execute(statements.load("sweep_lanes"), {"webhook_ids": session.number_array(locked)})
+            locked = [
+                row[0]
+                for row in cursor.execute(
+                    statements.load("lock_recorded_lanes"), parameters
+                ).fetchall()
+            ]
+            # Leases are counted by a statement that began after the locks: no claim or record is
+            # half seen.
+            cursor.execute(
+                statements.load("sweep_lanes"), {"webhook_ids": session.number_array(locked)}
+            )
 
     def _read_fleet(self) -> None:
         with self._pool.connection() as connection:

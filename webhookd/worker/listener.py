@@ -19,11 +19,14 @@ HEARS_WITHIN_S = 3.0
 
 
 class DeafError(psycopg.OperationalError):
-    """What is notified does not arrive: the connection leads through a pooler, or to another database."""
+    """What is notified does not arrive: the connection leads through a pooler, or to another
+    database.
+    """
 
 
 class Listener:
-    """One connection that listens, opened by a thread of its own: a host that answers nothing holds nobody up.
+    """One connection that listens, opened by a thread of its own: a host that answers nothing holds
+    nobody up.
 
     Used by the dispatcher's thread only.
     """
@@ -44,7 +47,8 @@ class Listener:
         return self._opening is not None
 
     def open(self, pool: ConnectionPool[session.Connection], done: Callable[[], None]) -> None:
-        """Begin to connect, to LISTEN and to see whether a NOTIFY sent through *pool* arrives; returns at once.
+        """Begin to connect, to LISTEN and to see whether a NOTIFY sent through *pool* arrives;
+        returns at once.
 
         In the end *done* is called, in another thread, and `opened` says what has become of it.
         """
@@ -53,7 +57,8 @@ class Listener:
         self._opening.add_done_callback(lambda _: done())
 
     def opened(self) -> bool:
-        """Return whether what `open` began has ended well, False while it lasts; raises what it failed with.
+        """Return whether what `open` began has ended well, False while it lasts; raises what it
+        failed with.
 
         That is `DeafError` or another `psycopg.Error`. Whatever was notified before this is lost.
         """
@@ -74,38 +79,49 @@ class Listener:
 
     def fileno(self) -> int:
         """Return the socket to wait on; -1 without a connection."""
-        return -1 if self._connection is None or self._connection.closed else self._connection.fileno()
+        return (
+            -1 if self._connection is None or self._connection.closed else self._connection.fileno()
+        )
 
     def drain(self) -> list[str]:
-        """Return the payloads that have arrived, without blocking. Raises `psycopg.OperationalError`."""
+        """Return the payloads that have arrived, without blocking. Raises
+        `psycopg.OperationalError`.
+        """
         return [] if self._connection is None else _payloads(self._connection)
 
     def _connect(self, pool: ConnectionPool[session.Connection]) -> session.Connection:
         connection = session.connect(self._dsn, application_name=self._application_name)
         with ExitStack() as unless_done:
             unless_done.callback(connection.close)
-            if connection.behind_pooler and session.lent_by_transaction(connection, pool.connection):
+            if connection.behind_pooler and session.lent_by_transaction(
+                connection, pool.connection
+            ):
                 # LISTEN would stay in a session that somebody else gets next.
                 raise DeafError("a pooler in transaction mode")
             connection.execute(session.listen_statement(WAKE_CHANNEL))
             if not _hears(connection, pool):
                 if connection.behind_pooler:
-                    connection.execute(f"UNLISTEN {WAKE_CHANNEL}".encode())  # with some luck in the session that listens
+                    connection.execute(
+                        f"UNLISTEN {WAKE_CHANNEL}".encode()
+                    )  # with some luck in the session that listens
                 raise DeafError(f"a NOTIFY did not arrive within {HEARS_WITHIN_S:g} s")
             unless_done.pop_all()
         return connection
 
 
 def readable(descriptors: Iterable[int], *, within_s: float) -> set[int]:
-    """Return those *descriptors* with something to read, the end or an error included; waits *within_s* for the first.
+    """Return those *descriptors* with something to read, the end or an error included; waits
+    *within_s* for the first.
 
-    Negative ones are left out. Not with select, which takes none from 1024 on: a worker has one open for each receiver.
+    Negative ones are left out. Not with select, which takes none from 1024 on: a worker has one
+    open for each receiver.
     """
     poller = select.poll()
     for descriptor in descriptors:
         if descriptor >= 0:
             poller.register(descriptor, select.POLLIN)
-    # Rounded up: what ends a moment too early is begun again, over and over. Below zero would be for ever.
+    # Rounded up: what ends a moment too early is begun again, over and over. Below zero would be
+    # for ever.
     return {descriptor for descriptor, _ in poller.poll(max(0, math.ceil(1000 * within_s)))}
 
 

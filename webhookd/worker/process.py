@@ -1,4 +1,6 @@
-"""A worker process: puts the parts together after the fork, runs the dispatcher in the main thread, drains, leaves."""
+"""A worker process: puts the parts together after the fork, runs the dispatcher in the main thread,
+drains, leaves.
+"""
 
 import gc
 import logging
@@ -48,8 +50,8 @@ log = logging.getLogger("webhookd.worker")
 
 RELEASE_AGAIN_S = 1.0
 UNANSWERED_S = 2.0  # so long a worker that is to leave waits for an answer of the database
-# Values by the hundred come with each claim and die by themselves: to look them through for cycles as often as Python does by
-# default finds nothing.
+# Values by the hundred come with each claim and die by themselves: to look them through for cycles
+# as often as Python does by default finds nothing.
 GARBAGE_THRESHOLDS = (10_000, 20, 20)
 POOL_SIZE = 2  # with the LISTEN connection that makes three a worker
 
@@ -66,7 +68,9 @@ def run(config: Config, seat: Lifeline) -> int:
     metrics = Metrics(seat.name, max_webhooks=config.metrics_webhooks)
     state = _Booting(stop)
     session.attend_waits(lambda waited_s: _attend(seat, state, waited_s))
-    endpoint = Endpoint(seat.metrics_socket, metrics, alive=state.alive, ready=state.ready, targets=state.targets)
+    endpoint = Endpoint(
+        seat.metrics_socket, metrics, alive=state.alive, ready=state.ready, targets=state.targets
+    )
     endpoint.start()
     try:
         installation = _boot(config, seat, stop)
@@ -84,10 +88,14 @@ def run(config: Config, seat: Lifeline) -> int:
 
 
 class _Lifeline:
-    """The supervisor's pipe, read from the first moment on: an orphan must let go of its port even while it boots."""
+    """The supervisor's pipe, read from the first moment on: an orphan must let go of its port even
+    while it boots.
+    """
 
     def __init__(self, seat: Lifeline, stop: threading.Event) -> None:
-        self.lost: queue.SimpleQueue[UUID] = queue.SimpleQueue()  # dead siblings whose leases are to be released
+        self.lost: queue.SimpleQueue[UUID] = (
+            queue.SimpleQueue()
+        )  # dead siblings whose leases are to be released
         self._seat = seat
         self.ended = False
         self.on_end: Callable[[], None] = stop.set
@@ -124,10 +132,16 @@ class _Booting:
             return (False, "draining")
         if self.worker is None:
             return (False, "waiting for the database")
-        return (True, "ready") if self.worker.dispatcher.ready() else (False, "the database does not answer")
+        return (
+            (True, "ready")
+            if self.worker.dispatcher.ready()
+            else (False, "the database does not answer")
+        )
 
     def stopping(self) -> bool:
-        return self._stop.is_set() or (self.worker is not None and self.worker.dispatcher.stopped_at is not None)
+        return self._stop.is_set() or (
+            self.worker is not None and self.worker.dispatcher.stopped_at is not None
+        )
 
     def targets(self) -> TargetGroups | None:
         return self.worker.housekeeping.targets if self.worker else None
@@ -137,11 +151,14 @@ def _attend(seat: Lifeline, state: _Booting, waited_s: float) -> None:
     """What the main thread does while the database does not answer."""
     seat.beat()
     if waited_s > UNANSWERED_S and state.stopping():
-        raise session.UnansweredError(f"no answer within {UNANSWERED_S:g} s, and this worker is to leave")
+        raise session.UnansweredError(
+            f"no answer within {UNANSWERED_S:g} s, and this worker is to leave"
+        )
 
 
 def _boot(config: Config, seat: Lifeline, stop: threading.Event) -> str | None:
-    """Wait for the database and check its schema; return the installation's name in webhook-ids, None if told to stop first.
+    """Wait for the database and check its schema; return the installation's name in webhook-ids,
+    None if told to stop first.
 
     A database that is away is waited for; a schema that does not fit raises `UnusableError`.
     """
@@ -150,7 +167,9 @@ def _boot(config: Config, seat: Lifeline, stop: threading.Event) -> str | None:
     while not stop.is_set():
         seat.beat()
         try:
-            asked = in_background(partial(_installation, config.dsn, seat.name), name="webhookd-boot")
+            asked = in_background(
+                partial(_installation, config.dsn, seat.name), name="webhookd-boot"
+            )
             while not asked.done() and not stop.is_set():
                 seat.beat()  # connecting may take longer than a silent worker lives
                 futures.wait([asked], timeout=0.1)
@@ -176,7 +195,14 @@ def _installation(dsn: str, name: str) -> str:
 class _Worker:
     """The parts of a worker, wired."""
 
-    def __init__(self, config: Config, seat: Lifeline, metrics: Metrics, installation: str, lifeline: _Lifeline) -> None:
+    def __init__(
+        self,
+        config: Config,
+        seat: Lifeline,
+        metrics: Metrics,
+        installation: str,
+        lifeline: _Lifeline,
+    ) -> None:
         assert config.dsn is not None
         self._lifeline = lifeline
         self._config = config
@@ -186,7 +212,10 @@ class _Worker:
         # Nobody beats while a connection is waited for.
         pause_s = min(2.0, config.heartbeat_timeout / 3)
         self._pool = session.open_pool(
-            config.dsn, application_name=f"webhookd/{seat.name}/work", size=POOL_SIZE, timeout_s=pause_s
+            config.dsn,
+            application_name=f"webhookd/{seat.name}/work",
+            size=POOL_SIZE,
+            timeout_s=pause_s,
         )
         recorder = ResultWriter(worker_id=seat.name, defaults=defaults)
         hints, bell = LocalCircuits(), WakeupPipe()
@@ -203,7 +232,9 @@ class _Worker:
             metrics=metrics,
             bell=bell,
         )
-        listener = Listener(config.listen_dsn or config.dsn, application_name=f"webhookd/{seat.name}/listen")
+        listener = Listener(
+            config.listen_dsn or config.dsn, application_name=f"webhookd/{seat.name}/listen"
+        )
         self.dispatcher = Dispatcher(
             self._pool,
             Claimer(worker_id=seat.name, incarnation=seat.incarnation, defaults=defaults),
@@ -250,9 +281,15 @@ class _Worker:
         """
         if not self._worn:
             rss, deliveries = _resident_bytes(), self.recording.ended()
-            self._worn = 0 < self._config.worker_max_rss < rss or 0 < self._config.worker_max_deliveries <= deliveries
+            self._worn = (
+                0 < self._config.worker_max_rss < rss
+                or 0 < self._config.worker_max_deliveries <= deliveries
+            )
             if self._worn:
-                log.info("worker has passed its limit", extra={"fields": {"rss_mb": rss >> 20, "deliveries": deliveries}})
+                log.info(
+                    "worker has passed its limit",
+                    extra={"fields": {"rss_mb": rss >> 20, "deliveries": deliveries}},
+                )
         self._seat.beat(worn=self._worn)
 
     def _drain(self) -> int:
@@ -260,7 +297,9 @@ class _Worker:
         log.info("worker drains", extra={"fields": {"in_hand": self.recording.in_hand()}})
         assert self.dispatcher.stopped_at is not None
         deadline = self.dispatcher.stopped_at + self._config.drain_timeout
-        self._pool.timeout = 0.5  # a database that is away must not keep it longer than the supervisor waits
+        self._pool.timeout = (
+            0.5  # a database that is away must not keep it longer than the supervisor waits
+        )
         try:
             self.dispatcher.withdraw()
         except psycopg.Error as error:
@@ -274,10 +313,13 @@ class _Worker:
         self.housekeeping.stop()
         try:
             if not recorded:
-                raise psycopg.OperationalError("results could not be recorded; their leases run out")
+                raise psycopg.OperationalError(
+                    "results could not be recorded; their leases run out"
+                )
             self.housekeeping.publish_activity()
             if unfinished:
-                # The exchanges that are still under way: their rows are released like those of a worker that died.
+                # The exchanges that are still under way: their rows are released like those of a
+                # worker that died.
                 self.housekeeping.release(self._seat.incarnation)
             self.dispatcher.leave()
         except psycopg.Error as error:
@@ -293,8 +335,11 @@ class _Worker:
 
     def _release(self, incarnation: UUID, *, again: bool = True) -> None:
         if again:
-            # A claim whose COMMIT the dead worker had sent may take effect a moment after its leases were released.
-            timer = threading.Timer(RELEASE_AGAIN_S, self._release, args=[incarnation], kwargs={"again": False})
+            # A claim whose COMMIT the dead worker had sent may take effect a moment after its
+            # leases were released.
+            timer = threading.Timer(
+                RELEASE_AGAIN_S, self._release, args=[incarnation], kwargs={"again": False}
+            )
             timer.daemon = True
             timer.start()
         try:
@@ -316,7 +361,9 @@ def _resident_bytes() -> int:
 
 
 def _end_with_thread(args: threading.ExceptHookArgs) -> None:
-    """Half a worker is worse than none: the supervisor starts another, and a sibling releases this one's leases."""
+    """Half a worker is worse than none: the supervisor starts another, and a sibling releases this
+    one's leases.
+    """
     name = args.thread.name if args.thread else "?"
     log.critical("thread died", extra={"fields": {"thread": name}}, exc_info=args.exc_value)
     os._exit(ExitCode.FAILED)

@@ -1,4 +1,6 @@
-"""The recorder thread: gathers results and commits whatever has gathered. Under load batches grow by themselves."""
+"""The recorder thread: gathers results and commits whatever has gathered. Under load batches grow
+by themselves.
+"""
 
 import logging
 import math
@@ -30,7 +32,9 @@ STUCK_S = 1.0  # a record takes milliseconds
 
 
 class Recorder:
-    """Everything claimed and not yet recorded passes through here. The dispatcher enters deliveries, the thread ends them."""
+    """Everything claimed and not yet recorded passes through here. The dispatcher enters
+    deliveries, the thread ends them.
+    """
 
     def __init__(
         self,
@@ -70,7 +74,9 @@ class Recorder:
         self._results.put(Result(delivery, GivenBack()), last=True)
 
     def settled(self) -> bool:
-        """Return whether no finished exchange waits to be recorded for longer than one does under load."""
+        """Return whether no finished exchange waits to be recorded for longer than one does under
+        load.
+        """
         since = self._recording_since
         stuck = since is not None and time.monotonic() - since >= STUCK_S
         return not stuck and not self._deferred and len(self._results) < BATCH
@@ -84,7 +90,9 @@ class Recorder:
         return self._ended
 
     def stop(self, *, timeout_s: float) -> bool:
-        """Record what is there and end the thread; after *timeout_s* give up on a database that is away, and return False."""
+        """Record what is there and end the thread; after *timeout_s* give up on a database that is
+        away, and return False.
+        """
         self._results.close()
         self._thread.join(timeout_s)
         recorded = not self._thread.is_alive()
@@ -102,7 +110,9 @@ class Recorder:
                 self._recording_since = None
 
     def _gather(self) -> list[Result]:
-        """Return what was put off and what has come since; blocks for the first, and for 40 ms while there is more to come."""
+        """Return what was put off and what has come since; blocks for the first, and for 40 ms
+        while there is more to come.
+        """
         deferred, self._deferred = self._deferred, []
         if not deferred:
             return self._results.take(within_s=None, gather_s=GATHER_S)
@@ -126,7 +136,9 @@ class Recorder:
         self._account(recorded)
 
     def _persist(self, batch: Sequence[Result]) -> RecordOutcome:
-        """Record *batch*, for as long as it takes a database that is away to come back (or until told to give up)."""
+        """Record *batch*, for as long as it takes a database that is away to come back (or until
+        told to give up).
+        """
         for attempt in tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(psycopg.OperationalError),
             wait=tenacity.wait_random_exponential(multiplier=0.05, max=5),
@@ -141,9 +153,15 @@ class Recorder:
 
     def _database_away(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
-        if state.attempt_number in (3, 30, 300):  # a deadlock or one cut connection is nobody's business
+        if state.attempt_number in (
+            3,
+            30,
+            300,
+        ):  # a deadlock or one cut connection is nobody's business
             self._metrics.set_database_up(False)
-            log.warning("record waits for the database", extra={"fields": {"error": first_line(error)}})
+            log.warning(
+                "record waits for the database", extra={"fields": {"error": first_line(error)}}
+            )
 
     def _record_one_by_one(self, batch: Sequence[Result], error: psycopg.Error) -> None:
         """One result that the database cannot take must not keep the others from being recorded."""
@@ -153,7 +171,9 @@ class Recorder:
             return
         log.error(
             "result cannot be recorded; its lease will run out",
-            extra={"fields": {"delivery_id": batch[0].delivery.delivery_id, "error": first_line(error)}},
+            extra={
+                "fields": {"delivery_id": batch[0].delivery.delivery_id, "error": first_line(error)}
+            },
         )
         self._leave(1)
 
@@ -161,17 +181,23 @@ class Recorder:
         ended = len(recorded.accepted) + len(recorded.refused)
         if not ended:
             return
-        self._hints.recorded({result.delivery.webhook_id for result in recorded.accepted}, now=time.monotonic())
+        self._hints.recorded(
+            {result.delivery.webhook_id for result in recorded.accepted}, now=time.monotonic()
+        )
         # What was given back unsent came too late for nobody.
         late = sum(not isinstance(result.outcome, GivenBack) for result in recorded.refused)
         self._metrics.recorded(len(recorded.accepted), refused=late)
-        self._metrics.observe_attempts([_observed(result) for result in recorded.accepted if _attempted(result)])
+        self._metrics.observe_attempts(
+            [_observed(result) for result in recorded.accepted if _attempted(result)]
+        )
         for webhook_id in recorded.tripped:
             self._metrics.circuit_opened(webhook_id)
             log.info("circuit opened", extra={"fields": {"webhook_id": webhook_id}})
         if late:
             log.warning("results refused by the fence", extra={"fields": {"results": late}})
-        self._metrics.given_back(sum(isinstance(result.outcome, GivenBack) for result in recorded.accepted))
+        self._metrics.given_back(
+            sum(isinstance(result.outcome, GivenBack) for result in recorded.accepted)
+        )
         self._leave(ended)
         if recorded.next_look_s < math.inf:
             self._bell.ring(recorded.next_look_s)
@@ -191,7 +217,11 @@ def _observed(result: Result) -> ObservedAttempt:
     answer = result.outcome.answer
     if answer.kind is AnswerKind.TIMEOUT:
         status = AttemptStatus.TIMEOUT
-    elif answer.http_status is not None and 200 <= answer.http_status < 300 and answer.kind is AnswerKind.RESPONSE:
+    elif (
+        answer.http_status is not None
+        and 200 <= answer.http_status < 300
+        and answer.kind is AnswerKind.RESPONSE
+    ):
         status = AttemptStatus.DELIVERED
     else:
         status = AttemptStatus.FAILED

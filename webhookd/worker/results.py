@@ -11,7 +11,8 @@ BATCH = 200
 class ResultQueue:
     """Hands results from many senders to the recorder, a batch at a time.
 
-    The recorder is woken twice a batch, not for each result: each wakeup would take the interpreter's lock from a sender.
+    The recorder is woken twice a batch, not for each result: each wakeup would take the
+    interpreter's lock from a sender.
     """
 
     def __init__(self) -> None:
@@ -28,7 +29,9 @@ class ResultQueue:
         return self._closed and not self._results
 
     def put(self, result: Result, *, last: bool = False) -> None:
-        """Add *result*; *last* says that none is to be expected soon. Never blocks; any thread may call it."""
+        """Add *result*; *last* says that none is to be expected soon. Never blocks; any thread may
+        call it.
+        """
         self._results.append(result)
         # After the append: `take` clears both and then empties the queue.
         if last or len(self._results) >= BATCH:
@@ -39,8 +42,8 @@ class ResultQueue:
     def take(self, *, within_s: float | None, gather_s: float) -> list[Result]:
         """Return at most a batch, maybe nothing. For one thread.
 
-        Blocks for *within_s* until there is a first result (None: for as long as it takes), then for *gather_s* until a batch is
-        full or has its last; for nothing once it is closed.
+        Blocks for *within_s* until there is a first result (None: for as long as it takes), then
+        for *gather_s* until a batch is full or has its last; for nothing once it is closed.
         """
         if self._some.wait(within_s):
             self._ripe.wait(gather_s)

@@ -1,8 +1,9 @@
 """The sender threads of one worker, and the claimed deliveries that wait for them.
 
-Threads that fight for the interpreter lock cost a great deal, threads that wait for receivers are all the throughput there is. So
-the pool starts with one and grows only while work waits and every sender has been blocked in an exchange for a while. Where it is
-the processor that they wait for, more of them would only cost more: then the pool shrinks.
+Threads that fight for the interpreter lock cost a great deal, threads that wait for receivers are
+all the throughput there is. So the pool starts with one and grows only while work waits and every
+sender has been blocked in an exchange for a while. Where it is the processor that they wait for,
+more of them would only cost more: then the pool shrinks.
 """
 
 import logging
@@ -23,27 +24,32 @@ from webhookd.worker.wakeup import WakeReason, WakeupPipe
 log = logging.getLogger("webhookd.senders")
 
 BLOCKED_AFTER_S = 0.003  # an exchange that lasts longer than this is waiting, not computing
-TICKS_TO_GROW = 2  # one look is not enough: a fast receiver's hiccup must not leave sixteen threads behind
+TICKS_TO_GROW = (
+    2  # one look is not enough: a fast receiver's hiccup must not leave sixteen threads behind
+)
 IDLE_EXIT_S = 10.0
-# Every so often: for what share of their time senders were ready to run and did not. Above the first share no more are started,
-# above the second one leaves.
+# Every so often: for what share of their time senders were ready to run and did not. Above the
+# first share no more are started, above the second one leaves.
 WEIGH_EVERY_S = 0.1
 STARVED, CROWDED = 0.2, 0.5
-# Claims are sized to so much work, and made once no more than so much of it waits: few large claims cost less than many small
-# ones, and what stays in the queue any worker may take.
+# Claims are sized to so much work, and made once no more than so much of it waits: few large claims
+# cost less than many small ones, and what stays in the queue any worker may take.
 WORK_AHEAD_S, WORK_LEFT_S = 0.1, 0.02
 RATE_EVERY_S = 0.025  # how often it is looked at how fast that goes
 SMALLEST_CAPACITY = 16
 LARGEST_CAPACITY = 400
-# No record needs a body, and results may have to wait for a database that is away; but a copy costs more than a small one holds.
+# No record needs a body, and results may have to wait for a database that is away; but a copy costs
+# more than a small one holds.
 SMALL_BODY_BYTES = 4096
 
 
 @dataclass(slots=True, eq=False)
 class _Sender:
-    """Written by its own thread, read by the dispatcher. *since*: monotonic begin of the exchange under way, None between two.
+    """Written by its own thread, read by the dispatcher. *since*: monotonic begin of the exchange
+    under way, None between two.
 
-    *thread_id* is the kernel's; *delay_s* is for how long, as of the last look, it has waited for a processor in all.
+    *thread_id* is the kernel's; *delay_s* is for how long, as of the last look, it has waited for a
+    processor in all.
     """
 
     since: float | None = None
@@ -52,9 +58,13 @@ class _Sender:
 
 
 class SenderPool:
-    """Takes deliveries from the dispatcher, carries them out on its threads, and puts results where the recorder finds them."""
+    """Takes deliveries from the dispatcher, carries them out on its threads, and puts results where
+    the recorder finds them.
+    """
 
-    def __init__(self, courier: AttemptRunner, results: ResultQueue, *, most: int, bell: WakeupPipe) -> None:
+    def __init__(
+        self, courier: AttemptRunner, results: ResultQueue, *, most: int, bell: WakeupPipe
+    ) -> None:
         self._courier = courier
         self._results = results
         self._most = most
@@ -85,7 +95,9 @@ class SenderPool:
         return BODY_BYTES - self._body_bytes
 
     def room(self) -> int:
-        """Return how many deliveries to claim now; 0 while enough wait here already to keep every sender busy."""
+        """Return how many deliveries to claim now; 0 while enough wait here already to keep every
+        sender busy.
+        """
         if self.room_bytes() <= 0:
             return 0
         capacity = self._capacity()
@@ -104,7 +116,8 @@ class SenderPool:
         self._wants_room = True
 
     def tick(self, now: float) -> bool:
-        """Grow if every sender has been blocked for some ticks while work waits, shrink if they wait for the processor.
+        """Grow if every sender has been blocked for some ticks while work waits, shrink if they
+        wait for the processor.
 
         Return whether to tick again in a few ms.
         """
@@ -142,11 +155,16 @@ class SenderPool:
         elapsed = now - self._rated_at
         if elapsed >= RATE_EVERY_S:
             finished, self._finished = self._finished, 0
-            # Up at once, since small claims are dear when there is much to do; down with a memory of a quarter of a second.
+            # Up at once, since small claims are dear when there is much to do; down with a memory
+            # of a quarter of a second.
             rate = finished / elapsed
-            self._rate += (rate - self._rate) * (1.0 if rate > self._rate else min(1.0, elapsed * 4))
+            self._rate += (rate - self._rate) * (
+                1.0 if rate > self._rate else min(1.0, elapsed * 4)
+            )
             self._rated_at = now
-        wanted = max(SMALLEST_CAPACITY, int(self._rate * WORK_AHEAD_S) + self.threads, self.threads * 2)
+        wanted = max(
+            SMALLEST_CAPACITY, int(self._rate * WORK_AHEAD_S) + self.threads, self.threads * 2
+        )
         return min(wanted, max(LARGEST_CAPACITY, self._most * 2))
 
     def _weigh(self, now: float) -> None:
@@ -158,7 +176,11 @@ class SenderPool:
             delay_s = _run_delay_s(sender.thread_id)
             waited_s += delay_s - sender.delay_s
             sender.delay_s = delay_s
-        self._starved = waited_s / (elapsed_s * len(senders)) if senders and elapsed_s < 10 * WEIGH_EVERY_S else 0.0
+        self._starved = (
+            waited_s / (elapsed_s * len(senders))
+            if senders and elapsed_s < 10 * WEIGH_EVERY_S
+            else 0.0
+        )
         self._one_leaves = self._starved > CROWDED and len(senders) > 1
 
     def _start(self, count: int) -> None:
@@ -166,7 +188,9 @@ class SenderPool:
             sender = _Sender()
             with self._lock:
                 self._senders.append(sender)
-            threading.Thread(target=self._run, args=(sender,), name="webhookd-sender", daemon=True).start()
+            threading.Thread(
+                target=self._run, args=(sender,), name="webhookd-sender", daemon=True
+            ).start()
 
     def _run(self, sender: _Sender) -> None:
         sender.thread_id = threading.get_native_id()
@@ -195,7 +219,8 @@ class SenderPool:
         try:
             outcome: Outcome = self._courier.deliver(delivery)
         except Exception:
-            # A fault of ours, not the receiver's, and nobody knows how far the exchange got: that is a lost lease.
+            # A fault of ours, not the receiver's, and nobody knows how far the exchange got: that
+            # is a lost lease.
             log.exception("delivery fault", extra={"fields": {"delivery_id": delivery.delivery_id}})
             outcome = Lost()
         # Idle before the result is seen: the recorder commits at once when nobody is busy any more.
@@ -204,14 +229,18 @@ class SenderPool:
         self._hold(-len(delivery.body))
         if len(delivery.body) > SMALL_BODY_BYTES:
             delivery = delivery._replace(body=b"")
-        self._results.put(Result(delivery, outcome), last=self._queue.empty() and self.backlog() == 0)
+        self._results.put(
+            Result(delivery, outcome), last=self._queue.empty() and self.backlog() == 0
+        )
         if self._wants_room and self.room() > 0:
             self._wants_room = False
             self._bell.ring(WakeReason.ROOM)
 
 
 def _run_delay_s(thread_id: int | None) -> float:
-    """Return for how long a thread has been ready to run without a processor, since it began; 0 where that is not known."""
+    """Return for how long a thread has been ready to run without a processor, since it began; 0
+    where that is not known.
+    """
     try:
         return int(Path(f"/proc/self/task/{thread_id}/schedstat").read_text().split()[1]) / 1e9
     except (OSError, IndexError):  # not Linux, or the thread has ended

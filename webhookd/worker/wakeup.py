@@ -28,7 +28,9 @@ class WakeupPipe:
         return self._read
 
     def ring(self, news: WakeReason | float) -> None:
-        """Leave *news*, or the seconds after which a lane becomes runnable, and wake the dispatcher. Never blocks."""
+        """Leave *news*, or the seconds after which a lane becomes runnable, and wake the
+        dispatcher. Never blocks.
+        """
         self._news.append(news)
         with suppress(BlockingIOError):  # full: a thousand rings wait to be heard already
             os.write(self._write, b".")

@@ -1,8 +1,9 @@
 """The watch: of all workers of the fleet that have nothing to do, one is told of inserts.
 
-Telling costs the application: NOTIFY makes committing transactions queue up behind one lock. So inserts look at a flag and notify
-only while it is up. It is an eventcount (docs/architecture.md, "Wakeups"): the keeper of the watch either sleeps with the flag up
-in its name, or keeps it down and looks every few milliseconds itself. Who has no room hands the watch over, or drops it.
+Telling costs the application: NOTIFY makes committing transactions queue up behind one lock. So
+inserts look at a flag and notify only while it is up. It is an eventcount (docs/architecture.md,
+"Wakeups"): the keeper of the watch either sleeps with the flag up in its name, or keeps it down and
+looks every few milliseconds itself. Who has no room hands the watch over, or drops it.
 """
 
 import os
@@ -17,12 +18,15 @@ CALL_ALL = "all"
 
 
 class NotifyDuty:
-    """This incarnation's ear and row among the workers, and its part in the watch. Used by the dispatcher's thread only.
+    """This incarnation's ear and row among the workers, and its part in the watch. Used by the
+    dispatcher's thread only.
 
     Methods block for one short transaction and raise `psycopg.Error`.
     """
 
-    def __init__(self, listener: Listener, *, worker_id: str, incarnation: UUID, metrics_address: str) -> None:
+    def __init__(
+        self, listener: Listener, *, worker_id: str, incarnation: UUID, metrics_address: str
+    ) -> None:
         self.listener = listener
         self._parameters = {
             "incarnation": incarnation,
@@ -37,16 +41,20 @@ class NotifyDuty:
         self.looking = False  # ... with the flag down
 
     def register(self, connection: session.Connection) -> None:
-        """Enter this worker among the living, with a wake_number of its own; again if its row has vanished."""
+        """Enter this worker among the living, with a wake_number of its own; again if its row has
+        vanished.
+        """
         row = connection.execute(statements.load("register_worker"), self._parameters).fetchone()
         assert row is not None
         if row[0] != self.wake_number:
             self.wake_number, self.keeping, self.looking = row[0], False, False
 
     def take(self, connection: session.Connection) -> bool:
-        """Raise the flag in this worker's name unless another worker keeps the watch; return whether this one keeps it now.
+        """Raise the flag in this worker's name unless another worker keeps the watch; return
+        whether this one keeps it now.
 
-        If so, producers that looked at the flag before it was up may still commit unheard: outwait `lockers`.
+        If so, producers that looked at the flag before it was up may still commit unheard: outwait
+        `lockers`.
         """
         with session.transaction(connection) as cursor:
             cursor.execute(statements.load("lock_watch"))
@@ -59,14 +67,18 @@ class NotifyDuty:
         return {row[0] for row in connection.execute(statements.load("lockers"))}
 
     def lower(self, connection: session.Connection) -> None:
-        """Keep the watch with the flag down; this worker must look every few milliseconds from now on."""
+        """Keep the watch with the flag down; this worker must look every few milliseconds from now
+        on.
+        """
         with session.transaction(connection) as cursor:
             cursor.execute(statements.load("lock_watch"))
             cursor.execute(statements.load("lower_flag"), self._parameters)
         self.looking = True
 
     def hand_over(self, connection: session.Connection) -> None:
-        """Say that this worker has no room; if it keeps the watch, wake another that has, and make it the keeper."""
+        """Say that this worker has no room; if it keeps the watch, wake another that has, and make
+        it the keeper.
+        """
         with session.transaction(connection) as cursor:
             cursor.execute(statements.load("lock_watch"))
             cursor.execute(statements.load("hand_over_watch"), self._parameters)
@@ -74,7 +86,9 @@ class NotifyDuty:
 
     def call_all(self, connection: session.Connection) -> None:
         """Wake every worker: there is more to do than this one has room for."""
-        connection.execute(statements.load("call_all"), {"payload": f"{CALL_ALL} {self.wake_number}"})
+        connection.execute(
+            statements.load("call_all"), {"payload": f"{CALL_ALL} {self.wake_number}"}
+        )
 
     def calls_me(self, payload: str) -> bool:
         """Return whether *payload* is another worker's call to all."""

@@ -2,15 +2,27 @@
 
 import socket
 
-from tests.support.doctor import DEAD, ELSEWHERE, add_worker, assert_found_and_mended, findings, insert, wrong
+from tests.support.doctor import (
+    DEAD,
+    ELSEWHERE,
+    add_worker,
+    assert_found_and_mended,
+    findings,
+    insert,
+    wrong,
+)
 from tests.support.postgres import Database
 from webhookd.admin.doctor.findings import Severity
 
 
 def test_nobody_delivers(patient: Database) -> None:
     patient.execute("DELETE FROM pggit.workers")
-    assert [finding.name for finding in findings(patient) if finding.severity is Severity.NOTE] == ["workers"]
-    patient.execute("INSERT INTO pggit.webhooks (webhook_id, url) VALUES (1, 'https://receiver.example/')")
+    assert [finding.name for finding in findings(patient) if finding.severity is Severity.NOTE] == [
+        "workers"
+    ]
+    patient.execute(
+        "INSERT INTO pggit.webhooks (webhook_id, url) VALUES (1, 'https://receiver.example/')"
+    )
     insert(patient)
     (finding,) = wrong(patient)
     assert "no worker lives and deliveries are due" in finding.detail

@@ -1,4 +1,6 @@
-"""The doctor's findings about the queue, its lanes and webhooks, and its history, each provoked and mended."""
+"""The doctor's findings about the queue, its lanes and webhooks, and its history, each provoked and
+mended.
+"""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -51,16 +53,34 @@ def test_deliveries_for_an_id_that_nobody_can_register(patient: Database) -> Non
 
 
 def test_circuits_that_are_open(patient: Database) -> None:
-    patient.execute("INSERT INTO pggit.webhooks (webhook_id, url) SELECT n, 'https://a.example' FROM generate_series(1, 8) n")
     patient.execute(
-        "UPDATE pggit.webhook_health_metrics SET circuit_state = 'open', consecutive_failures = 5, total_deliveries = 5,"
-        " circuit_until = now() + interval '50 s', last_success_at = CASE WHEN webhook_id = 3 THEN now() - interval '90 s' END,"
+        "INSERT INTO pggit.webhooks (webhook_id, url) SELECT n, 'https://a.example' FROM "
+        "generate_series(1, 8) n"
+    )
+    patient.execute(
+        "UPDATE pggit.webhook_health_metrics SET circuit_state = 'open', consecutive_failures = "
+        "5, total_deliveries = 5,"
+        " circuit_until = now() + interval '50 s', last_success_at = CASE WHEN webhook_id = 3 "
+        "THEN now() - interval '90 s' END,"
         " health_status = 'unavailable' WHERE webhook_id IN (3, 4)"
     )
     # Past its time: the next delivery goes.
-    patient.execute("UPDATE pggit.webhook_health_metrics SET circuit_state = 'open', circuit_until = now() WHERE webhook_id = 5")
-    assert_found_and_mended(patient, "circuits", "circuit of webhooks 4, 3", "4 never succeeded", "3 last succeeded 9", "test 4")
-    patient.execute("UPDATE pggit.webhook_health_metrics SET circuit_state = 'open', circuit_until = now() + interval '9 s'")
+    patient.execute(
+        "UPDATE pggit.webhook_health_metrics SET circuit_state = 'open', circuit_until = now() "
+        "WHERE webhook_id = 5"
+    )
+    assert_found_and_mended(
+        patient,
+        "circuits",
+        "circuit of webhooks 4, 3",
+        "4 never succeeded",
+        "3 last succeeded 9",
+        "test 4",
+    )
+    patient.execute(
+        "UPDATE pggit.webhook_health_metrics SET circuit_state = 'open', circuit_until = now() + "
+        "interval '9 s'"
+    )
     (many,) = wrong(patient)
     assert "and 3 more" in many.detail
 
@@ -81,19 +101,27 @@ def test_a_lane_that_nobody_will_look_at(patient: Database, blocked_by: str) -> 
         ("runnable_at = now() - interval '1 hour', blocked_by = 'rate'", True),
     ],
 )
-def test_deliveries_that_have_been_due_for_long(patient: Database, lane: str, overdue: bool) -> None:
+def test_deliveries_that_have_been_due_for_long(
+    patient: Database, lane: str, overdue: bool
+) -> None:
     register(patient)
     insert(patient, due="now() - interval '10 minutes'")
     patient.execute(f"UPDATE pggit.webhook_health_metrics SET {lane}")
     found = wrong(patient)
-    assert [(finding.name, finding.severity) for finding in found] == [("waiting", Severity.ERROR)] * overdue
+    assert [(finding.name, finding.severity) for finding in found] == [
+        ("waiting", Severity.ERROR)
+    ] * overdue
     assert not overdue or "for up to 60" in found[0].detail
 
 
 def test_leases_that_ran_out(patient: Database) -> None:
     register(patient)
     patient.execute("UPDATE pggit.webhook_health_metrics SET in_flight = 1")
-    insert(patient, change="delivery_status = 'sending', routed = true, lease_token = 4, lease_until = now() - interval '2 min'")
+    insert(
+        patient,
+        change="delivery_status = 'sending', routed = true, lease_token = 4, lease_until = now() "
+        "- interval '2 min'",
+    )
     (expired,) = wrong(patient)
     assert expired.name == "leases"
     assert "ran out" in expired.detail
@@ -109,7 +137,9 @@ def test_a_claim_without_a_lease(patient: Database) -> None:
     (unleased,) = wrong(patient)
     assert (unleased.name, unleased.severity) == ("leases", Severity.ERROR)
     run(unleased)
-    assert patient.execute("SELECT delivery_status, routed FROM pggit.alert_delivery_queue") == [("pending", False)]
+    assert patient.execute("SELECT delivery_status, routed FROM pggit.alert_delivery_queue") == [
+        ("pending", False)
+    ]
 
 
 def test_a_delivery_that_kills_workers(patient: Database) -> None:
@@ -134,7 +164,10 @@ def test_a_counter_that_was_only_moving(patient: Database, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     "change",
-    ["delivery_status = 'delivered', attempts = 1", "delivery_status = 'failed', attempts = 1, lease_until = now()"],
+    [
+        "delivery_status = 'delivered', attempts = 1",
+        "delivery_status = 'failed', attempts = 1, lease_until = now()",
+    ],
 )
 def test_a_finished_row_that_does_not_look_like_one(patient: Database, change: str) -> None:
     insert(patient, change=change)
@@ -144,20 +177,28 @@ def test_a_finished_row_that_does_not_look_like_one(patient: Database, change: s
 def test_an_attempt_that_was_recorded_twice(patient: Database) -> None:
     once = (
         "INSERT INTO pggit.alert_delivery_log (delivery_id, webhook_id, event_type, event_details)"
-        " VALUES (1, 1, 'retrying', '{\"attempt\": 1}'), (1, 1, 'failed', '{\"attempt\": 2}'), (2, 1, 'failed', '{}')"
+        " VALUES (1, 1, 'retrying', '{\"attempt\": 1}'), (1, 1, 'failed', '{\"attempt\": 2}'), "
+        "(2, 1, 'failed', '{}')"
     )
     patient.execute(once)
     assert wrong(patient) == []
     patient.execute(once)
     (finding,) = wrong(patient)
     assert (finding.name, finding.run and "delivery show 1" in finding.run) == ("attempts", True)
-    assert finding.detail.startswith("2 of the newest attempts") and "attempt 1 of delivery 1" in finding.detail
+    assert (
+        finding.detail.startswith("2 of the newest attempts")
+        and "attempt 1 of delivery 1" in finding.detail
+    )
 
 
 def test_a_foreign_key_without_an_index_stops_retention(patient: Database) -> None:
-    patient.execute('CREATE TABLE public.invoice ("Delivery" bigint REFERENCES pggit.alert_delivery_queue)')
+    patient.execute(
+        'CREATE TABLE public.invoice ("Delivery" bigint REFERENCES pggit.alert_delivery_queue)'
+    )
     assert wrong(patient, keep_delivered=0.0, keep_failed=0.0) == []
-    assert_found_and_mended(patient, "retention", "invoice_Delivery_fkey of public.invoice has no index")
+    assert_found_and_mended(
+        patient, "retention", "invoice_Delivery_fkey of public.invoice has no index"
+    )
     (kept,) = (finding for finding in findings(patient) if finding.name == "retention")
     assert (kept.severity, "keeps what it refers to" in kept.detail) == (Severity.NOTE, True)
     patient.execute("DROP TABLE public.invoice")
@@ -175,7 +216,9 @@ def test_retention_that_does_not_keep_up(patient: Database, table: str) -> None:
     assert wrong(patient, keep_delivered=0.0, keep_failed=0.0, keep_log=0.0) == []
     with session.connect(patient.dsn, application_name="webhookd/worker-1/test") as connection:
         # What the service does.
-        Retention(Keep.of(Config()), removed=lambda table, rows: None).turn(lambda: nullcontext(connection))
+        Retention(Keep.of(Config()), removed=lambda table, rows: None).turn(
+            lambda: nullcontext(connection)
+        )
     assert wrong(patient) == []
 
 
@@ -183,11 +226,17 @@ def test_retention_that_does_not_keep_up(patient: Database, table: str) -> None:
     ("url", "options", "run"),
     [
         ("http://receiver.example/", {"allow_http": True}, "webhookd doctor --allow-http --dsn"),
-        ("https://10.1.2.3/", {"allow_network": ("10.0.0.0/8",)}, "webhookd doctor --allow-network 10.1.2.3 --dsn"),
+        (
+            "https://10.1.2.3/",
+            {"allow_network": ("10.0.0.0/8",)},
+            "webhookd doctor --allow-network 10.1.2.3 --dsn",
+        ),
         ("https://user:password@receiver.example/", None, "webhookd webhook pause 1 --dsn"),
     ],
 )
-def test_a_url_that_cannot_be_delivered_to(patient: Database, url: str, options: dict[str, Any] | None, run: str) -> None:
+def test_a_url_that_cannot_be_delivered_to(
+    patient: Database, url: str, options: dict[str, Any] | None, run: str
+) -> None:
     register(patient, url)
     (finding,) = wrong(patient)
     assert (finding.name, finding.severity) == ("targets", Severity.WARNING)
@@ -203,12 +252,16 @@ def test_a_secret_that_cannot_sign(patient: Database) -> None:
     assert_found_and_mended(patient, "secrets", "webhook 1")
 
 
-def test_more_webhooks_than_are_examined(patient: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_webhooks_than_are_examined(
+    patient: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     secret = format_secret(b"k" * 32)
     for webhook_id in (1, 2, 3):
         register(patient, webhook_id=webhook_id, secret=secret)
     monkeypatch.setattr(queue, "MOST_WEBHOOKS", 2)
-    notes = [finding.name for finding in findings(patient) if "only the newest 2 " in finding.detail]
+    notes = [
+        finding.name for finding in findings(patient) if "only the newest 2 " in finding.detail
+    ]
     assert notes == ["targets", "secrets"]
     monkeypatch.setattr(queue, "MOST_WEBHOOKS", 3)
     assert [finding for finding in findings(patient) if "only the newest" in finding.detail] == []
@@ -216,10 +269,14 @@ def test_more_webhooks_than_are_examined(patient: Database, monkeypatch: pytest.
 
 def test_a_thousand_faults_are_a_screen(patient: Database) -> None:
     insert(patient, change="leases_lost = 4, routed = true")
-    patient.execute("INSERT INTO pggit.webhooks (webhook_id, url) SELECT n, 'https://a.example' FROM generate_series(1, 300) n")
+    patient.execute(
+        "INSERT INTO pggit.webhooks (webhook_id, url) SELECT n, 'https://a.example' FROM "
+        "generate_series(1, 300) n"
+    )
     patient.execute(
         "SET session_replication_role = replica; INSERT INTO pggit.alert_delivery_queue"
-        " (webhook_id, message_body, leases_lost, routed) SELECT n, '{}', 3, true FROM generate_series(2, 60) n"
+        " (webhook_id, message_body, leases_lost, routed) SELECT n, '{}', 3, true FROM "
+        "generate_series(2, 60) n"
     )
     found = wrong(patient)
     assert {finding.name for finding in found} == {"suspects"}

@@ -3,7 +3,16 @@
 import psycopg
 import pytest
 
-from tests.support.doctor import SCHEMA, assert_found_and_mended, findings, mend_all, register, run, worker_role, wrong
+from tests.support.doctor import (
+    SCHEMA,
+    assert_found_and_mended,
+    findings,
+    mend_all,
+    register,
+    run,
+    worker_role,
+    wrong,
+)
 from tests.support.postgres import Database, Server
 from webhookd.admin.doctor.findings import Severity
 from webhookd.schema import migrate
@@ -11,20 +20,29 @@ from webhookd.schema import migrate
 # The schema
 
 
-@pytest.mark.parametrize("fault", ["ALTER TABLE pggit.{table} DISABLE TRIGGER {name}", "DROP TRIGGER {name} ON pggit.{table}"])
+@pytest.mark.parametrize(
+    "fault",
+    ["ALTER TABLE pggit.{table} DISABLE TRIGGER {name}", "DROP TRIGGER {name} ON pggit.{table}"],
+)
 def test_triggers_that_are_disabled_or_missing(patient: Database, fault: str) -> None:
     before = definitions(patient)
-    patient.execute("; ".join(fault.format(table=table, name=name) for table, name in SCHEMA.triggers))
+    patient.execute(
+        "; ".join(fault.format(table=table, name=name) for table, name in SCHEMA.triggers)
+    )
     said = mend_all(patient, "triggers")
     for table, name in SCHEMA.triggers:
-        assert f"{name} on pggit.{table} is {'disabled' if 'DISABLE' in fault else 'missing'}: " in said
+        assert (
+            f"{name} on pggit.{table} is {'disabled' if 'DISABLE' in fault else 'missing'}: "
+            in said
+        )
     assert definitions(patient) == before
 
 
 def definitions(database: Database) -> list[tuple[object, ...]]:
     return database.execute(
         "SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal UNION ALL"
-        " SELECT pg_get_indexdef(indexrelid) FROM pg_index WHERE indrelid::regclass::text LIKE 'pggit.%' ORDER BY 1"
+        " SELECT pg_get_indexdef(indexrelid) FROM pg_index WHERE indrelid::regclass::text LIKE "
+        "'pggit.%' ORDER BY 1"
     )
 
 
@@ -49,12 +67,18 @@ def test_an_index_that_is_invalid(patient: Database) -> None:
 
 
 def test_every_trigger_index_and_table_of_the_schema_is_expected(patient: Database) -> None:
-    found = patient.execute("SELECT relname FROM pg_class WHERE relnamespace = 'pggit'::regnamespace AND relkind IN ('r', 'v')")
+    found = patient.execute(
+        "SELECT relname FROM pg_class WHERE relnamespace = 'pggit'::regnamespace AND relkind IN "
+        "('r', 'v')"
+    )
     assert {name for (name,) in found} == set(SCHEMA.tables)
-    found = patient.execute("SELECT tgrelid::regclass::text, tgname FROM pg_trigger WHERE NOT tgisinternal")
+    found = patient.execute(
+        "SELECT tgrelid::regclass::text, tgname FROM pg_trigger WHERE NOT tgisinternal"
+    )
     assert set(found) == {(f"pggit.{table}", name) for table, name in SCHEMA.triggers}
     found = patient.execute(
-        "SELECT indexrelid::regclass::text FROM pg_index i WHERE indrelid::regclass::text LIKE 'pggit.%'"
+        "SELECT indexrelid::regclass::text FROM pg_index i WHERE indrelid::regclass::text LIKE "
+        "'pggit.%'"
         " AND NOT EXISTS (SELECT FROM pg_constraint c WHERE c.conindid = i.indexrelid)"
     )
     assert {name for (name,) in found} == {f"pggit.{name}" for name in SCHEMA.indexes}
@@ -87,10 +111,15 @@ def test_autovacuum_off_for_a_table(patient: Database) -> None:
 
 
 def test_autovacuum_that_does_not_keep_up(patient: Database) -> None:
-    # Statistics say what autovacuum has not done; that it is switched off as well is another finding.
-    patient.execute("ALTER TABLE pggit.chores SET (autovacuum_enabled = off, autovacuum_vacuum_threshold = 5)")
+    # Statistics say what autovacuum has not done; that it is switched off as well is another
+    # finding.
+    patient.execute(
+        "ALTER TABLE pggit.chores SET (autovacuum_enabled = off, autovacuum_vacuum_threshold = 5)"
+    )
     with patient.connect() as connection:
-        for _ in range(30):  # each in a transaction of its own, with a reader that keeps the rows from being pruned
+        for _ in range(
+            30
+        ):  # each in a transaction of its own, with a reader that keeps the rows from being pruned
             connection.execute("UPDATE pggit.chores SET last_run_at = now()")
         connection.execute("SELECT pg_stat_force_next_flush()")
     off, starved = wrong(patient)
@@ -113,7 +142,9 @@ def test_a_schema_that_is_old(empty_database: Database) -> None:
     migrate.migrate(empty_database.dsn, migrations=migrate.load()[:1])
     found = {finding.name: finding for finding in wrong(empty_database)}
     assert "0002_monitoring is missing" in found["schema"].detail
-    assert not {"tables", "triggers", "indexes", "rights"} & set(found)  # what a later migration makes is not missing yet
+    assert not {"tables", "triggers", "indexes", "rights"} & set(
+        found
+    )  # what a later migration makes is not missing yet
     run(found["schema"])
     assert wrong(empty_database) == []
 
@@ -138,7 +169,9 @@ def test_rights_that_a_worker_lacks(embedded_server: Server, patient: Database) 
         dsn = embedded_server.dsn(patient.name, user=role)
         assert wrong(patient, dsn=dsn) == []
         for what in sorted(lacking):
-            privileges, _, objects = what.replace(" and ", ", ").replace("the schema", "SCHEMA").partition(" on ")
+            privileges, _, objects = (
+                what.replace(" and ", ", ").replace("the schema", "SCHEMA").partition(" on ")
+            )
             kind = "SEQUENCE " if "wake_flag" in objects else ""
             patient.execute(f"REVOKE {privileges} ON {kind}{objects} FROM {role}")
         # All at once, and one command mends it.
@@ -146,27 +179,37 @@ def test_rights_that_a_worker_lacks(embedded_server: Server, patient: Database) 
         assert set(found.detail.partition(" lacks ")[2].partition(": ")[0].split("; ")) == lacking
 
 
-def test_rights_are_judged_for_the_role_that_workers_connect_as(embedded_server: Server, patient: Database) -> None:
+def test_rights_are_judged_for_the_role_that_workers_connect_as(
+    embedded_server: Server, patient: Database
+) -> None:
     with worker_role(embedded_server, patient) as role:
         patient.execute(f"REVOKE DELETE ON pggit.workers FROM {role}")
         assert wrong(patient) == []
         with psycopg.connect(
-            embedded_server.dsn(patient.name, user=role), application_name="webhookd/a-node/worker-1/work", autocommit=True
+            embedded_server.dsn(patient.name, user=role),
+            application_name="webhookd/a-node/worker-1/work",
+            autocommit=True,
         ):
             assert_found_and_mended(patient, "rights", role, "DELETE on pggit.workers")
 
 
-@pytest.mark.parametrize("grant", ["SELECT ON SEQUENCE pggit.wake_flag", "EXECUTE ON FUNCTION pggit.wake()"])
+@pytest.mark.parametrize(
+    "grant", ["SELECT ON SEQUENCE pggit.wake_flag", "EXECUTE ON FUNCTION pggit.wake()"]
+)
 def test_rights_that_producers_lack(patient: Database, grant: str) -> None:
     patient.execute(f"REVOKE {grant} FROM PUBLIC")
     assert_found_and_mended(patient, "rights", "PUBLIC lacks")
 
 
-def test_a_role_without_any_right_gets_notes_and_no_fault(embedded_server: Server, patient: Database) -> None:
+def test_a_role_without_any_right_gets_notes_and_no_fault(
+    embedded_server: Server, patient: Database
+) -> None:
     dsn = embedded_server.dsn(patient.name, user=embedded_server.create_role())
     found = findings(patient, dsn=dsn)
     assert {finding.name for finding in found if finding.severity.wrong} == {"rights"}
     notes = {finding.name: finding for finding in found if finding.severity is Severity.NOTE}
     assert "permission denied" in notes["waiting"].detail
     patient.execute(notes["insight"].detail.partition("a superuser may ")[2])
-    assert "insight" not in {finding.name for finding in findings(patient, dsn=dsn) if finding.severity is Severity.NOTE}
+    assert "insight" not in {
+        finding.name for finding in findings(patient, dsn=dsn) if finding.severity is Severity.NOTE
+    }

@@ -23,7 +23,10 @@ from webhookd.embedded import programs
 from webhookd.errors import WebhookdError
 from webhookd.postgres import statements as queries
 
-OWN_SETTINGS = ("wal_level=logical", "max_notify_queue_pages=64")  # a queue of 512 KiB instead of 8 GiB
+OWN_SETTINGS = (
+    "wal_level=logical",
+    "max_notify_queue_pages=64",
+)  # a queue of 512 KiB instead of 8 GiB
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,9 @@ def test_autovacuum_off_for_all(own_database: Database) -> None:
     eventually(lambda: wrong(own_database) == [], what="autovacuum is on again")
 
 
-def test_a_replication_slot_that_nobody_uses(own_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replication_slot_that_nobody_uses(
+    own_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own_database.execute("SELECT pg_create_logical_replication_slot('left_behind', 'pgoutput')")
     assert wrong(own_database) == []
     monkeypatch.setattr(server_checks, "OLD_SNAPSHOT_XIDS", 0)
@@ -66,7 +71,9 @@ def test_a_queue_of_notifications_that_fills_up(own_database: Database) -> None:
         listener.execute("LISTEN news")
         listener.execute("BEGIN")
         listener.execute("SELECT 1")
-        own_database.execute("SELECT pg_notify('news', n || repeat('x', 7000)) FROM generate_series(1, 40) n")
+        own_database.execute(
+            "SELECT pg_notify('news', n || repeat('x', 7000)) FROM generate_series(1, 40) n"
+        )
         (finding,) = wrong(own_database)
         assert (finding.name, finding.severity) == ("notifications", Severity.ERROR)
         assert "a slow listener" in finding.detail
@@ -82,7 +89,11 @@ def test_a_standby(own_server: Server, own_database: Database) -> None:
     (home / "data" / "standby.signal").touch()
     binaries = programs.runnable(programs.package_binaries(), home, programs.server_account())
     sockets = str(conninfo_to_dict(own_database.dsn)["host"])
-    settings = [word for setting in ("listen_addresses=", *SETTINGS, *OWN_SETTINGS) for word in ("-c", setting)]
+    settings = [
+        word
+        for setting in ("listen_addresses=", *SETTINGS, *OWN_SETTINGS)
+        for word in ("-c", setting)
+    ]
     with as_account(str(binaries / "postgres"), "-D", str(home / "data"), "-k", sockets, *settings):
         found = eventually(lambda: examined(own_database), what="the standby answers")
     assert "a standby" in found["server"].detail
@@ -127,25 +138,38 @@ def test_listen_through_a_pooler(database: Database, monkeypatch: pytest.MonkeyP
         (finding,) = wrong(database, listen_dsn=dsn)
         assert (finding.name, finding.severity) == ("listen", Severity.ERROR)
         assert wrong(database, dsn=dsn, listen_dsn=database.dsn) == []
-        with psycopg.connect(dsn, prepare_threshold=None) as connection:  # the sessions behind the pooler are left as they were
+        with psycopg.connect(
+            dsn, prepare_threshold=None
+        ) as connection:  # the sessions behind the pooler are left as they were
             assert connection.execute("SHOW transaction_read_only").fetchone() == ("off",)
             assert connection.execute("SHOW enable_seqscan").fetchone() == ("on",)
             assert connection.execute("SELECT pg_listening_channels()").fetchall() == []
 
 
 HISTORY, WAITING, LANES = 30_000, 6_000, 50
-# Pages that a check reads at most; the history alone has some 800. `rows` reads the newest 10,000 rows.
+# Pages that a check reads at most; the history alone has some 800. `rows` reads the newest 10,000
+# rows.
 MOST_PAGES = 400
-PARAMETERS = {"old_s": 1.0, "old_xids": 1, "overdue_s": 300.0, "limit": 20_000, "tables": SCHEMA.tables}
+PARAMETERS = {
+    "old_s": 1.0,
+    "old_xids": 1,
+    "overdue_s": 300.0,
+    "limit": 20_000,
+    "tables": SCHEMA.tables,
+}
 
 
 @pytest.mark.every_postgres
 def test_no_check_reads_the_history(database: Database) -> None:
     database.execute(
-        "SET session_replication_role = replica; ALTER TABLE pggit.alert_delivery_queue SET (autovacuum_enabled = off);"
-        f"INSERT INTO pggit.webhooks (webhook_id, url) SELECT n, 'https://receiver.example/' FROM generate_series(1, {LANES}) n;"
-        "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, delivery_status, attempts, delivered_at)"
-        f" SELECT 1 + n % {LANES}, '{{\"some\": \"message\"}}', 'delivered', 1, now() FROM generate_series(1, {HISTORY}) n;"
+        "SET session_replication_role = replica; ALTER TABLE pggit.alert_delivery_queue SET "
+        "(autovacuum_enabled = off);"
+        "INSERT INTO pggit.webhooks (webhook_id, url) SELECT n, 'https://receiver.example/' "
+        f"FROM generate_series(1, {LANES}) n;"
+        "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, delivery_status, "
+        "attempts, delivered_at)"
+        f" SELECT 1 + n % {LANES}, '{{\"some\": \"message\"}}', 'delivered', 1, now() FROM "
+        f"generate_series(1, {HISTORY}) n;"
         "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, routed)"
         f" SELECT 1 + n % {LANES}, '{{}}', n % 2 = 0 FROM generate_series(1, {WAITING}) n"
     )
@@ -158,13 +182,18 @@ def test_no_check_reads_the_history(database: Database) -> None:
 
 def statements() -> list[str]:
     folder = resources.files("webhookd.sql") / "queries"
-    return sorted(file.name.removesuffix(".sql") for file in folder.iterdir() if file.name.startswith("doctor_"))
+    return sorted(
+        file.name.removesuffix(".sql")
+        for file in folder.iterdir()
+        if file.name.startswith("doctor_")
+    )
 
 
 def pages_of(installation: Installation, statement: str) -> int:
     with installation.reading() as connection:
         row = connection.execute(
-            f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}".encode(), PARAMETERS if "%(" in statement else None
+            f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}".encode(),
+            PARAMETERS if "%(" in statement else None,
         ).fetchone()
     assert row is not None
     plan = row[0][0]["Plan"]

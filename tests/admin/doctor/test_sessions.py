@@ -1,4 +1,6 @@
-"""The doctor's findings about the way to the server and the sessions there, each provoked and mended."""
+"""The doctor's findings about the way to the server and the sessions there, each provoked and
+mended.
+"""
 
 import time
 from collections.abc import Iterator
@@ -15,8 +17,14 @@ from webhookd.admin.doctor.findings import Severity
 
 def test_a_clock_that_is_off(patient: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     real = time.time
-    for offset_s, severity in ((0.2, Severity.OK), (-5.0, Severity.WARNING), (120.0, Severity.ERROR)):
-        monkeypatch.setattr("webhookd.admin.doctor.server.time.time", lambda offset_s=offset_s: real() + offset_s)
+    for offset_s, severity in (
+        (0.2, Severity.OK),
+        (-5.0, Severity.WARNING),
+        (120.0, Severity.ERROR),
+    ):
+        monkeypatch.setattr(
+            "webhookd.admin.doctor.server.time.time", lambda offset_s=offset_s: real() + offset_s
+        )
         (found,) = (finding for finding in findings(patient) if finding.name == "clock")
         assert found.severity is severity
         assert severity is Severity.OK or ("behind" if offset_s < 0 else "ahead of") in found.detail
@@ -38,13 +46,19 @@ def test_a_limit_on_connections(embedded_server: Server, patient: Database) -> N
     with worker_role(embedded_server, patient) as role:
         dsn = embedded_server.dsn(patient.name, user=role)
         patient.execute(f"ALTER ROLE {role} CONNECTION LIMIT 3")
-        finding = assert_found_and_mended(patient, "connections", f"limit of role {role}", "of 3", dsn=dsn)
+        finding = assert_found_and_mended(
+            patient, "connections", f"limit of role {role}", "of 3", dsn=dsn
+        )
         assert finding.severity is Severity.WARNING
 
 
 @contextmanager
-def transaction(database: Database, statement: str, *, name: str = "") -> Iterator[psycopg.Connection[tuple[object, ...]]]:
-    """Another session, idle in a transaction after *statement*; what becomes of it is the test's business."""
+def transaction(
+    database: Database, statement: str, *, name: str = ""
+) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
+    """Another session, idle in a transaction after *statement*; what becomes of it is the test's
+    business.
+    """
     connection = database.connect(autocommit=False, application_name=name)
     connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
     connection.execute(statement.encode())
@@ -64,8 +78,12 @@ def test_more_workers_than_the_server_has_connections_for(patient: Database) -> 
 
 def test_what_keeps_dead_rows(patient: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "OLD_SNAPSHOT_S", 0.0)
-    with transaction(patient, "SELECT count(*) FROM pggit.webhooks", name="nightly report") as connection:
-        assert_found_and_mended(patient, "snapshots", "nightly report", f"session {connection.info.backend_pid}")
+    with transaction(
+        patient, "SELECT count(*) FROM pggit.webhooks", name="nightly report"
+    ) as connection:
+        assert_found_and_mended(
+            patient, "snapshots", "nightly report", f"session {connection.info.backend_pid}"
+        )
     with transaction(patient, "CREATE TABLE for_a_transaction_id ()") as connection:
         connection.execute("PREPARE TRANSACTION 'somebody''s own'")
     assert_found_and_mended(patient, "snapshots", "somebody", "prepared")
@@ -78,14 +96,21 @@ def test_what_keeps_dead_rows(patient: Database, monkeypatch: pytest.MonkeyPatch
         "SELECT FROM pggit.webhook_health_metrics WHERE webhook_id = 1 FOR UPDATE",
     ],
 )
-def test_a_transaction_that_stands_in_the_way(patient: Database, monkeypatch: pytest.MonkeyPatch, statement: str) -> None:
+def test_a_transaction_that_stands_in_the_way(
+    patient: Database, monkeypatch: pytest.MonkeyPatch, statement: str
+) -> None:
     monkeypatch.setattr(queue, "HELD_S", 0.0)
     with transaction(patient, statement, name="shop"):
         assert_found_and_mended(patient, "locks", "shop", "idle in transaction")
 
 
-def test_a_check_that_cannot_run_does_not_stop_the_others(patient: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("webhookd.admin.doctor.installation._BEGIN", "BEGIN READ ONLY; SET LOCAL lock_timeout = '20ms'")
+def test_a_check_that_cannot_run_does_not_stop_the_others(
+    patient: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "webhookd.admin.doctor.installation._BEGIN",
+        "BEGIN READ ONLY; SET LOCAL lock_timeout = '20ms'",
+    )
     with transaction(patient, "LOCK TABLE pggit.alert_delivery_queue IN ACCESS EXCLUSIVE MODE"):
         found = {finding.name: finding for finding in findings(patient)}
     assert "not examined" in found["leases"].detail

@@ -1,8 +1,8 @@
 """`webhookd doctor`: what can be wrong with an installation, and the command that mends it.
 
-A check is a function from an `Installation` to findings; none means that all is well. Every check stands in one of the two tables
-below. Checks only read: each statement is a read-only transaction of its own with a timeout, and what one check cannot see does
-not stop the others.
+A check is a function from an `Installation` to findings; none means that all is well. Every check
+stands in one of the two tables below. Checks only read: each statement is a read-only transaction
+of its own with a timeout, and what one check cannot see does not stop the others.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -55,7 +55,9 @@ MOST_FINDINGS = 10  # of one check: a screen is for reading
 
 
 def examine(installation: Installation) -> Iterator[Finding]:
-    """Yield at least one finding for each check, as it is made. Raise `WebhookdError` when the database goes away."""
+    """Yield at least one finding for each check, as it is made. Raise `WebhookdError` when the
+    database goes away.
+    """
     for name, check in OF_ANY_DATABASE.items():
         yield from _findings(name, check, installation)
     if installation.row("doctor_has_schema")["found"]:
@@ -71,7 +73,9 @@ def _findings(name: str, check: Check, installation: Installation) -> list[Findi
     except errors.InsufficientPrivilege as refusal:
         found.append(note(f"not examined: {identity.first_line(refusal)}"))
     except errors.QueryCanceled:
-        found.append(warning(f"not examined: the database took longer than {STATEMENT_TIMEOUT_S:g} s"))
+        found.append(
+            warning(f"not examined: the database took longer than {STATEMENT_TIMEOUT_S:g} s")
+        )
     except psycopg.Error as failure:
         if installation.connection.closed:
             raise WebhookdError(f"the database failed: {identity.first_line(failure)}") from failure
@@ -79,5 +83,11 @@ def _findings(name: str, check: Check, installation: Installation) -> list[Findi
     wrong = [finding for finding in found if finding.severity is not Severity.OK]
     shown = wrong[:MOST_FINDINGS] or found[:1] or [ok("")]
     if len(wrong) > MOST_FINDINGS:
-        shown.append(replace(wrong[MOST_FINDINGS], detail=f"and {len(wrong) - MOST_FINDINGS} more like these", run=None))
+        shown.append(
+            replace(
+                wrong[MOST_FINDINGS],
+                detail=f"and {len(wrong) - MOST_FINDINGS} more like these",
+                run=None,
+            )
+        )
     return [replace(finding, name=name) for finding in shown]

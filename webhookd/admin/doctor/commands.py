@@ -1,4 +1,6 @@
-"""How a command is written so that it can be pasted into a shell: with the database that was examined, without its password."""
+"""How a command is written so that it can be pasted into a shell: with the database that was
+examined, without its password.
+"""
 
 import shlex
 from dataclasses import dataclass
@@ -13,10 +15,12 @@ _BY_ENVIRONMENT = "environment "
 
 @dataclass(frozen=True, slots=True)
 class Commands:
-    """*database* is what psql takes and *options* what every webhookd takes, as the shell reads them.
+    """*database* is what psql takes and *options* what every webhookd takes, as the shell reads
+    them.
 
-    *service*: what only the service takes besides, for all that the doctor was given. Without it a service that is started again
-    would refuse targets that it is meant to deliver to, and fail their deliveries for good.
+    *service*: what only the service takes besides, for all that the doctor was given. Without it a
+    service that is started again would refuse targets that it is meant to deliver to, and fail
+    their deliveries for good.
     """
 
     database: str
@@ -25,7 +29,9 @@ class Commands:
 
     def sql(self, *statements: str) -> str:
         """Return the psql command that runs *statements*, each in a transaction of its own."""
-        return " ".join(["psql", self.database, *(f"-c {_quoted(statement)}" for statement in statements)])
+        return " ".join(
+            ["psql", self.database, *(f"-c {_quoted(statement)}" for statement in statements)]
+        )
 
     def webhookd(self, words: str) -> str:
         """Return the command `webhookd` *words*."""
@@ -41,7 +47,9 @@ def commands_for(settings: LoadedConfig, dsn: str) -> Commands:
     source, service = settings.sources["dsn"], _service_options(settings)
     if settings.config.dsn is not None and source.startswith(_BY_ENVIRONMENT):
         return Commands(f'"${source.removeprefix(_BY_ENVIRONMENT)}"', service=service)
-    harmless = {name: value for name, value in conninfo_to_dict(dsn).items() if name not in _SECRETS}
+    harmless = {
+        name: value for name, value in conninfo_to_dict(dsn).items() if name not in _SECRETS
+    }
     database = _quoted(make_conninfo("", **harmless))
     if settings.config.dsn is None:
         folder = settings.config.embedded
@@ -52,13 +60,17 @@ def commands_for(settings: LoadedConfig, dsn: str) -> Commands:
 
 
 def _service_options(settings: LoadedConfig) -> str:
-    """Return the options of the command line but for those that name databases, as the shell reads them."""
+    """Return the options of the command line but for those that name databases, as the shell reads
+    them.
+    """
     words: list[str] = []
     for name, source in settings.sources.items():
         if source == COMMAND_LINE and name not in ("dsn", "embedded", "listen_dsn"):
             value = getattr(settings.config, name)
             for one in value if isinstance(value, tuple) else (value,):
-                words.append(flag_of(name) if one is True else f"{flag_of(name)} {_quoted(str(one))}")
+                words.append(
+                    flag_of(name) if one is True else f"{flag_of(name)} {_quoted(str(one))}"
+                )
     return " ".join(words)
 
 

@@ -19,7 +19,9 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """*detail*: what is so, and what it means. *run*: the command that mends it. *name*: the check's, set by `examine`."""
+    """*detail*: what is so, and what it means. *run*: the command that mends it. *name*: the
+    check's, set by `examine`.
+    """
 
     severity: Severity
     detail: str = ""

@@ -18,8 +18,9 @@ CONNECT_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_S = 5.0
 APPLICATION_NAME = "webhookd/doctor"
 
-# Set for a transaction and never for the session: behind a pooler the next transaction is somebody else's. The planner is held to
-# the indexes like a worker's, since the history is long and the statistics of a queue are old.
+# Set for a transaction and never for the session: behind a pooler the next transaction is somebody
+# else's. The planner is held to the indexes like a worker's, since the history is long and the
+# statistics of a queue are old.
 _BEGIN = f"""
 BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL application_name = '{APPLICATION_NAME}';
 SET LOCAL search_path = pg_catalog; SET LOCAL TimeZone = 'UTC';
@@ -41,7 +42,9 @@ class Installation:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """Run the body in a read-only transaction in which a statement takes `STATEMENT_TIMEOUT_S` at most."""
+        """Run the body in a read-only transaction in which a statement takes `STATEMENT_TIMEOUT_S`
+        at most.
+        """
         self.connection.execute(_BEGIN.encode())
         try:
             yield self.connection
@@ -50,12 +53,15 @@ class Installation:
                 self.connection.rollback()
 
     def rows(self, statement: str, **parameters: object) -> list[dict[str, Any]]:
-        """Run the statement in sql/queries/*statement*.sql and return its rows by column name. Raise `psycopg.Error`.
+        """Run the statement in sql/queries/*statement*.sql and return its rows by column name.
+        Raise `psycopg.Error`.
 
         Without parameters a % in it is just a %.
         """
         with self.reading() as connection, connection.cursor(row_factory=dict_row) as cursor:
-            return cursor.execute(statements.load(statement).encode(), parameters or None).fetchall()
+            return cursor.execute(
+                statements.load(statement).encode(), parameters or None
+            ).fetchall()
 
     def row(self, statement: str, **parameters: object) -> dict[str, Any]:
         """Run a statement that returns one row."""
@@ -64,7 +70,9 @@ class Installation:
 
 @contextmanager
 def open_installation(dsn: str, config: Config, commands: Commands) -> Iterator[Installation]:
-    """Connect to *dsn*. Blocks for at most `CONNECT_TIMEOUT_S` a host; raise `WebhookdError` where nobody answers."""
+    """Connect to *dsn*. Blocks for at most `CONNECT_TIMEOUT_S` a host; raise `WebhookdError` where
+    nobody answers.
+    """
     try:
         connection = psycopg.connect(
             dsn,
@@ -74,6 +82,8 @@ def open_installation(dsn: str, config: Config, commands: Commands) -> Iterator[
             connect_timeout=CONNECT_TIMEOUT_S,
         )
     except psycopg.OperationalError as failure:
-        raise WebhookdError(f"the database cannot be reached: {identity.first_line(failure)}") from failure
+        raise WebhookdError(
+            f"the database cannot be reached: {identity.first_line(failure)}"
+        ) from failure
     with connection:
         yield Installation(connection, dsn, config, commands)

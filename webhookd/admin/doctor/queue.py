@@ -30,7 +30,8 @@ def waiting(installation: Installation) -> Iterator[Finding]:
         match row["cause"]:
             case "impossible":
                 yield warning(
-                    f"deliveries wait for {which}, and nobody can register an id below 1: correct theirs, or give them up",
+                    f"deliveries wait for {which}, and nobody can register an id below 1: "
+                    "correct theirs, or give them up",
                     commands.sql(
                         "UPDATE pggit.alert_delivery_queue SET delivery_status = 'failed'"
                         " WHERE webhook_id < 1 AND delivery_status IN ('pending', 'retrying')"
@@ -38,26 +39,34 @@ def waiting(installation: Installation) -> Iterator[Finding]:
                 )
             case "unregistered":
                 yield warning(
-                    f"deliveries wait for {which}, which nobody registered", commands.webhookd(f"webhook add URL --id {first}")
+                    f"deliveries wait for {which}, which nobody registered",
+                    commands.webhookd(f"webhook add URL --id {first}"),
                 )
             case "gone":
                 yield note(
-                    f"deliveries wait for {which}, disabled since the receiver answered 410 Gone; once it takes them again:",
+                    f"deliveries wait for {which}, disabled since the receiver answered 410 "
+                    "Gone; once it takes them again:",
                     commands.webhookd(f"webhook resume {first}"),
                 )
             case "paused":
-                yield note(f"deliveries wait for {which}: paused or disabled", commands.webhookd(f"webhook resume {first}"))
+                yield note(
+                    f"deliveries wait for {which}: paused or disabled",
+                    commands.webhookd(f"webhook resume {first}"),
+                )
             case "parked":
                 yield error(
-                    f"deliveries of {which} are due and no worker will look at them: the lane lost its timer",
+                    f"deliveries of {which} are due and no worker will look at them: the lane "
+                    "lost its timer",
                     commands.sql(
-                        f"INSERT INTO pggit.webhook_health_metrics (webhook_id, runnable_at) VALUES ({first}, now())"
+                        "INSERT INTO pggit.webhook_health_metrics (webhook_id, runnable_at) "
+                        f"VALUES ({first}, now())"
                         " ON CONFLICT (webhook_id) DO UPDATE SET runnable_at = now()"
                     ),
                 )
             case "due" if row["oldest_s"] > OVERDUE_S:
                 yield error(
-                    f"deliveries of {which} have been due for up to {row['oldest_s']:.0f} s and nothing holds them back:"
+                    f"deliveries of {which} have been due for up to {row['oldest_s']:.0f} s and "
+                    "nothing holds them back:"
                     " there are too few workers, or none",
                     commands.start(f"--workers {2 * installation.config.workers}"),
                 )
@@ -71,10 +80,13 @@ def circuits(installation: Installation) -> Iterator[Finding]:
     ids = [row["webhook_id"] for row in found]
     since = "; ".join(f"{row['webhook_id']} {_last_success(row['success_s'])}" for row in found)
     yield warning(
-        f"the circuit of {_some(ids, found[0]['webhooks'])} is open ({since}): its deliveries wait until a probe is answered;"
-        f" `webhookd webhook test {ids[0]}` tries it; once the receiver is there again, this closes it",
+        f"the circuit of {_some(ids, found[0]['webhooks'])} is open ({since}): its deliveries "
+        "wait until a probe is answered;"
+        f" `webhookd webhook test {ids[0]}` tries it; once the receiver is there again, this "
+        "closes it",
         installation.commands.sql(
-            "UPDATE pggit.webhook_health_metrics SET consecutive_failures = 0, health_status = 'healthy', last_check_at = now()"
+            "UPDATE pggit.webhook_health_metrics SET consecutive_failures = 0, health_status = "
+            "'healthy', last_check_at = now()"
             f" WHERE webhook_id IN ({', '.join(map(str, ids))})"
         ),
     )
@@ -90,12 +102,14 @@ def leases(installation: Installation) -> Iterator[Finding]:
     again = "UPDATE pggit.alert_delivery_queue SET delivery_status = 'pending' WHERE delivery_status = 'sending' AND "
     if found["expired"]:
         yield warning(
-            f"{found['expired']} leases ran out over a minute ago and no worker released them: none lives, or lanes are locked",
+            f"{found['expired']} leases ran out over a minute ago and no worker released them: "
+            "none lives, or lanes are locked",
             installation.commands.sql(again + "lease_until < now() - interval '1 minute'"),
         )
     if found["unleased"]:
         yield error(
-            f"{found['unleased']} deliveries are 'sending' without a lease: nobody sends them, now or later",
+            f"{found['unleased']} deliveries are 'sending' without a lease: nobody sends them, "
+            "now or later",
             installation.commands.sql(again + "(lease_until IS NULL OR lease_token IS NULL)"),
         )
 
@@ -104,10 +118,12 @@ def suspects(installation: Installation) -> Iterator[Finding]:
     """Deliveries that may be what kills workers."""
     for row in installation.rows("doctor_suspects"):
         yield warning(
-            f"delivery {row['delivery_id']} for webhook {row['webhook_id']} lost {row['leases_lost']} leases: workers died while"
+            f"delivery {row['delivery_id']} for webhook {row['webhook_id']} lost "
+            f"{row['leases_lost']} leases: workers died while"
             " they sent it; it is tried alone, and fails after 6; this gives it up now",
             installation.commands.sql(
-                f"UPDATE pggit.alert_delivery_queue SET delivery_status = 'failed' WHERE delivery_id = {row['delivery_id']}"
+                "UPDATE pggit.alert_delivery_queue SET delivery_status = 'failed' WHERE "
+                f"delivery_id = {row['delivery_id']}"
             ),
         )
 
@@ -116,8 +132,10 @@ def locks(installation: Installation) -> Iterator[Finding]:
     """Long transactions of applications and operators that stand in the way."""
     for row in installation.rows("doctor_locks", old_s=HELD_S):
         yield warning(
-            f"session {row['pid']} of {row['usename']} ({row['application_name'] or 'no name'}, {row['state']}) has been in a"
-            f" transaction with {', '.join(row['tables'])} for {row['age_s']:.0f} s: what it inserted is sent once it commits,"
+            f"session {row['pid']} of {row['usename']} ({row['application_name'] or 'no name'}, "
+            f"{row['state']}) has been in a"
+            f" transaction with {', '.join(row['tables'])} for {row['age_s']:.0f} s: what it "
+            "inserted is sent once it commits,"
             " what it locked once it ends",
             installation.commands.sql(f"SELECT pg_terminate_backend({row['pid']})"),
         )
@@ -137,11 +155,14 @@ def lanes(installation: Installation) -> Iterator[Finding]:
     if lasting:
         listed = ", ".join(map(str, lasting))
         yield warning(
-            f"the count of exchanges in flight is wrong for {_some(lasting, len(lasting))}, which may be held back for it;"
+            f"the count of exchanges in flight is wrong for {_some(lasting, len(lasting))}, "
+            "which may be held back for it;"
             " workers mend it within 30 s",
             installation.commands.sql(
-                "UPDATE pggit.webhook_health_metrics h SET in_flight = (SELECT count(*) FROM pggit.alert_delivery_queue q"
-                f" WHERE q.webhook_id = h.webhook_id AND q.delivery_status = 'sending') WHERE h.webhook_id IN ({listed})"
+                "UPDATE pggit.webhook_health_metrics h SET in_flight = (SELECT count(*) FROM "
+                "pggit.alert_delivery_queue q"
+                " WHERE q.webhook_id = h.webhook_id AND q.delivery_status = 'sending') WHERE "
+                f"h.webhook_id IN ({listed})"
             ),
         )
 
@@ -168,7 +189,10 @@ def rows(installation: Installation) -> Iterator[Finding]:
             ),
         )
     if found["overspent"]:
-        yield note(f"{found['overspent']} of the newest deliveries were retried more often than their max_retries says now")
+        yield note(
+            f"{found['overspent']} of the newest deliveries were retried more often than their "
+            "max_retries says now"
+        )
 
 
 def attempts(installation: Installation) -> Iterator[Finding]:
@@ -176,8 +200,10 @@ def attempts(installation: Installation) -> Iterator[Finding]:
     if found := installation.rows("doctor_attempts"):
         first = found[0]
         yield warning(
-            f"{len(found)} of the newest attempts are in the attempt log more than once, the first: attempt {first['attempt']} of"
-            f" delivery {first['delivery_id']}; somebody inserted there or set `attempts` back, or this is a fault of webhookd's",
+            f"{len(found)} of the newest attempts are in the attempt log more than once, the "
+            f"first: attempt {first['attempt']} of"
+            f" delivery {first['delivery_id']}; somebody inserted there or set `attempts` back, "
+            "or this is a fault of webhookd's",
             installation.commands.webhookd(f"delivery show {first['delivery_id']}"),
         )
 
@@ -192,27 +218,40 @@ def retention(installation: Installation) -> Iterator[Finding]:
         if removal.round_s is None:
             continue
         table = f"pggit.{removal.table_name}"
-        references = [Reference(**row) for row in installation.rows("retention_references", table_name=removal.table_name)]
+        references = [
+            Reference(**row)
+            for row in installation.rows("retention_references", table_name=removal.table_name)
+        ]
         for reference in references:
             key = f"the foreign key {reference.name} of {reference.referrer}"
             if not reference.indexed:
                 yield warning(
-                    f"nothing is removed from {table}: {key} has no index, so each row would cost a look at that whole table",
-                    installation.commands.sql(f"CREATE INDEX CONCURRENTLY ON {reference.referrer} ({reference.columns})"),
+                    f"nothing is removed from {table}: {key} has no index, so each row would "
+                    "cost a look at that whole table",
+                    installation.commands.sql(
+                        f"CREATE INDEX CONCURRENTLY ON {reference.referrer} ({reference.columns})"
+                    ),
                 )
             elif reference.keeps:
                 yield note(f"{key} keeps what it refers to in {table}, however old")
-        if all(reference.indexed for reference in references) and took_s[removal.table_name] > 2 * removal.round_s + LATE_S:
+        if (
+            all(reference.indexed for reference in references)
+            and took_s[removal.table_name] > 2 * removal.round_s + LATE_S
+        ):
             yield warning(
-                f"old rows of {table} stay: workers should go through it in {removal.round_s:.0f} s and have been at it for"
-                f" {took_s[removal.table_name]:.0f} s; none runs, somebody locks it, or more comes than they can remove"
+                f"old rows of {table} stay: workers should go through it in "
+                f"{removal.round_s:.0f} s and have been at it for"
+                f" {took_s[removal.table_name]:.0f} s; none runs, somebody locks it, or more "
+                "comes than they can remove"
                 " (give doctor the service's --keep-... options)",
                 installation.commands.start(),
             )
 
 
 def targets(installation: Installation) -> Iterator[Finding]:
-    """Whether every webhook's URL may be delivered to. The doctor's own options count: give it those of the service."""
+    """Whether every webhook's URL may be delivered to. The doctor's own options count: give it
+    those of the service.
+    """
     egress = Egress(installation.config.allow_http, installation.config.allow_network)
 
     def judge(url: str) -> None:
@@ -225,11 +264,16 @@ def targets(installation: Installation) -> Iterator[Finding]:
     for reason, ids in _refused(rows, "url", judge).items():
         option = re.search(r"--allow-\w+", reason)
         network = re.search(r"the address (\S+) is", reason)
-        allowed = f"{option[0]} {network[1]}" if option and network else option[0] if option else None
+        allowed = (
+            f"{option[0]} {network[1]}" if option and network else option[0] if option else None
+        )
         yield warning(
-            f"{_some(ids, len(ids))} cannot be delivered to under the options in force here: {reason}"
+            f"{_some(ids, len(ids))} cannot be delivered to under the options in force here: "
+            f"{reason}"
             + ("; if the service has that option, give it to doctor too" if allowed else ""),
-            installation.commands.webhookd(f"doctor {allowed}" if allowed else f"webhook pause {ids[0]}"),
+            installation.commands.webhookd(
+                f"doctor {allowed}" if allowed else f"webhook pause {ids[0]}"
+            ),
         )
 
 
@@ -243,7 +287,8 @@ def secrets(installation: Installation) -> Iterator[Finding]:
     yield from _only_the_newest(rows)
     for reason, ids in _refused(rows, "secret", judge).items():
         yield error(
-            f"the secret of {_some(ids, len(ids))} cannot be used, so nothing is sent there: {reason}",
+            f"the secret of {_some(ids, len(ids))} cannot be used, so nothing is sent there: "
+            f"{reason}",
             installation.commands.webhookd(f"webhook rotate-secret {ids[0]}"),
         )
 
@@ -253,7 +298,9 @@ def _only_the_newest(rows: list[dict[str, Any]]) -> Iterator[Finding]:
         yield note(f"only the newest {MOST_WEBHOOKS:,} enabled webhooks were examined")
 
 
-def _refused(rows: list[dict[str, Any]], column: str, judge: Callable[[str], None]) -> dict[str, list[int]]:
+def _refused(
+    rows: list[dict[str, Any]], column: str, judge: Callable[[str], None]
+) -> dict[str, list[int]]:
     """Return the reasons that *judge* raises (`NotAllowed` or ValueError), and for which webhooks."""
     refused: dict[str, list[int]] = {}
     for row in rows[:MOST_WEBHOOKS]:

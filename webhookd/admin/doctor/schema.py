@@ -13,7 +13,8 @@ from webhookd.errors import UnusableError
 from webhookd.schema import migrate
 from webhookd.schema.expected import Schema, expected_schema
 
-# How often its threshold a table's dead rows may outnumber, and for how long, before autovacuum counts as starved.
+# How often its threshold a table's dead rows may outnumber, and for how long, before autovacuum
+# counts as starved.
 STARVED_FACTOR, STARVED_S = 10, 600
 
 _WITHOUT_TRIGGER = {
@@ -28,13 +29,18 @@ _WITHOUT_TRIGGER = {
 
 
 def version(installation: Installation) -> Iterator[Finding]:
-    """Whether workers would start on this schema, as they ask themselves; a copy that must not send among the reasons."""
+    """Whether workers would start on this schema, as they ask themselves; a copy that must not send
+    among the reasons.
+    """
     try:
         with installation.reading() as connection:
             migrate.check(connection)
     except UnusableError as refusal:
         command = re.search(r"`webhookd ([^`]+)`", str(refusal))
-        yield error(f"workers refuse to start: {refusal}", installation.commands.webhookd(command[1]) if command else None)
+        yield error(
+            f"workers refuse to start: {refusal}",
+            installation.commands.webhookd(command[1]) if command else None,
+        )
         return
     yield ok(migrate.load()[-1].name)
 
@@ -43,28 +49,44 @@ def tables(installation: Installation) -> Iterator[Finding]:
     """Whether every table is there, and one role owns them all, as migrations need."""
     for row in installation.rows("doctor_tables", tables=_schema(installation).tables):
         if row["owner"] is None:
-            yield error(f"the table pggit.{row['name']} is missing or was renamed: give it its name back, or restore it")
+            yield error(
+                f"the table pggit.{row['name']} is missing or was renamed: give it its name "
+                "back, or restore it"
+            )
         elif row["owner"] != row["owner_of_most"]:
             yield warning(
-                f"pggit.{row['name']} belongs to {row['owner']}, the other tables to {row['owner_of_most']}:"
+                f"pggit.{row['name']} belongs to {row['owner']}, the other tables to "
+                f"{row['owner_of_most']}:"
                 " the next migration may fail",
-                installation.commands.sql(f'ALTER TABLE pggit.{row["name"]} OWNER TO "{row["owner_of_most"]}"'),
+                installation.commands.sql(
+                    f'ALTER TABLE pggit.{row["name"]} OWNER TO "{row["owner_of_most"]}"'
+                ),
             )
 
 
 def triggers(installation: Installation) -> Iterator[Finding]:
     """Whether every trigger is there and fires."""
-    found = {(row["table_name"], row["name"]): row["fires"] for row in installation.rows("doctor_triggers")}
+    found = {
+        (row["table_name"], row["name"]): row["fires"]
+        for row in installation.rows("doctor_triggers")
+    }
     for (table, name), statement in _schema(installation).triggers.items():
         meaning = _WITHOUT_TRIGGER.get(name, "what it keeps right goes wrong")
         if (table, name) not in found:
-            yield error(f"the trigger {name} on pggit.{table} is missing: {meaning}", installation.commands.sql(statement))
+            yield error(
+                f"the trigger {name} on pggit.{table} is missing: {meaning}",
+                installation.commands.sql(statement),
+            )
         elif not found[table, name]:
             enable = f"ALTER TABLE pggit.{table} ENABLE TRIGGER {name}"
-            yield error(f"the trigger {name} on pggit.{table} is disabled: {meaning}", installation.commands.sql(enable))
+            yield error(
+                f"the trigger {name} on pggit.{table} is disabled: {meaning}",
+                installation.commands.sql(enable),
+            )
     for row in installation.rows("doctor_replica_role"):
         yield warning(
-            f"{row['who']} has session_replication_role = replica: no trigger fires there, and what is inserted starts late",
+            f"{row['who']} has session_replication_role = replica: no trigger fires there, and "
+            "what is inserted starts late",
             installation.commands.sql(row["command"]),
         )
 
@@ -74,7 +96,10 @@ def indexes(installation: Installation) -> Iterator[Finding]:
     found = {row["name"]: row["valid"] for row in installation.rows("doctor_indexes")}
     for name, statement in _schema(installation).indexes.items():
         if name not in found:
-            yield error(f"the index {name} is missing: statements read whole tables", installation.commands.sql(statement))
+            yield error(
+                f"the index {name} is missing: statements read whole tables",
+                installation.commands.sql(statement),
+            )
         elif not found[name]:
             yield error(
                 f"the index {name} is invalid, so nothing uses it",
@@ -99,25 +124,37 @@ def vacuum(installation: Installation) -> Iterator[Finding]:
                 f"autovacuum is off for {table}: its dead rows stay, and every claim slows down",
                 sql(f"ALTER TABLE {table} RESET (autovacuum_enabled)"),
             )
-        if row["dead_rows"] > STARVED_FACTOR * row["bearable"] and (row["vacuumed_s"] or STARVED_S) >= STARVED_S:
+        if (
+            row["dead_rows"] > STARVED_FACTOR * row["bearable"]
+            and (row["vacuumed_s"] or STARVED_S) >= STARVED_S
+        ):
             since = "ever" if row["vacuumed_s"] is None else f"for {row['vacuumed_s']:.0f} s"
             yield warning(
-                f"{table} has {row['dead_rows']} dead rows, vacuum is due from {row['bearable']:.0f} on and has not run {since}:"
+                f"{table} has {row['dead_rows']} dead rows, vacuum is due from "
+                f"{row['bearable']:.0f} on and has not run {since}:"
                 " autovacuum does not keep up",
                 sql(f"VACUUM (ANALYZE) {table}"),
             )
 
 
 def rights(installation: Installation) -> Iterator[Finding]:
-    """Whether the workers' role may do what they do, and whether everybody may insert without further rights."""
+    """Whether the workers' role may do what they do, and whether everybody may insert without
+    further rights.
+    """
     lacked = defaultdict(list)
     for row in installation.rows("doctor_rights", tables=_schema(installation).tables):
         lacked[row["role"]].append(row)
     for role, rows in lacked.items():
         what = "; ".join(row["what"] for row in rows)
-        yield error(f"the role {role} lacks {what}: workers fail", installation.commands.sql(*(row["command"] for row in rows)))
+        yield error(
+            f"the role {role} lacks {what}: workers fail",
+            installation.commands.sql(*(row["command"] for row in rows)),
+        )
     for row in installation.rows("doctor_public_rights"):
-        yield error(f"PUBLIC lacks {row['what']}: inserts of applications fail", installation.commands.sql(row["command"]))
+        yield error(
+            f"PUBLIC lacks {row['what']}: inserts of applications fail",
+            installation.commands.sql(row["command"]),
+        )
 
 
 def _schema(installation: Installation) -> Schema:

@@ -31,12 +31,18 @@ def server(installation: Installation) -> Iterator[Finding]:
     """The version, and whether the server takes writes."""
     found = installation.row("doctor_server")
     if found["major"] < OLDEST_MAJOR:
-        yield error(f"PostgreSQL {found['version']} is too old: webhookd needs {OLDEST_MAJOR} or newer")
+        yield error(
+            f"PostgreSQL {found['version']} is too old: webhookd needs {OLDEST_MAJOR} or newer"
+        )
     elif found["major"] > NEWEST_MAJOR:
-        yield note(f"PostgreSQL {found['version']}: this webhookd was tried with {OLDEST_MAJOR} to {NEWEST_MAJOR}")
+        yield note(
+            f"PostgreSQL {found['version']}: this webhookd was tried with {OLDEST_MAJOR} to "
+            f"{NEWEST_MAJOR}"
+        )
     if found["standby"]:
         yield error(
-            "a standby, which takes no writes: no worker can claim here; name every host in the DSN, with "
+            "a standby, which takes no writes: no worker can claim here; name every host in the "
+            "DSN, with "
             "target_session_attrs=read-write",
             "webhookd --dsn 'postgresql://host1,host2/database?target_session_attrs=read-write'",
         )
@@ -47,19 +53,26 @@ def embedded_server(installation: Installation) -> Iterator[Finding]:
     """Whether this is the PostgreSQL that webhookd starts by itself."""
     config = installation.config
     running = embedded.running_dsn(Path(config.embedded) if config.embedded else None)
-    if config.dsn is None or (running and conninfo_to_dict(running)["host"] == conninfo_to_dict(config.dsn).get("host")):
+    if config.dsn is None or (
+        running and conninfo_to_dict(running)["host"] == conninfo_to_dict(config.dsn).get("host")
+    ):
         yield warning(
-            "the embedded PostgreSQL is for trying out: it has no backup and no replica, and stops with webhookd",
+            "the embedded PostgreSQL is for trying out: it has no backup and no replica, and "
+            "stops with webhookd",
             "webhookd --dsn postgresql://user@host/database",
         )
 
 
 def clock(installation: Installation) -> Iterator[Finding]:
-    """This host's clock against the database's: workers sign with theirs, and everything is due by the database's."""
+    """This host's clock against the database's: workers sign with theirs, and everything is due by
+    the database's.
+    """
     best: tuple[float, float] | None = None
     for _ in range(3):
         sent_at = time.time()
-        row = installation.connection.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone()
+        row = installation.connection.execute(
+            "SELECT extract(epoch FROM clock_timestamp())::float8"
+        ).fetchone()
         back_at = time.time()
         assert row is not None
         measured = ((back_at - sent_at) / 2, (sent_at + back_at) / 2 - row[0])
@@ -69,7 +82,9 @@ def clock(installation: Installation) -> Iterator[Finding]:
     sure_s = abs(ahead_s) - uncertain_s
     text = f"this host's clock is {abs(ahead_s):.3g} s {'ahead of' if ahead_s > 0 else 'behind'} the database's"
     if sure_s > SKEW_ERROR_S:
-        yield error(f"{text}: receivers reject signatures that are 5 min off", "timedatectl set-ntp true")
+        yield error(
+            f"{text}: receivers reject signatures that are 5 min off", "timedatectl set-ntp true"
+        )
     elif sure_s > SKEW_WARNING_S:
         yield warning(f"{text}; set both by NTP", "timedatectl set-ntp true")
 
@@ -80,9 +95,14 @@ def listen(installation: Installation) -> Iterator[Finding]:
     if dsn is None:
         dsn, option = installation.dsn, "--dsn"
     try:
-        ear = psycopg.connect(dsn, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S, prepare_threshold=None)
+        ear = psycopg.connect(
+            dsn, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S, prepare_threshold=None
+        )
     except psycopg.OperationalError as failure:
-        yield error(f"{option} leads to no database: {identity.first_line(failure)}; deliveries start up to 2 s late")
+        yield error(
+            f"{option} leads to no database: {identity.first_line(failure)}; deliveries start up "
+            "to 2 s late"
+        )
         return
     with ear:
         lent = session.lent_by_transaction(ear, lambda: nullcontext(installation.connection))
@@ -90,10 +110,13 @@ def listen(installation: Installation) -> Iterator[Finding]:
             return
         other = not lent and _place(ear) != _place(installation.connection)
     if other:
-        yield error(f"{option} leads to another database than --dsn: workers hear of no insert there")
+        yield error(
+            f"{option} leads to another database than --dsn: workers hear of no insert there"
+        )
         return
     yield error(
-        f"a NOTIFY is not heard through {option}: a pooler in transaction mode, which LISTEN cannot pass; deliveries start late",
+        f"a NOTIFY is not heard through {option}: a pooler in transaction mode, which LISTEN "
+        "cannot pass; deliveries start late",
         installation.commands.start("--listen-dsn postgresql://user@host-of-postgresql/database"),
     )
 
@@ -111,7 +134,8 @@ def _hears(ear: psycopg.Connection[Any], sender: psycopg.Connection[Any]) -> boo
 
 def _place(connection: psycopg.Connection[tuple[object, ...]]) -> tuple[object, ...] | None:
     return connection.execute(
-        "SELECT pg_postmaster_start_time(), oid FROM pg_catalog.pg_database WHERE datname = current_database()"
+        "SELECT pg_postmaster_start_time(), oid FROM pg_catalog.pg_database WHERE datname = "
+        "current_database()"
     ).fetchone()
 
 
@@ -124,7 +148,8 @@ def notifications(installation: Installation) -> Iterator[Finding]:
     run = None
     if found["pid"] is not None:
         detail += (
-            f"; a session that listens is in a transaction, probably {found['pid']} of {found['usename']}"
+            f"; a session that listens is in a transaction, probably {found['pid']} of "
+            f"{found['usename']}"
             f" ({found['application_name'] or 'no name'}), for {found['age_s']:.0f} s"
         )
         run = installation.commands.sql(f"SELECT pg_terminate_backend({found['pid']})")
@@ -132,17 +157,24 @@ def notifications(installation: Installation) -> Iterator[Finding]:
 
 
 def connections(installation: Installation) -> Iterator[Finding]:
-    """Whether as many connections are left as workers need: all of them where none lives, else one replacement's."""
-    alive = any(row["seen_s_ago"] < identity.LIVING_S for row in installation.rows("doctor_workers"))
+    """Whether as many connections are left as workers need: all of them where none lives, else one
+    replacement's.
+    """
+    alive = any(
+        row["seen_s_ago"] < identity.LIVING_S for row in installation.rows("doctor_workers")
+    )
     needed = CONNECTIONS_A_WORKER * (1 if alive else installation.config.workers)
     whose = "a worker that is replaced" if alive else f"{installation.config.workers} workers"
     for row in installation.rows("doctor_connections"):
         if row["most"] - row["used"] < needed:
             restart = " (takes a restart of the server)" if row["name"] == "max_connections" else ""
             yield warning(
-                f"{row['name']} leaves {max(0, row['most'] - row['used'])} of {row['most']} connections, and {whose} needs"
+                f"{row['name']} leaves {max(0, row['most'] - row['used'])} of {row['most']} "
+                f"connections, and {whose} needs"
                 f" {needed}{restart}",
-                installation.commands.sql(f"{row['command']}{row['used'] + needed + CONNECTIONS_A_WORKER}"),
+                installation.commands.sql(
+                    f"{row['command']}{row['used'] + needed + CONNECTIONS_A_WORKER}"
+                ),
             )
 
 
@@ -151,14 +183,20 @@ def insight(installation: Installation) -> Iterator[Finding]:
     found = installation.row("doctor_insight")
     if not found["sees_all"]:
         yield note(
-            f"the role {found['role']} does not see other roles' sessions: old transactions and locks of theirs are not reported;"
-            f" a superuser may GRANT pg_monitor TO {psycopg.sql.Identifier(found['role']).as_string()}"
+            f"the role {found['role']} does not see other roles' sessions: old transactions and "
+            "locks of theirs are not reported;"
+            " a superuser may GRANT pg_monitor TO "
+            f"{psycopg.sql.Identifier(found['role']).as_string()}"
         )
 
 
 def snapshots(installation: Installation) -> Iterator[Finding]:
-    """Old transactions and their like: dead rows pile up behind them, and every claim has to step over them."""
-    for row in installation.rows("doctor_snapshots", old_s=OLD_SNAPSHOT_S, old_xids=OLD_SNAPSHOT_XIDS):
+    """Old transactions and their like: dead rows pile up behind them, and every claim has to step
+    over them.
+    """
+    for row in installation.rows(
+        "doctor_snapshots", old_s=OLD_SNAPSHOT_S, old_xids=OLD_SNAPSHOT_XIDS
+    ):
         since = f"{row['xids']} transactions" if row["age_s"] is None else f"{row['age_s']:.0f} s"
         detail = f"{row['holder']} for {since}: dead rows of the queue cannot be removed, and claims slow down"
         finding = error if (row["age_s"] or 0) >= VERY_OLD_SNAPSHOT_S else warning

@@ -25,20 +25,28 @@ def workers(installation: Installation) -> Iterator[Finding]:
     for row in rows:
         if row not in living:
             yield warning(
-                f"{row['worker_id']} on {row['host']} (pid {row['pid']}) has been silent for {row['seen_s_ago']:.0f} s: it died,"
+                f"{row['worker_id']} on {row['host']} (pid {row['pid']}) has been silent for "
+                f"{row['seen_s_ago']:.0f} s: it died,"
                 " or cannot reach the database",
-                installation.commands.sql(f"DELETE FROM pggit.workers WHERE incarnation = '{row['incarnation']}'"),
+                installation.commands.sql(
+                    f"DELETE FROM pggit.workers WHERE incarnation = '{row['incarnation']}'"
+                ),
             )
         elif row["seen_s_ago"] > SILENT_S:
             yield warning(
-                f"{row['worker_id']} on {row['host']} (pid {row['pid']}) has been silent for {row['seen_s_ago']:.0f} s: it hangs,"
-                f" it died, or it cannot reach the database; from {identity.LIVING_S} s on it counts as dead"
+                f"{row['worker_id']} on {row['host']} (pid {row['pid']}) has been silent for "
+                f"{row['seen_s_ago']:.0f} s: it hangs,"
+                f" it died, or it cannot reach the database; from {identity.LIVING_S} s on it "
+                "counts as dead"
             )
     if not living:
         causes = {row["cause"] for row in installation.rows("doctor_waiting", overdue_s=OVERDUE_S)}
         finding = error if causes & {"due", "blocked", "parked"} else note
         waits = "and deliveries are due" if finding is error else "and nothing is due"
-        yield finding(f"no worker lives {waits}: start the service as it is started here, or", installation.commands.start())
+        yield finding(
+            f"no worker lives {waits}: start the service as it is started here, or",
+            installation.commands.start(),
+        )
         return
     yield from _versions(living)
     yield from _namesakes(installation, living)
@@ -52,7 +60,8 @@ def _versions(living: list[dict[str, Any]]) -> Iterator[Finding]:
             others[row["version"], row["host"]].add(row["worker_id"])
     for (version, host), names in sorted(others.items()):
         yield warning(
-            f"{', '.join(sorted(names))} on {host} run webhookd {version}, this is {__version__}: upgrade or restart the older",
+            f"{', '.join(sorted(names))} on {host} run webhookd {version}, this is "
+            f"{__version__}: upgrade or restart the older",
             "systemctl restart webhookd",
         )
 
@@ -65,7 +74,8 @@ def _namesakes(installation: Installation, living: list[dict[str, Any]]) -> Iter
     if shared:
         name, where = min(shared.items())
         yield warning(
-            f"{' and '.join(where)} both call a worker {name}: their metrics and log lines cannot be told apart; name each host",
+            f"{' and '.join(where)} both call a worker {name}: their metrics and log lines "
+            "cannot be told apart; name each host",
             installation.commands.start(f"--node {where[0]}"),
         )
 
@@ -73,7 +83,9 @@ def _namesakes(installation: Installation, living: list[dict[str, Any]]) -> Iter
 def endpoints(installation: Installation) -> Iterator[Finding]:
     """Whether the living workers of this host answer /healthz where they say."""
     living = [
-        row for row in installation.rows("doctor_workers") if row["seen_s_ago"] < identity.LIVING_S and row["metrics_address"]
+        row
+        for row in installation.rows("doctor_workers")
+        if row["seen_s_ago"] < identity.LIVING_S and row["metrics_address"]
     ]
     here = [row for row in living if row["host"] == socket.gethostname()]
     with ThreadPoolExecutor(max_workers=16) as pool:
@@ -81,7 +93,8 @@ def endpoints(installation: Installation) -> Iterator[Finding]:
     for row, answer in zip(here, answers, strict=True):
         if answer is not None:
             yield warning(
-                f"{row['worker_id']} (pid {row['pid']}) does not answer on {row['metrics_address']}: {answer}",
+                f"{row['worker_id']} (pid {row['pid']}) does not answer on "
+                f"{row['metrics_address']}: {answer}",
                 f"kill -HUP $(ps -o ppid= -p {row['pid']})",
             )
     elsewhere = sorted({row["host"] for row in living} - {socket.gethostname()})
@@ -103,26 +116,38 @@ def _healthz(address: str) -> str | None:
 
 
 def ports(installation: Installation) -> Iterator[Finding]:
-    """Whether workers could serve metrics where the configuration says, while none live on this host."""
+    """Whether workers could serve metrics where the configuration says, while none live on this
+    host.
+    """
     config = installation.config
-    hosts = {row["host"] for row in installation.rows("doctor_workers") if row["seen_s_ago"] < identity.LIVING_S}
+    hosts = {
+        row["host"]
+        for row in installation.rows("doctor_workers")
+        if row["seen_s_ago"] < identity.LIVING_S
+    }
     if config.metrics_port == 0 or socket.gethostname() in hosts:
         return
     for port in range(config.metrics_port, config.metrics_port + config.workers):
         failure = _cannot_bind(config.metrics_host, port)
         if failure is not None and failure.errno == errno.EADDRINUSE:
             yield warning(
-                f"port {port} of --metrics-host {config.metrics_host} is in use by another program: webhookd cannot start",
+                f"port {port} of --metrics-host {config.metrics_host} is in use by another "
+                "program: webhookd cannot start",
                 f"webhookd --metrics-port {port + config.workers}",
             )
         elif failure is not None:
-            yield error(f"--metrics-host {config.metrics_host} port {port} cannot be served: {failure.strerror}")
+            yield error(
+                f"--metrics-host {config.metrics_host} port {port} cannot be served: "
+                f"{failure.strerror}"
+            )
             return
 
 
 def _cannot_bind(host: str, port: int) -> OSError | None:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )[0]
         with socket.socket(family, kind, protocol) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(address)
