@@ -1,14 +1,15 @@
 """Structured logs on stderr: one line an event, as key=value or as JSON.
 
-The message of a record is a constant text, the event; what varies travels as `extra={"fields":
-{...}}`. Whatever ends up in a line passes `redact` first, so that neither a secret nor the query of
-a URL gets into a log by way of an exception.
+`log.info("event", key=value)`: the event is a constant text, and what varies travels as fields.
+Whatever ends up in a line passes `redact` first, so that neither a secret nor the query of a URL
+gets into a log by way of an exception.
 """
 
 import json
 import logging
 import re
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +24,49 @@ _REDACTIONS = (
     (re.compile(r"""(?i)\b((?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)"""), r"\1(hidden)"),
 )
 _BARE = re.compile(r"[\w./:+@,()\[\]-]+", re.ASCII)
+
+
+class Logger:
+    """Writes events with fields to the standard library's logger called *name*. Threads may share it.
+
+    A field is JSON, or is shown as text. *exc_info* adds the traceback of the exception at hand (True)
+    or of the one given.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._logger = logging.getLogger(name)
+
+    def debug(self, event: str, **fields: object) -> None:
+        self.write(logging.DEBUG, event, fields)
+
+    def info(self, event: str, **fields: object) -> None:
+        self.write(logging.INFO, event, fields)
+
+    def warning(self, event: str, **fields: object) -> None:
+        self.write(logging.WARNING, event, fields)
+
+    def error(self, event: str, **fields: object) -> None:
+        self.write(logging.ERROR, event, fields)
+
+    def exception(self, event: str, **fields: object) -> None:
+        """Write an error with the traceback of the exception that is being handled."""
+        self.write(logging.ERROR, event, fields, exc_info=True)
+
+    def critical(
+        self, event: str, *, exc_info: bool | BaseException | None = None, **fields: object
+    ) -> None:
+        self.write(logging.CRITICAL, event, fields, exc_info=exc_info)
+
+    def write(
+        self,
+        level: int,
+        event: str,
+        fields: Mapping[str, object],
+        *,
+        exc_info: bool | BaseException | None = None,
+    ) -> None:
+        """Write *event* at *level*, one of the standard library's numbers."""
+        self._logger.log(level, event, exc_info=exc_info, extra={"fields": fields})
 
 
 def configure(log_format: str, level: str, *, worker: str | None = None) -> None:

@@ -72,9 +72,10 @@ def ask_prometheus(url: str, target: Json, window: Window) -> list[Frame]:
         return [Frame([*labels, "Value"], rows)]
     frames = []
     for series in result:
-        legend = re.sub(
-            r"\{\{(\w+)\}\}", lambda m, s=series: s["metric"].get(m[1], ""), target["legendFormat"]
-        )  # type: ignore[misc]
+        labels = series["metric"]
+        legend = target["legendFormat"]
+        for named in set(re.findall(r"\{\{(\w+)\}\}", legend)):
+            legend = legend.replace(f"{{{{{named}}}}}", labels.get(named, ""))
         points = series.get("values") or [series["value"]]
         frames.append(Frame(["time", legend], [[when, float(value)] for when, value in points]))
     return frames

@@ -407,9 +407,9 @@ def _test_rules_with(
             rule = re.compile(
                 rf"(?s)(- (?:alert|record): {name}\n +)expr: .*?(?=\n+ +(?:- |#|for:|labels:))"
             )
-            text = rule.sub(
-                lambda match, new=expression: f"{match[1]}expr: {json.dumps(new)}", text
-            )  # type: ignore[misc]
+            # As a function, so that a backslash of the expression stays one.
+            replacement = f"expr: {json.dumps(expression)}".replace("\\", r"\\")
+            text = rule.sub(rf"\g<1>{replacement}", text)
         (folder / "monitoring" / path.name).write_text(text)
     copies = folder / "tests" / "monitoring" / "rules"
     copies.mkdir(parents=True)

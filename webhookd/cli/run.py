@@ -2,7 +2,6 @@
 supervisor.
 """
 
-import logging
 import os
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from webhookd.errors import UnusableError
 from webhookd.lifeline import Lifeline
 from webhookd.supervisor.supervisor import Supervisor
 
-log = logging.getLogger("webhookd")
+log = logs.Logger("webhookd")
 
 # What tells that a service manager started this process. Nobody wants a service with an empty queue
 # that looks green.
@@ -49,7 +48,8 @@ def run(settings: LoadedConfig) -> int:
     try:
         log.warning(
             "embedded PostgreSQL",
-            extra={"fields": {"directory": str(server.directory), "dsn": server.dsn}},
+            directory=str(server.directory),
+            dsn=server.dsn,
         )
         _migrate(server.dsn)
         return _supervise(settings, embedded_dsn=server.dsn)

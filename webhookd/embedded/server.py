@@ -10,7 +10,6 @@ start ends it. This module must not import psycopg: the parent of the workers us
 
 import ctypes
 import fcntl
-import logging
 import os
 import shutil
 import signal
@@ -24,6 +23,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from webhookd import logs
 from webhookd.embedded.programs import (
     DATABASE,
     USER,
@@ -36,7 +36,7 @@ from webhookd.embedded.programs import (
 )
 from webhookd.errors import UnusableError, WebhookdError
 
-log = logging.getLogger("webhookd.embedded")
+log = logs.Logger("webhookd.embedded")
 
 PORT = 5432
 # sun_path holds 108 bytes with its final zero (unix(7)).
@@ -107,7 +107,8 @@ class Embedded:
             time.sleep(0.05)
         log.info(
             "embedded PostgreSQL runs",
-            extra={"fields": {"directory": str(self.directory), "pid": self.pid}},
+            directory=str(self.directory),
+            pid=self.pid,
         )
 
     @property

@@ -8,7 +8,6 @@ are too many the oldest goes. One answer a connection, as RFC 9112 (9.6) allows.
 
 import gzip
 import json
-import logging
 import re
 import selectors
 import socket
@@ -19,12 +18,12 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
 
-from webhookd import __version__
+from webhookd import __version__, logs
 from webhookd.metrics.counters import Metrics
 from webhookd.metrics.discovery import TargetGroups
 from webhookd.metrics.exposition import Exposition
 
-log = logging.getLogger("webhookd.http_endpoint")
+log = logs.Logger("webhookd.http_endpoint")
 
 _CLIENT_TIMEOUT_S = 5.0  # to say what it wants, and again to take the answer
 _MAX_CLIENTS = 64

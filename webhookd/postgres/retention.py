@@ -7,7 +7,6 @@ table's size, a statement reads a bounded number of pages by their numbers, and 
 that each delivery would pay for. Rows that somebody holds a lock on are left to the next round.
 """
 
-import logging
 import math
 import time
 from collections.abc import Callable
@@ -19,11 +18,12 @@ import psycopg
 from psycopg import Cursor, errors
 from psycopg.rows import TupleRow
 
+from webhookd import logs
 from webhookd.config.load import Config
 from webhookd.errors import first_line
 from webhookd.postgres import session, statements
 
-log = logging.getLogger("webhookd.retention")
+log = logs.Logger("webhookd.retention")
 
 DAY_S = 86_400.0
 ROUNDS = 20  # while a row is kept: it stays a twentieth longer at most
@@ -119,7 +119,7 @@ class Retention:
             try:
                 self._advance(connect, removal, stopped)
             except errors.LockNotAvailable:
-                log.debug("table is locked", extra={"fields": {"table": removal.table_name}})
+                log.debug("table is locked", table=removal.table_name)
 
     def _advance(self, connect: Connect, removal: Removal, stopped: Callable[[], bool]) -> None:
         if removal.round_s is None:
@@ -164,9 +164,7 @@ class Retention:
             reason = first_line(error)
             if not isinstance(error, _HELD):  # a trigger of somebody's, or the like
                 self._tell(f"rows of {removal.table_name} cannot be removed: {reason}")
-            log.debug(
-                "pages left out", extra={"fields": {"table": removal.table_name, "reason": reason}}
-            )
+            log.debug("pages left out", table=removal.table_name, reason=reason)
             # All of them, since what is held cannot be told from what is not. The next round tries
             # again.
             return self._step(connection, removal, None, min(size, most))

@@ -12,7 +12,6 @@ up inserts for longer, and is tried again.
 """
 
 import hashlib
-import logging
 import re
 import time
 from collections.abc import Sequence
@@ -30,11 +29,11 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from webhookd import __version__
+from webhookd import __version__, logs
 from webhookd.errors import UnusableError, WebhookdError
 from webhookd.schema import identity, legacy
 
-log = logging.getLogger("webhookd.migrate")
+log = logs.Logger("webhookd.migrate")
 
 OLDEST_POSTGRES = 140000
 # Any pair of numbers would do; it must not change, or an old and a new webhookd would migrate side
@@ -104,7 +103,7 @@ def migrate(
             )
         for migration in pending:
             _apply(connection, migration, patience_s=patience_s)
-            log.info("migration applied", extra={"fields": {"migration": migration.name}})
+            log.info("migration applied", migration=migration.name)
         identity.remember_identity(connection)
         return [migration.name for migration in pending]
 
@@ -281,7 +280,7 @@ def _apply(connection: Connection, migration: Migration, *, patience_s: float) -
 
 
 def _tell_of_retry(state: RetryCallState) -> None:
-    log.info("migration waits for a lock", extra={"fields": {"attempt": state.attempt_number}})
+    log.info("migration waits for a lock", attempt=state.attempt_number)
 
 
 def _apply_once(connection: Connection, migration: Migration) -> None:

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import NoReturn
 from uuid import UUID, uuid4
 
+from webhookd import logs
 from webhookd.errors import UnusableError
 from webhookd.lifeline import ExitCode, Lifeline, is_worn, lost_line
 from webhookd.supervisor.signals import allow_signals, hold_signals
 from webhookd.supervisor.systemd import ENVIRONMENT
 
-log = logging.getLogger("webhookd.supervisor")
+log = logs.Logger("webhookd.supervisor")
 
 _REFUSAL_LIMIT = 4096
 
@@ -186,7 +187,8 @@ def _live(
         log.critical(
             "worker failed",
             exc_info=True,
-            extra={"fields": {"worker": seat.name, "pid": os.getpid()}},
+            worker=seat.name,
+            pid=os.getpid(),
         )
     finally:
         try:

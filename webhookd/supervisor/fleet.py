@@ -24,7 +24,9 @@ from webhookd.supervisor.handover import Handover
 if TYPE_CHECKING:
     from webhookd.config.load import Config
 
-log = logging.getLogger("webhookd.supervisor")
+from webhookd import logs
+
+log = logs.Logger("webhookd.supervisor")
 
 # A hung worker's time to print its stacks before it is killed.
 ABORT_GRACE_S = 2.0
@@ -136,7 +138,7 @@ class Fleet:
             is_first = place.restart.phase is Phase.STARTING
             place.restart = place.restart.beat(now)
             if is_first:
-                log.info("worker running", extra={"fields": _fields(child)})
+                log.info("worker running", **_fields(child))
                 self._lost.first_beat(child.incarnation, now)
                 self._lost.hand_over(self._keepers(), now)
         self._heed_refusal(child, now)
@@ -159,21 +161,19 @@ class Fleet:
         """Abort the workers that hang and kill those whose time to leave is up."""
         for place, child in self.children():
             if child.kill_at is not None and child.kill_at <= now:
-                log.error(
-                    "worker killed: its time to leave was up", extra={"fields": _fields(child)}
-                )
+                log.error("worker killed: its time to leave was up", **_fields(child))
                 child.kill()
             elif child.in_service and place.restart.silent_at(self.config.heartbeat_timeout) <= now:
                 silence_s = round(now - place.restart.heard, 1)
                 log.error(
                     "worker hung: no heartbeat",
-                    extra={"fields": _fields(child) | {"silence_s": silence_s}},
+                    **(_fields(child) | {"silence_s": silence_s}),
                 )
                 child.abort(kill_at=now + ABORT_GRACE_S)
 
     def drain(self, child: Child, now: float) -> None:
         """Tell a worker to finish what is in flight and leave."""
-        log.info("worker draining", extra={"fields": _fields(child)})
+        log.info("worker draining", **_fields(child))
         child.order(signal.SIGTERM, kill_at=now + self.config.drain_timeout + DRAIN_GRACE_S)
 
     def timers(self, *, with_starts: bool) -> Iterator[float]:
@@ -213,13 +213,13 @@ class Fleet:
             )
         except OSError as error:
             place.restart = place.restart.died(now, u=random.random())
-            log.error("worker not started", extra={"fields": {"worker": name, "error": str(error)}})
+            log.error("worker not started", worker=name, error=str(error))
             return
         self._lost.started(child.incarnation)
         place.child = child
         self._selector.register(child.heartbeat_fd, selectors.EVENT_READ, place)
         host, port = place.metrics_socket.getsockname()[:2]
-        log.info("worker started", extra={"fields": _fields(child) | {"metrics": f"{host}:{port}"}})
+        log.info("worker started", **(_fields(child) | {"metrics": f"{host}:{port}"}))
 
     def _bury(self, place: Slot, child: Child, *, code: int, now: float) -> None:
         clean = code == ExitCode.DRAINED
@@ -234,7 +234,7 @@ class Fleet:
         fields = _fields(child) | exit_fields(code)
         if not child.ordered:
             fields["restart_in_s"] = round(place.restart.since - now, 2)
-        log.log(logging.INFO if clean else logging.ERROR, "worker exited", extra={"fields": fields})
+        log.write(logging.INFO if clean else logging.ERROR, "worker exited", fields)
         if code == ExitCode.UNUSABLE and child.refusal is None:
             child.refusal = f"{child.name} cannot run and left no reason; its log above has more"
             self._heed_refusal(child, now)

@@ -12,7 +12,6 @@ it.
 """
 
 import faulthandler
-import logging
 import os
 import selectors
 import signal
@@ -31,7 +30,9 @@ from webhookd.supervisor.systemd import Notifier
 if TYPE_CHECKING:
     from webhookd.config.load import Config
 
-log = logging.getLogger("webhookd.supervisor")
+from webhookd import logs
+
+log = logs.Logger("webhookd.supervisor")
 
 # A database that is away must not make the service manager give up on the start.
 _READY_AT_LATEST_S = 10.0
@@ -103,7 +104,7 @@ class Supervisor:
         finally:
             self._fleet.close()
             self._selector.close()
-        log.info("stopped", extra={"fields": {"exit_code": int(self._stop.code)}})
+        log.info("stopped", exit_code=int(self._stop.code))
         if self._refusal is not None:
             print(f"webhookd: {self._refusal}", file=sys.stderr, flush=True)
         return int(self._stop.code)
@@ -142,7 +143,7 @@ class Supervisor:
             for death in self._fleet.reap(now):
                 self._mourn(death)
             return
-        log.info("signal received", extra={"fields": {"signal": signum.name}})
+        log.info("signal received", signal=signum.name)
         if signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             self._shut_down(signum, now)
         elif self._stop is not None:
@@ -185,9 +186,7 @@ class Supervisor:
         """
         self._fleet.refusal = None
         if self._fallback is not None and self._stop is None:
-            log.error(
-                "reload undone: a worker cannot run with it", extra={"fields": {"reason": refusal}}
-            )
+            log.error("reload undone: a worker cannot run with it", reason=refusal)
             fallback, self._fallback = self._fallback, None
             self._replace_all(fallback, now)
             return
@@ -202,7 +201,7 @@ class Supervisor:
         try:
             config = before if self._reload is None else self._reload()
         except UnusableError as error:
-            log.error("reload refused, nothing changed", extra={"fields": {"reason": str(error)}})
+            log.error("reload refused, nothing changed", reason=str(error))
             return
         if (config.metrics_host, config.metrics_port) != (before.metrics_host, before.metrics_port):
             log.warning("metrics ports stay as they are until a restart")
@@ -249,7 +248,7 @@ class Supervisor:
                 try:
                     self._fleet.add_place(number, now=now)
                 except UnusableError as error:
-                    log.error("no worker added", extra={"fields": {"reason": str(error)}})
+                    log.error("no worker added", reason=str(error))
                     return
             self._wanted = number
         for number in range(self._wanted, wanted, -1):
@@ -259,7 +258,7 @@ class Supervisor:
             elif not child.ordered:
                 self._fleet.drain(child, now)
             self._wanted = number - 1
-        log.info("workers wanted", extra={"fields": {"workers": self._wanted}})
+        log.info("workers wanted", workers=self._wanted)
 
     def _report(self, now: float) -> None:
         """Tell the service manager where things stand."""
@@ -280,7 +279,7 @@ class Supervisor:
             self._is_ready = True
             self._ready_at_latest = None
             self._fallback = None
-            log.info("ready", extra={"fields": {"running": running, "workers": self._wanted}})
+            log.info("ready", running=running, workers=self._wanted)
             self._notifier.ready()
 
     def _leave_in_child(self) -> None:

@@ -4,13 +4,14 @@ NOTIFY_SOCKET.
 Source: sd_notify(3) and sd_watchdog_enabled(3). Without NOTIFY_SOCKET everything here does nothing.
 """
 
-import logging
 import os
 import socket
 import time
 from collections.abc import Mapping
 
-log = logging.getLogger("webhookd.sdnotify")
+from webhookd import logs
+
+log = logs.Logger("webhookd.sdnotify")
 
 # What belongs to the process that systemd started and to nobody that it starts in turn.
 ENVIRONMENT = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
@@ -74,7 +75,8 @@ class Notifier:
             # A manager that does not listen must not end the deliveries.
             log.warning(
                 "service manager not reached",
-                extra={"fields": {"socket": self._address, "error": str(error)}},
+                socket=self._address,
+                error=str(error),
             )
 
 

@@ -1,12 +1,13 @@
 """Turns names into addresses within a deadline, which `getaddrinfo` by itself cannot do."""
 
-import logging
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
 
-log = logging.getLogger("webhookd.resolver")
+from webhookd import logs
+
+log = logs.Logger("webhookd.resolver")
 
 # (host, port, family, type) -> what socket.getaddrinfo returns
 Resolve = Callable[[str, int, int, int], Sequence[tuple[int, int, int, str, tuple[object, ...]]]]
@@ -76,7 +77,7 @@ class Resolver:
             error = "DNS: not a valid name"
         except Exception:
             error = "DNS: the resolver failed"
-            log.exception("lookup failed", extra={"fields": {"host": host}})
+            log.exception("lookup failed", host=host)
         finally:
             self._free.release()
             self._finish(host, lookup, addresses, error)

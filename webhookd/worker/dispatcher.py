@@ -6,7 +6,6 @@ news for it (the recorder, the housekeeping, a signal, the supervisor) rings its
 """
 
 import collections
-import logging
 import math
 import random
 import time
@@ -15,6 +14,7 @@ from collections.abc import Callable, Sequence
 import psycopg
 from psycopg_pool import ConnectionPool
 
+from webhookd import logs
 from webhookd.core.model import Delivery
 from webhookd.errors import first_line
 from webhookd.metrics.counters import Metrics
@@ -28,7 +28,7 @@ from webhookd.worker.senders import SenderPool
 from webhookd.worker.wakeup import WakeReason, WakeupPipe
 from webhookd.worker.watch import NotifyDuty
 
-log = logging.getLogger("webhookd.dispatcher")
+log = logs.Logger("webhookd.dispatcher")
 
 BEAT_S = 1.0
 TICK_S = 0.01
@@ -354,7 +354,7 @@ class Dispatcher:
         self._listen_told = event
         hint = "a transaction-pooling pgbouncer? give --listen-dsn; " if deaf else ""
         fields = {"error": first_line(error), "hint": f"{hint}until then looking every 2 s"}
-        log.warning(event, extra={"fields": fields})
+        log.warning(event, **fields)
 
     def _wait(self) -> None:
         now = time.monotonic()
@@ -375,7 +375,7 @@ class Dispatcher:
             self._listener.close()
             self._metrics.set_listener_connected(False)
             self._look_at = min(self._look_at, now + DEAF_LOOK_S)
-            log.warning("LISTEN connection lost", extra={"fields": {"error": first_line(error)}})
+            log.warning("LISTEN connection lost", error=first_line(error))
         self._read_news(now)
 
     def _listen_due(self) -> float:
@@ -421,7 +421,7 @@ class Dispatcher:
         if self._failures == 3:  # one cut connection is nobody's business
             self._database_up = False
             self._metrics.set_database_up(False)
-            log.warning("database unreachable", extra={"fields": {"error": first_line(error)}})
+            log.warning("database unreachable", error=first_line(error))
 
     def _came_back(self) -> None:
         if not self._database_up:

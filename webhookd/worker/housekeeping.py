@@ -11,7 +11,6 @@ Besides, this worker adds what it did to pggit.worker_minutes, and learns where 
 metrics.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from uuid import UUID
 import psycopg
 from psycopg_pool import ConnectionPool
 
+from webhookd import logs
 from webhookd.metrics.counters import Metrics
 from webhookd.metrics.counts import AttemptStatus, QueueCause, QueueCounts
 from webhookd.metrics.discovery import TargetGroups, target_groups
@@ -29,7 +29,7 @@ from webhookd.postgres.record import ResultWriter
 from webhookd.postgres.retention import Retention
 from webhookd.worker.wakeup import WakeReason, WakeupPipe
 
-log = logging.getLogger("webhookd.housekeeping")
+log = logs.Logger("webhookd.housekeeping")
 
 EVERY_S = 4.5
 FIRST_S = 0.5  # the dispatcher registers this worker first
@@ -93,7 +93,8 @@ class Housekeeping:
         if released:
             log.info(
                 "leases of a dead worker released",
-                extra={"fields": {"incarnation": str(incarnation), "deliveries": released}},
+                incarnation=str(incarnation),
+                deliveries=released,
             )
 
     def _run(self) -> None:
@@ -105,9 +106,7 @@ class Housekeeping:
             except psycopg.OperationalError as error:
                 # The dispatcher and the recorder report an outage; without figures, no figures.
                 self._metrics.set_queue(None)
-                log.debug(
-                    "housekeeping waits for the database", extra={"fields": {"error": str(error)}}
-                )
+                log.debug("housekeeping waits for the database", error=str(error))
             except Exception:
                 log.exception("housekeeping fault")
 

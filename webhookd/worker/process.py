@@ -3,7 +3,6 @@ drains, leaves.
 """
 
 import gc
-import logging
 import os
 import queue
 import random
@@ -21,6 +20,7 @@ from uuid import UUID
 
 import psycopg
 
+from webhookd import logs
 from webhookd.config.load import Config
 from webhookd.errors import UnusableError, first_line
 from webhookd.lifeline import ExitCode, Lifeline, parse_lost_line
@@ -46,7 +46,7 @@ from webhookd.worker.senders import SenderPool
 from webhookd.worker.wakeup import WakeupPipe
 from webhookd.worker.watch import NotifyDuty
 
-log = logging.getLogger("webhookd.worker")
+log = logs.Logger("webhookd.worker")
 
 RELEASE_AGAIN_S = 1.0
 UNANSWERED_S = 2.0  # so long a worker that is to leave waits for an answer of the database
@@ -109,7 +109,7 @@ class _Lifeline:
                 try:
                     self.lost.put(parse_lost_line(line))
                 except ValueError as error:
-                    log.warning("lifeline", extra={"fields": {"error": str(error)}})
+                    log.warning("lifeline", error=str(error))
         log.warning("supervisor is gone")
         # An orphan holds its port no longer than it must: the next supervisor wants it.
         self._seat.metrics_socket.close()
@@ -179,7 +179,7 @@ def _boot(config: Config, seat: Lifeline, stop: threading.Event) -> str | None:
         except psycopg.OperationalError as error:
             failures += 1
             if failures == 1:
-                log.warning("database unreachable", extra={"fields": {"error": first_line(error)}})
+                log.warning("database unreachable", error=first_line(error))
             stop.wait(min(2.0, 0.1 * 2.0**failures) * random.uniform(0.5, 1.0))
     return None
 
@@ -288,13 +288,14 @@ class _Worker:
             if self._worn:
                 log.info(
                     "worker has passed its limit",
-                    extra={"fields": {"rss_mb": rss >> 20, "deliveries": deliveries}},
+                    rss_mb=rss >> 20,
+                    deliveries=deliveries,
                 )
         self._seat.beat(worn=self._worn)
 
     def _drain(self) -> int:
         """Finish what is in flight within the drain timeout, give back the rest, leave."""
-        log.info("worker drains", extra={"fields": {"in_hand": self.recording.in_hand()}})
+        log.info("worker drains", in_hand=self.recording.in_hand())
         assert self.dispatcher.stopped_at is not None
         deadline = self.dispatcher.stopped_at + self._config.drain_timeout
         self._pool.timeout = (
@@ -303,7 +304,7 @@ class _Worker:
         try:
             self.dispatcher.withdraw()
         except psycopg.Error as error:
-            log.warning("drains without the database", extra={"fields": {"error": str(error)}})
+            log.warning("drains without the database", error=str(error))
         while self.recording.in_hand() > 0 and time.monotonic() < deadline:
             self._seat.beat()
             time.sleep(0.01)
@@ -323,10 +324,10 @@ class _Worker:
                 self.housekeeping.release(self._seat.incarnation)
             self.dispatcher.leave()
         except psycopg.Error as error:
-            log.warning("left without the database", extra={"fields": {"error": str(error)}})
+            log.warning("left without the database", error=str(error))
         self._pool.close(timeout=1.0)
         self._transport.close()
-        log.info("worker drained", extra={"fields": {"unfinished": unfinished}})
+        log.info("worker drained", unfinished=unfinished)
         return code
 
     def _release_lost(self) -> None:
@@ -347,7 +348,8 @@ class _Worker:
         except psycopg.Error as error:
             log.warning(
                 "leases of a dead worker not released; they run out",
-                extra={"fields": {"incarnation": str(incarnation), "error": str(error)}},
+                incarnation=str(incarnation),
+                error=str(error),
             )
 
 
@@ -365,7 +367,7 @@ def _end_with_thread(args: threading.ExceptHookArgs) -> None:
     one's leases.
     """
     name = args.thread.name if args.thread else "?"
-    log.critical("thread died", extra={"fields": {"thread": name}}, exc_info=args.exc_value)
+    log.critical("thread died", thread=name, exc_info=args.exc_value)
     os._exit(ExitCode.FAILED)
 
 

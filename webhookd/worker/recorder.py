@@ -2,7 +2,6 @@
 by themselves.
 """
 
-import logging
 import math
 import threading
 import time
@@ -12,6 +11,7 @@ import psycopg
 import tenacity
 from psycopg_pool import ConnectionPool
 
+from webhookd import logs
 from webhookd.core.answer import AnswerKind
 from webhookd.core.model import Attempted, Delivery, GivenBack, Result
 from webhookd.errors import first_line
@@ -23,7 +23,7 @@ from webhookd.worker.circuits import LocalCircuits
 from webhookd.worker.results import BATCH, ResultQueue
 from webhookd.worker.wakeup import WakeupPipe
 
-log = logging.getLogger("webhookd.recorder")
+log = logs.Logger("webhookd.recorder")
 
 GATHER_S = 0.04
 DEFER_S = 0.003  # a lane is usually locked by another worker's claim, for a millisecond or two
@@ -159,9 +159,7 @@ class Recorder:
             300,
         ):  # a deadlock or one cut connection is nobody's business
             self._metrics.set_database_up(False)
-            log.warning(
-                "record waits for the database", extra={"fields": {"error": first_line(error)}}
-            )
+            log.warning("record waits for the database", error=first_line(error))
 
     def _record_one_by_one(self, batch: Sequence[Result], error: psycopg.Error) -> None:
         """One result that the database cannot take must not keep the others from being recorded."""
@@ -171,9 +169,8 @@ class Recorder:
             return
         log.error(
             "result cannot be recorded; its lease will run out",
-            extra={
-                "fields": {"delivery_id": batch[0].delivery.delivery_id, "error": first_line(error)}
-            },
+            delivery_id=batch[0].delivery.delivery_id,
+            error=first_line(error),
         )
         self._leave(1)
 
@@ -192,9 +189,9 @@ class Recorder:
         )
         for webhook_id in recorded.tripped:
             self._metrics.circuit_opened(webhook_id)
-            log.info("circuit opened", extra={"fields": {"webhook_id": webhook_id}})
+            log.info("circuit opened", webhook_id=webhook_id)
         if late:
-            log.warning("results refused by the fence", extra={"fields": {"results": late}})
+            log.warning("results refused by the fence", results=late)
         self._metrics.given_back(
             sum(isinstance(result.outcome, GivenBack) for result in recorded.accepted)
         )

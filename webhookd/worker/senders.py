@@ -6,7 +6,6 @@ sender has been blocked in an exchange for a while. Where it is the processor th
 more of them would only cost more: then the pool shrinks.
 """
 
-import logging
 import math
 import queue
 import threading
@@ -15,13 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from webhookd import logs
 from webhookd.core.model import Delivery, Lost, Outcome, Result
 from webhookd.postgres.claim import BODY_BYTES
 from webhookd.worker.attempt import AttemptRunner
 from webhookd.worker.results import ResultQueue
 from webhookd.worker.wakeup import WakeReason, WakeupPipe
 
-log = logging.getLogger("webhookd.senders")
+log = logs.Logger("webhookd.senders")
 
 BLOCKED_AFTER_S = 0.003  # an exchange that lasts longer than this is waiting, not computing
 TICKS_TO_GROW = (
@@ -221,7 +221,7 @@ class SenderPool:
         except Exception:
             # A fault of ours, not the receiver's, and nobody knows how far the exchange got: that
             # is a lost lease.
-            log.exception("delivery fault", extra={"fields": {"delivery_id": delivery.delivery_id}})
+            log.exception("delivery fault", delivery_id=delivery.delivery_id)
             outcome = Lost()
         # Idle before the result is seen: the recorder commits at once when nobody is busy any more.
         sender.since = None
