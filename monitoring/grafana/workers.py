@@ -63,7 +63,7 @@ DASHBOARD = dashboard(
             (20, 0, 4, 3),
             "In Hand",
             "Deliveries that are claimed and not yet recorded, of all workers.",
-            promql(f"sum(webhookd_deliveries_in_hand{{{WORKER}}})", instant=True),
+            promql(f"sum(webhookd_deliveries_outstanding{{{WORKER}}})", instant=True),
             background=False,
             decimals=0,
             steps=[(None, BLUE)],
@@ -155,7 +155,8 @@ DASHBOARD = dashboard(
             "sending at present.",
             [
                 promql(
-                    f"sum by (worker_id) (webhookd_deliveries_in_hand{{{WORKER}}})", "{{worker_id}}"
+                    f"sum by (worker_id) (webhookd_deliveries_outstanding{{{WORKER}}})",
+                    "{{worker_id}}",
                 ),
                 promql(f"sum(webhookd_sender_threads{{{WORKER}}})", "threads"),
             ],

@@ -95,16 +95,16 @@ class Circuit(RuleBasedStateMachine):
         else:
             self.probe_until = self.now + LEASE_S
             self.step(Event.PROBE, self.after.begin_probe(lease_until=self.probe_until))
-        self.flying.append(self.after.epoch)
+        self.flying.append(self.after.generation)
 
     @precondition(lambda self: self.flying)
     @rule(which=st.integers(0, 3), vote=votes)
     def attempt_ends(self, which: int, vote: CircuitVote) -> None:
-        epoch = self.flying.pop(-1 - which % len(self.flying))
+        generation = self.flying.pop(-1 - which % len(self.flying))
         after = self.after.vote(
-            vote, epoch=epoch, now=self.now, threshold=self.threshold, open_s=OPEN_S
+            vote, generation=generation, now=self.now, threshold=self.threshold, open_s=OPEN_S
         )
-        self.step(Event.VOTE, after, epoch=epoch, vote=vote)
+        self.step(Event.VOTE, after, generation=generation, vote=vote)
 
     @rule(sequence=st.lists(votes, min_size=1, max_size=3))
     def attempts_begin_and_end(self, sequence: list[CircuitVote]) -> None:
@@ -116,8 +116,12 @@ class Circuit(RuleBasedStateMachine):
     @precondition(lambda self: self.flying)
     @rule(which=st.integers(0, 3))
     def attempt_is_given_back(self, which: int) -> None:
-        epoch = self.flying.pop(-1 - which % len(self.flying))
-        self.step(Event.ABANDON, self.after.abandon_probe(epoch=epoch, now=self.now), epoch=epoch)
+        generation = self.flying.pop(-1 - which % len(self.flying))
+        self.step(
+            Event.ABANDON,
+            self.after.abandon_probe(generation=generation, now=self.now),
+            generation=generation,
+        )
 
     @precondition(lambda self: self.flying)
     @rule()
@@ -133,11 +137,11 @@ class Circuit(RuleBasedStateMachine):
         event: Event,
         after: breaker.Breaker,
         *,
-        epoch: int = -1,
+        generation: int = -1,
         vote: CircuitVote | None = None,
     ) -> None:
         self.before, self.after, self.event, self.vote = self.after, after, event, vote
-        self.counts = epoch == self.before.epoch
+        self.counts = generation == self.before.generation
         if event is Event.RESET or (self.counts and vote is CircuitVote.SUCCESS):
             self.failures = 0
         elif self.counts and vote is CircuitVote.FAILURE:
@@ -223,7 +227,9 @@ def a_probe_that_fails_opens_again(circuit: Circuit) -> None:
 def a_reset_closes(circuit: Circuit) -> None:
     if circuit.event is Event.RESET:
         assert (circuit.after.state, circuit.after.failures) == ("closed", 0)
-        assert circuit.after.epoch > circuit.before.epoch, "or attempts from before it would count"
+        assert circuit.after.generation > circuit.before.generation, (
+            "or attempts from before it would count"
+        )
 
 
 def each_transition_starts_an_epoch(circuit: Circuit) -> None:
@@ -231,7 +237,7 @@ def each_transition_starts_an_epoch(circuit: Circuit) -> None:
         Event.PROBE,
         Event.RESET,
     )
-    assert circuit.after.epoch == circuit.before.epoch + moved
+    assert circuit.after.generation == circuit.before.generation + moved
 
 
 def health_follows_the_circuit(circuit: Circuit) -> None:

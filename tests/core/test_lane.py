@@ -173,7 +173,7 @@ class Backlog(RuleBasedStateMachine):
             blocked_by=None,
             health="healthy",
         )
-        self.reset_epoch = closed.epoch
+        self.reset_epoch = closed.generation
 
     def outcomes(self) -> list[Outcome]:
         return [outcome for _, outcome in self.ended]
@@ -201,7 +201,10 @@ def waiting_rows_are_looked_at_in_time(backlog: Backlog) -> None:
 
 def a_trip_parks_the_lane(backlog: Backlog) -> None:
     breaker = backlog.lane.breaker
-    if breaker.state is CircuitState.OPEN and breaker.epoch != backlog.before.breaker.epoch:
+    if (
+        breaker.state is CircuitState.OPEN
+        and breaker.generation != backlog.before.breaker.generation
+    ):
         assert breaker.until == backlog.now + OPEN_S
         assert backlog.lane.runnable_at is not None
         assert (
@@ -242,21 +245,21 @@ def room_is_used_at_once(backlog: Backlog) -> None:
 
 
 def a_reset_is_not_undone(backlog: Backlog) -> None:
-    if all(delivery.breaker.epoch < backlog.reset_epoch for delivery, _ in backlog.ended):
+    if all(delivery.breaker.generation < backlog.reset_epoch for delivery, _ in backlog.ended):
         assert backlog.lane.breaker == backlog.before.breaker
 
 
 def the_breaker_hears_every_vote_in_order(backlog: Backlog) -> None:
     breaker = backlog.before.breaker
     for delivery, outcome in backlog.ended:
-        epoch = delivery.breaker.epoch
+        generation = delivery.breaker.generation
         vote = settle(delivery, outcome, now_at=NOW_AT, u=0.0).vote
         if vote is None:
-            breaker = breaker.abandon_probe(epoch=epoch, now=backlog.now)
+            breaker = breaker.abandon_probe(generation=generation, now=backlog.now)
         else:
             threshold = backlog.settings.circuit_threshold
             breaker = breaker.vote(
-                vote, epoch=epoch, now=backlog.now, threshold=threshold, open_s=OPEN_S
+                vote, generation=generation, now=backlog.now, threshold=threshold, open_s=OPEN_S
             )
     assert backlog.lane.breaker == breaker
 

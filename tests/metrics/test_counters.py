@@ -299,7 +299,7 @@ def test_claims_records_and_gauges_show_what_was_reported() -> None:
     metrics.leases_lost(3)
     metrics.given_back(4)
     metrics.woken(WakeupCause.NOTIFY)
-    metrics.set_senders(threads=8, in_hand=6)
+    metrics.set_senders(threads=8, outstanding=6)
     metrics.set_listener_connected(True)
     metrics.set_database_up(True)
     scrape = Scrape(metrics)

@@ -75,7 +75,7 @@ def workers(draw: st.DrawFn, name: str = "worker-1") -> str:
     metrics.recorded(draw(st.integers(0, 10)), refused=draw(st.integers(0, 2)))
     metrics.circuit_opened(draw(st.integers(1, 4)))
     metrics.woken(draw(st.sampled_from(WakeupCause)))
-    metrics.set_senders(threads=draw(st.integers(0, 64)), in_hand=draw(st.integers(0, 500)))
+    metrics.set_senders(threads=draw(st.integers(0, 64)), outstanding=draw(st.integers(0, 500)))
     metrics.set_listener_connected(draw(st.booleans()))
     metrics.set_database_up(draw(st.booleans()))
     healthy = draw(st.booleans())
@@ -155,12 +155,12 @@ def test_every_gauge_of_a_worker_has_a_rule_of_its_own_and_every_rule_a_gauge() 
         ),
         (
             "webhookd_sender_threads",
-            lambda metrics, n: metrics.set_senders(threads=n, in_hand=0),
+            lambda metrics, n: metrics.set_senders(threads=n, outstanding=0),
             10,
         ),
         (
-            "webhookd_deliveries_in_hand",
-            lambda metrics, n: metrics.set_senders(threads=0, in_hand=n),
+            "webhookd_deliveries_outstanding",
+            lambda metrics, n: metrics.set_senders(threads=0, outstanding=n),
             10,
         ),
         ("webhookd_database_up", lambda metrics, n: metrics.set_database_up(n == 3), 0),

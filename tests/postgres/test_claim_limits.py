@@ -264,7 +264,7 @@ def test_the_end_of_a_probes_lease_frees_the_next_probe(
     let_pass(database, 30)
     [probe] = other.take_all()
     assert probe.breaker.state is CircuitState.HALF_OPEN
-    assert probe.breaker.epoch == lost.breaker.epoch + 1
+    assert probe.breaker.generation == lost.breaker.generation + 1
 
 
 def test_a_probe_that_is_given_back_makes_way_for_the_next_at_once(

@@ -167,7 +167,7 @@ class Fleet(RuleBasedStateMachine):
         if deliveries and self.breaker.state is not CircuitState.CLOSED:
             self.breaker = self.breaker.begin_probe(lease_until=self.now + LEASE_S)
             self.health = "degraded"
-        assert {delivery.breaker.epoch for delivery in deliveries} <= {self.breaker.epoch}
+        assert {delivery.breaker.generation for delivery in deliveries} <= {self.breaker.generation}
         self.held += [Held(delivery, worker, self.now + LEASE_S) for delivery in deliveries]
 
     @precondition(lambda self: self.held)
@@ -188,13 +188,13 @@ class Fleet(RuleBasedStateMachine):
         votes = []
         for held, outcome in ended:
             vote = OUTCOMES[outcome][1]
-            epoch = held.delivery.breaker.epoch
+            generation = held.delivery.breaker.generation
             if vote is None:
-                self.breaker = self.breaker.abandon_probe(epoch=epoch, now=self.now)
+                self.breaker = self.breaker.abandon_probe(generation=generation, now=self.now)
                 continue
             votes.append(vote)
             self.breaker = self.breaker.vote(
-                vote, epoch=epoch, now=self.now, threshold=self.threshold, open_s=OPEN_S
+                vote, generation=generation, now=self.now, threshold=self.threshold, open_s=OPEN_S
             )
         # A failure that counts shows in the breaker; the others were claimed before a reset.
         telling = [vote for vote in votes if vote is not CircuitVote.FAILURE]
@@ -218,7 +218,9 @@ class Fleet(RuleBasedStateMachine):
         assert len(recorded.accepted) == len(orphaned)
         for held in orphaned:
             before = self.breaker
-            self.breaker = before.abandon_probe(epoch=held.delivery.breaker.epoch, now=self.now)
+            self.breaker = before.abandon_probe(
+                generation=held.delivery.breaker.generation, now=self.now
+            )
         self.ended(orphaned)
 
     @precondition(lambda self: self.held)
@@ -291,7 +293,7 @@ class Fleet(RuleBasedStateMachine):
         )
         assert stored == (
             self.breaker.state,
-            self.breaker.epoch,
+            self.breaker.generation,
             self.breaker.failures,
             self.health,
         )

@@ -47,7 +47,9 @@ def is_reached(what: str, seen: frozenset[State]) -> bool:
         case "asleep":
             return any(
                 state.flag
-                and all(w.step is Step.DEAD or w.asleep(state.lockers()) for w in state.workers)
+                and all(
+                    w.step is Step.DEAD or w.asleep(state.open_producers()) for w in state.workers
+                )
                 for state in seen
             )
         case "heard":

@@ -81,19 +81,19 @@ class Worker(NamedTuple):
     listening: bool = False
     inbox: frozenset[int] = frozenset()
     look_due: bool = False
-    keeping: bool = False
-    looking: bool = False
+    holds_duty: bool = False
+    polling: bool = False
     watched: bool = False
     room: bool = True
     outwaited: frozenset[int] = frozenset()
     row: bool = False
     row_has_room: bool = False
-    row_looking: bool = False
+    row_polling: bool = False
     row_stale: bool = (
         False  # no sign of life for 20 s, though it lives: stalled, or its housekeeping is
     )
 
-    def asleep(self, lockers: frozenset[int]) -> bool:
+    def asleep(self, open_producers: frozenset[int]) -> bool:
         """Return whether nothing but a notification, the sweep, or another producer's end will make
         this worker look.
         """
@@ -101,9 +101,9 @@ class Worker(NamedTuple):
             return True
         if not self.room:
             return (
-                not self.keeping
+                not self.holds_duty
             )  # a keeper hands over within 10 ms; room may take an exchange's whole timeout
-        due = self.look_due or self.looking or not self.outwaited <= lockers
+        due = self.look_due or self.polling or not self.outwaited <= open_producers
         return self.step is Step.WAIT and not self.inbox and not due
 
 
@@ -128,21 +128,22 @@ class State(NamedTuple):
         # The signs of life of a worker with room will find that nobody keeps the watch, once a dead
         # one's row is struck.
         if self.healing and (
-            not self.somebody_keeps() or any(w.row and w.step is Step.DEAD for w in self.workers)
+            not self.somebody_holds_duty()
+            or any(w.row and w.step is Step.DEAD for w in self.workers)
         ):
             return False
-        lockers = self.lockers()
-        return all(worker.asleep(lockers) for worker in self.workers)
+        open_producers = self.open_producers()
+        return all(worker.asleep(open_producers) for worker in self.workers)
 
-    def somebody_keeps(self, *, besides: int = 0) -> bool:
+    def somebody_holds_duty(self, *, besides: int = 0) -> bool:
         """Return what take_watch and beat read: a registered worker looks, or the flag names it."""
         return any(
-            worker.row and not worker.row_stale and (worker.row_looking or self.flag == number)
+            worker.row and not worker.row_stale and (worker.row_polling or self.flag == number)
             for number, worker in enumerate(self.workers, 1)
             if number != besides
         )
 
-    def lockers(self) -> frozenset[int]:
+    def open_producers(self) -> frozenset[int]:
         """Return the producers that pg_locks shows; a prepared one keeps its locks, and the name
         that it had before.
         """
@@ -304,8 +305,8 @@ class _Model:
                     lowered.with_worker(
                         number,
                         step=Step.WAIT,
-                        looking=True,
-                        row_looking=True,
+                        polling=True,
+                        row_polling=True,
                         outwaited=frozenset(),
                     ),
                 )
@@ -318,7 +319,7 @@ class _Model:
                 step=Step.DEAD,
                 row=worker.row,
                 row_has_room=worker.row_has_room,
-                row_looking=worker.row_looking,
+                row_polling=worker.row_polling,
             )
             yield "dies", dead.with_worker(number, **left._asdict())
 
@@ -327,13 +328,13 @@ class _Model:
         if (
             self._defect is Defect.LISTEN_AFTER_FLAG
             and not worker.listening
-            and worker.keeping
+            and worker.holds_duty
             and not worker.look_due
         ):
             yield "listens", state.with_worker(number, listening=True)
         if worker.inbox:
             yield from self._reads_notifications(state, number, worker)
-        if worker.room and (worker.look_due or worker.looking):
+        if worker.room and (worker.look_due or worker.polling):
             claimed = state._replace(row_waits=False).with_worker(
                 number, step=Step.REST, look_due=False
             )
@@ -345,9 +346,9 @@ class _Model:
             yield "has no room", saturated.with_worker(number, room=False)
         if not worker.room:
             yield "has room again", state.with_worker(number, room=True, look_due=True)
-            if worker.keeping:
+            if worker.holds_duty:
                 yield from self._hands_over(state, number, worker)
-        if state.healing and not state.somebody_keeps() and not worker.look_due:
+        if state.healing and not state.somebody_holds_duty() and not worker.look_due:
             yield (
                 "finds that nobody keeps the watch",
                 state.with_worker(number, look_due=True, watched=False),
@@ -363,41 +364,41 @@ class _Model:
         if state.row_waits:
             yield "sees new rows", state.with_worker(number, step=Step.WAIT, look_due=True)
             return
-        if worker.looking:
+        if worker.polling:
             yield "will look in 5 ms", state.with_worker(number, step=Step.WAIT)
             if self._defect is Defect.LOOKER_SLEEPS:
-                yield "goes to sleep", state.with_worker(number, step=Step.WAIT, looking=False)
+                yield "goes to sleep", state.with_worker(number, step=Step.WAIT, polling=False)
                 return
-        takes = not worker.watched or worker.looking
+        takes = not worker.watched or worker.polling
         early = takes and self._defect is Defect.LOCKERS_READ_EARLY
-        outwaited = state.lockers() if early else worker.outwaited
+        outwaited = state.open_producers() if early else worker.outwaited
         yield (
             "rests",
             state.with_worker(number, step=Step.TAKE if takes else Step.WAIT, outwaited=outwaited),
         )
 
     def _takes(self, state: State, number: int) -> Move:
-        ours = {"watched": True, "looking": False, "row_has_room": True, "row_looking": False}
-        if state.somebody_keeps(besides=number):
+        ours = {"watched": True, "polling": False, "row_has_room": True, "row_polling": False}
+        if state.somebody_holds_duty(besides=number):
             return "leaves the watch to another", state.with_worker(
-                number, step=Step.WAIT, keeping=False, **ours
+                number, step=Step.WAIT, holds_duty=False, **ours
             )
         following = Step.WAIT if self._defect is Defect.LOCKERS_READ_EARLY else Step.READ_LOCKERS
         raised = state._replace(flag=number)
         early = self._defect is Defect.LOCKERS_READ_EARLY
         return "raises the flag", raised.with_worker(
-            number, step=following, keeping=True, look_due=early, **ours
+            number, step=following, holds_duty=True, look_due=early, **ours
         )
 
     def _reads_lockers(self, state: State, number: int) -> Move:
         look = self._defect is not Defect.NO_LOOK_AFTER_RAISING
-        lockers = self._lockers(state)
+        open_producers = self._open_producers(state)
         return "reads the lockers", state.with_worker(
-            number, step=Step.WAIT, outwaited=lockers, look_due=look
+            number, step=Step.WAIT, outwaited=open_producers, look_due=look
         )
 
     def _outwaits(self, state: State, number: int, worker: Worker) -> Move:
-        left = worker.outwaited & self._lockers(state)
+        left = worker.outwaited & self._open_producers(state)
         look = left != worker.outwaited and self._defect is not Defect.NO_LOOK_WHEN_ONE_IS_GONE
         return "outwaits", state.with_worker(number, outwaited=left, look_due=look)
 
@@ -410,10 +411,10 @@ class _Model:
             )
             return
         heard = state.with_worker(number, inbox=frozenset(), look_due=True)
-        if not worker.keeping:
+        if not worker.holds_duty:
             # Handed over, or an old notification: the next claim's rest takes the watch or leaves
             # it.
-            heard = heard.with_worker(number, keeping=True, watched=False)
+            heard = heard.with_worker(number, holds_duty=True, watched=False)
             if self._defect is Defect.HEIR_DOES_NOT_OUTWAIT:
                 heard = heard.with_worker(number, watched=True)
             elif self._defect is Defect.NAME_TAKEN_AT_ITS_WORD:
@@ -421,20 +422,20 @@ class _Model:
         elif self._defect is Defect.NOTIFICATION_SWALLOWED and worker.outwaited:
             heard = heard.with_worker(number, look_due=worker.look_due)
         yield "hears its name", heard
-        if not worker.looking:
+        if not worker.polling:
             yield "hears its name often", heard.with_worker(number, step=Step.LOWER)
 
     def _hands_over(self, state: State, number: int, worker: Worker) -> Iterator[Move]:
         watched = self._defect is Defect.DROPPED_FOR_GOOD
         without = state.with_worker(
             number,
-            keeping=False,
-            looking=False,
+            holds_duty=False,
+            polling=False,
             watched=watched,
             row_has_room=False,
-            row_looking=False,
+            row_polling=False,
         )
-        if not worker.row_looking and state.flag != number:
+        if not worker.row_polling and state.flag != number:
             yield "says that it has no room", without
             return
         heirs = [
@@ -451,12 +452,12 @@ class _Model:
                 told if self._defect is Defect.HEIR_NOT_TOLD else told.notified(heir),
             )
 
-    def _lockers(self, state: State) -> frozenset[int]:
+    def _open_producers(self, state: State) -> frozenset[int]:
         """Return whom a worker outwaits."""
         if self._defect is Defect.NO_OUTWAITING:
             return frozenset()
         if self._defect is Defect.PREPARED_NOT_COUNTED:
             return frozenset(
-                i for i in state.lockers() if state.producers[i].stage is not Stage.PREPARED
+                i for i in state.open_producers() if state.producers[i].stage is not Stage.PREPARED
             )
-        return state.lockers()
+        return state.open_producers()

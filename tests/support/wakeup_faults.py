@@ -63,23 +63,28 @@ class ReadsLockersEarly(CuedWatch):
     early: frozenset[str] = frozenset()
 
     def take(self, connection: session.Connection) -> bool:
-        self.early = frozenset(super().lockers(connection))
+        self.early = frozenset(super().open_producers(connection))
         return super().take(connection)
 
-    def lockers(self, connection: session.Connection) -> set[str]:
-        return set(self.early) & super().lockers(connection)
+    def open_producers(self, connection: session.Connection) -> set[str]:
+        return set(self.early) & super().open_producers(connection)
 
 
 class OverlooksPreparedTransactions(CuedWatch):
-    def lockers(self, connection: session.Connection) -> set[str]:
-        rows = connection.execute(statements.load("lockers") + " AND l.pid IS NOT NULL").fetchall()
+    def open_producers(self, connection: session.Connection) -> set[str]:
+        rows = connection.execute(
+            statements.load("open_producers") + " AND l.pid IS NOT NULL"
+        ).fetchall()
         return {row[0] for row in rows}
 
 
 class OverlooksTheRegistry(CuedWatch):
-    def lockers(self, connection: session.Connection) -> set[str]:
+    def open_producers(self, connection: session.Connection) -> set[str]:
         only = " AND l.relation = 'pggit.alert_delivery_queue'::regclass"
-        return {row[0] for row in connection.execute(statements.load("lockers") + only).fetchall()}
+        return {
+            row[0]
+            for row in connection.execute(statements.load("open_producers") + only).fetchall()
+        }
 
 
 # A flag in a row: a transaction sees it as its snapshot has it. (A sequence is always read as it is

@@ -19,9 +19,9 @@ def verdict(status: int, retry_after: str | None = None) -> Verdict:
     return classify(Answer(AnswerKind.RESPONSE, 0.01, status, retry_after), now_at=NOW_AT)
 
 
-def claimed(at: float, *, failures: int = 0, epoch: int = 0) -> Delivery:
+def claimed(at: float, *, failures: int = 0, generation: int = 0) -> Delivery:
     return delivery(
-        breaker=Breaker(epoch=epoch, failures=failures),
+        breaker=Breaker(generation=generation, failures=failures),
         claimed=at,
         settings=settings(circuit_threshold=3),
     )

@@ -105,16 +105,16 @@ def test_a_chore_that_takes_long_rests_for_as_many_times_as_long(
 ) -> None:
     monkeypatch.setattr(housekeeping, "RESTS", 1e6)
     monkeypatch.setattr(housekeeping, "FIRST_S", 0.0)
-    keeping = keeper(
+    holds_duty = keeper(
         pool, ResultWriter(worker_id="test", defaults=STANDARD), Metrics("test", max_webhooks=10)
     )
-    keeping.start()
+    holds_duty.start()
     resting = (
         "SELECT array_agg(chore ORDER BY chore) FROM pggit.chores"
         " WHERE last_run_at BETWEEN now() + interval '5 s' AND now() + interval '30 s'"
     )
     eventually(lambda: database.execute(resting) == [(["measure", "reap"],)], what="both rest")
-    keeping.stop()
+    holds_duty.stop()
     # For as long as that lasts nobody does them again, and everything else goes on.
     database.execute("UPDATE pggit.chores SET last_run_at = last_run_at - interval '5 s'")
     with session.connect(database.dsn, application_name="test/beat") as connection:
@@ -131,20 +131,20 @@ def test_a_count_that_fails_keeps_nothing_else_from_being_done_and_rests(
     put_off = (
         "SELECT last_run_at > now() + interval '%s s' FROM pggit.chores WHERE chore = 'measure'"
     )
-    keeping = keeper(
+    holds_duty = keeper(
         pool, ResultWriter(worker_id="test", defaults=STANDARD), Metrics("test", max_webhooks=10)
     )
-    keeping._count_rests_s = 20.0  # as the last one did
+    holds_duty._count_rests_s = 20.0  # as the last one did
     with database.connect(autocommit=False) as operator:
         operator.execute("LOCK TABLE pggit.queue_depth IN SHARE MODE")  # may be read
-        keeping.start()
+        holds_duty.start()
         eventually(
             lambda: database.execute(put_off % 45) == [(True,)],
             what="nobody else begins a count under way",
         )
-        assert keeping.targets is not None, "the turn has done everything else"
+        assert holds_duty.targets is not None, "the turn has done everything else"
         eventually(
             lambda: database.execute(put_off % 45) == [(False,)], what="the database gave up"
         )
         assert database.execute(put_off % 5) == [(True,)], "it rests, like one that succeeded"
-    keeping.stop()
+    holds_duty.stop()

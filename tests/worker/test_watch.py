@@ -51,10 +51,10 @@ def test_the_watch_is_kept_with_the_flag_down_too(database: Database, join: Join
     first, second = join(), join()
     first.take()
     first.watch.lower(first.connection)
-    assert (flag(database), first.watch.looking, first.watch.keeping) == (FLAG_DOWN, True, True)
+    assert (flag(database), first.watch.polling, first.watch.holds_duty) == (FLAG_DOWN, True, True)
     assert not second.take()
     assert first.take()
-    assert (flag(database), first.watch.looking) == (first.watch.wake_number, False)
+    assert (flag(database), first.watch.polling) == (first.watch.wake_number, False)
 
 
 @pytest.mark.parametrize("lowered", [False, True])
@@ -69,7 +69,7 @@ def test_the_watch_is_handed_to_a_worker_that_has_room_and_that_one_is_told(
     if lowered:
         keeper.watch.lower(keeper.connection)
     keeper.hand_over()
-    assert not keeper.watch.keeping
+    assert not keeper.watch.holds_duty
     assert flag(database) == free.watch.wake_number
     assert free.heard() == [str(free.watch.wake_number)]
     assert not keeper.take() and not full.take()
@@ -111,7 +111,7 @@ def test_who_hands_over_what_another_has_taken_meanwhile_changes_nothing(
     stalled.take(), second.take(), third.take()
     age(database, stalled.incarnation)
     second.take()
-    assert stalled.watch.keeping, "it cannot know"
+    assert stalled.watch.holds_duty, "it cannot know"
     stalled.hand_over()
     assert flag(database) == second.watch.wake_number
 
@@ -137,7 +137,7 @@ def test_a_row_that_has_vanished_registers_again_under_a_number_of_its_own(
     assert not member.take(), "nobody keeps the watch without a row"
     member.watch.register(member.connection)
     assert member.watch.wake_number > number
-    assert not member.watch.keeping
+    assert not member.watch.holds_duty
     assert member.take()
     assert flag(database) == member.watch.wake_number
 
@@ -157,16 +157,16 @@ def test_open_and_prepared_inserts_are_outwaited_and_readers_are_not(
         database.connect(autocommit=False) as producer,
     ):
         reader.execute("SELECT count(*) FROM pggit.alert_delivery_queue")
-        assert member.watch.lockers(member.connection) == set()
+        assert member.watch.open_producers(member.connection) == set()
         producer.execute("SAVEPOINT a")
         producer.execute(INSERT)
-        assert len(member.watch.lockers(member.connection)) == 1
+        assert len(member.watch.open_producers(member.connection)) == 1
         producer.execute("SET LOCAL webhookd.notify = off")
         producer.execute("PREPARE TRANSACTION 'kept open'")
-        assert len(member.watch.lockers(member.connection)) == 1
+        assert len(member.watch.open_producers(member.connection)) == 1
         with database.connect() as other:
             other.execute("COMMIT PREPARED 'kept open'")
-        assert member.watch.lockers(member.connection) == set()
+        assert member.watch.open_producers(member.connection) == set()
 
 
 @pytest.mark.parametrize(
@@ -190,8 +190,8 @@ def test_whatever_looks_at_the_flag_is_outwaited(
                 copy.write(b"1\t{}\n")
         else:
             operator.execute(statement.encode())
-        assert len(member.watch.lockers(member.connection)) == 1
-    assert member.watch.lockers(member.connection) == set()
+        assert len(member.watch.open_producers(member.connection)) == 1
+    assert member.watch.open_producers(member.connection) == set()
 
 
 # What an insert tells

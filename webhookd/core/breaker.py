@@ -28,7 +28,7 @@ class Breaker:
     """
 
     state: CircuitState = CircuitState.CLOSED
-    epoch: int = 0
+    generation: int = 0
     failures: int = 0
     until: float | None = None
 
@@ -39,36 +39,38 @@ class Breaker:
 
     def begin_probe(self, *, lease_until: float) -> "Breaker":
         """Return the half-open breaker whose one probe ends, come what may, at *lease_until*."""
-        return replace(self, state=CircuitState.HALF_OPEN, epoch=self.epoch + 1, until=lease_until)
+        return replace(
+            self, state=CircuitState.HALF_OPEN, generation=self.generation + 1, until=lease_until
+        )
 
     def vote(
-        self, vote: CircuitVote, *, epoch: int, now: float, threshold: int, open_s: float
+        self, vote: CircuitVote, *, generation: int, now: float, threshold: int, open_s: float
     ) -> "Breaker":
-        """Return the breaker after an attempt that was claimed under *epoch* ended with *vote*."""
-        if epoch != self.epoch:
+        """Return the breaker after an attempt that was claimed under *generation* ended with *vote*."""
+        if generation != self.generation:
             return self
         if vote is CircuitVote.NEUTRAL:
-            return self.abandon_probe(epoch=epoch, now=now)
+            return self.abandon_probe(generation=generation, now=now)
         if vote is CircuitVote.SUCCESS:
             if self.state is CircuitState.CLOSED:
                 return self if self.failures == 0 else replace(self, failures=0)
-            return Breaker(CircuitState.CLOSED, self.epoch + 1)
+            return Breaker(CircuitState.CLOSED, self.generation + 1)
         failures = self.failures + 1
         if self.state is CircuitState.HALF_OPEN or failures >= threshold:
-            return Breaker(CircuitState.OPEN, self.epoch + 1, failures, now + open_s)
+            return Breaker(CircuitState.OPEN, self.generation + 1, failures, now + open_s)
         return replace(self, failures=failures)
 
-    def abandon_probe(self, *, epoch: int, now: float) -> "Breaker":
+    def abandon_probe(self, *, generation: int, now: float) -> "Breaker":
         """Return the breaker after an attempt ended without telling anything: a probe makes way for
         the next one at once.
         """
-        if epoch == self.epoch and self.state is CircuitState.HALF_OPEN:
+        if generation == self.generation and self.state is CircuitState.HALF_OPEN:
             return replace(self, until=now)
         return self
 
     def reset(self) -> "Breaker":
         """Return the breaker that an operator closed by hand; in the database a trigger does it."""
-        return Breaker(CircuitState.CLOSED, self.epoch + 1)
+        return Breaker(CircuitState.CLOSED, self.generation + 1)
 
     def health(self) -> str:
         """Return the health_status that this breaker means, once there was an attempt."""

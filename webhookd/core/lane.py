@@ -112,11 +112,11 @@ def settle_lane(lane: Lane, settled: Sequence[tuple[Result, Settlement]], *, now
         if isinstance(result.outcome, GivenBack):
             bucket = bucket.take(-1, now, rate=settings.rate, burst=settings.burst)
         if settlement.vote is None:
-            breaker = breaker.abandon_probe(epoch=delivery.breaker.epoch, now=now)
+            breaker = breaker.abandon_probe(generation=delivery.breaker.generation, now=now)
         else:
             breaker = breaker.vote(
                 settlement.vote,
-                epoch=delivery.breaker.epoch,
+                generation=delivery.breaker.generation,
                 now=now,
                 threshold=settings.circuit_threshold,
                 open_s=settings.circuit_open_s,
@@ -167,7 +167,7 @@ def _rescheduled(lane: Lane, *, before: Lane, wake_at: float, now: float) -> Lan
         return replace(lane, runnable_at=lane.breaker.until, blocked_by=BlockedBy.CIRCUIT)
     token_back = lane.blocked_by is BlockedBy.RATE and lane.bucket != before.bucket
     if (
-        lane.breaker.epoch != before.breaker.epoch
+        lane.breaker.generation != before.breaker.generation
         or lane.blocked_by is BlockedBy.IN_FLIGHT
         or token_back
     ):

@@ -103,13 +103,13 @@ class Metrics:
         with self._lock:
             self._counts.queue = counts
 
-    def set_senders(self, *, threads: int, in_hand: int) -> None:
+    def set_senders(self, *, threads: int, outstanding: int) -> None:
         """Publish the size of the sender pool and the deliveries that this worker has claimed and
         not yet recorded.
         """
         with self._lock:
             self._counts.totals.sender_threads = threads
-            self._counts.totals.in_hand = in_hand
+            self._counts.totals.outstanding = outstanding
 
     def set_listener_connected(self, connected: bool) -> None:
         """Publish whether notifications arrive at present."""

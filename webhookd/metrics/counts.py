@@ -220,7 +220,7 @@ class Totals:
     lost_leases: int = 0
     given_back: int = 0
     sender_threads: int = 0
-    in_hand: int = 0
+    outstanding: int = 0
     listener_connected: bool = False
     database_up: bool = False
 

@@ -205,7 +205,11 @@ def _counter_families(counts: Counts) -> Iterator[Metric]:
 def _gauge_families(totals: Totals) -> Iterator[Metric]:
     for name, documentation, value in (
         ("webhookd_sender_threads", "Threads that send.", totals.sender_threads),
-        ("webhookd_deliveries_in_hand", "Deliveries claimed and not yet recorded.", totals.in_hand),
+        (
+            "webhookd_deliveries_outstanding",
+            "Deliveries claimed and not yet recorded.",
+            totals.outstanding,
+        ),
         (
             "webhookd_listener_connected",
             "1 while notifications arrive, else 0.",

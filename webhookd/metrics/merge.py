@@ -22,7 +22,7 @@ GAUGES: dict[str, Rule] = {
     "webhookd_oldest_due_seconds": max,
     # Each its own share.
     "webhookd_sender_threads": math.fsum,
-    "webhookd_deliveries_in_hand": math.fsum,
+    "webhookd_deliveries_outstanding": math.fsum,
     # One that fails must show. worker_health_status has a series for each worker_id; two of one
     # name share it.
     "worker_health_status": min,

@@ -67,22 +67,28 @@ class ResultWriter:
         self._restore_at = -math.inf  # monotonic
 
     def record(
-        self, connection: session.Connection, results: Sequence[Result], *, careful: bool = False
+        self,
+        connection: session.Connection,
+        results: Sequence[Result],
+        *,
+        lock_rows_first: bool = False,
     ) -> RecordOutcome:
         """Store *results*. Blocks for one durable transaction; raises `psycopg.Error`, and then
         nothing was stored.
 
         (A COMMIT whose answer is lost may have been stored all the same; recording again is then
-        refused by the fence.) *careful* looks first which rows somebody has locked. That costs a
+        refused by the fence.) *lock_rows_first* looks first which rows somebody has locked. That costs a
         statement more, so it is done where one proved to be.
         """
         webhook_ids = sorted({result.delivery.webhook_id for result in results})
         try:
-            recorded, locked = self._record(connection, results, webhook_ids, careful=careful)
+            recorded, locked = self._record(
+                connection, results, webhook_ids, lock_rows_first=lock_rows_first
+            )
         except psycopg.errors.LockNotAvailable:
-            if careful:
+            if lock_rows_first:
                 raise
-            recorded, locked = self._record(connection, results, webhook_ids, careful=True)
+            recorded, locked = self._record(connection, results, webhook_ids, lock_rows_first=True)
         if len(locked) < len(webhook_ids) and (now := time.monotonic()) >= self._restore_at:
             self._restore_at = now + RESTORE_EVERY_S
             with suppress(psycopg.OperationalError):  # the rest is stored, and says so
@@ -114,17 +120,17 @@ class ResultWriter:
         results: Sequence[Result],
         webhook_ids: Sequence[int],
         *,
-        careful: bool,
+        lock_rows_first: bool,
     ) -> tuple[RecordOutcome, Mapping[int, Lane]]:
         """Store those of *results* whose lanes and rows are free; return also the lanes that were."""
-        with session.transaction(connection, impatient=not careful, batch=True) as cursor:
+        with session.transaction(connection, impatient=not lock_rows_first, batch=True) as cursor:
             rows = cursor.execute(
                 self._lock, {"webhook_ids": session.number_array(webhook_ids)}
             ).fetchall()
             lanes = {row[0]: lane_of(row) for row in rows}
             free = [result for result in results if result.delivery.webhook_id in lanes]
             held: set[tuple[int, int]] = set()
-            if free and careful:
+            if free and lock_rows_first:
                 held = self._held(cursor, free)
                 free = [result for result in free if _claim_of(result) not in held]
             recorded = (
@@ -263,7 +269,10 @@ def _by_webhook(settled: Sequence[_Settled]) -> dict[int, list[_Settled]]:
 
 
 def _tripped(lane: Lane, *, before: Lane) -> bool:
-    return lane.breaker.state is CircuitState.OPEN and lane.breaker.epoch != before.breaker.epoch
+    return (
+        lane.breaker.state is CircuitState.OPEN
+        and lane.breaker.generation != before.breaker.generation
+    )
 
 
 def _lane_parameters(
@@ -291,7 +300,7 @@ def _lane_parameters(
         "health_statuses": session.text_array([lane.health for lane in after]),
         "failures": session.number_array([lane.breaker.failures for lane in after]),
         "circuit_states": session.text_array([lane.breaker.state for lane in after]),
-        "circuit_epochs": session.number_array([lane.breaker.epoch for lane in after]),
+        "circuit_epochs": session.number_array([lane.breaker.generation for lane in after]),
         "circuit_untils": session.number_array([lane.breaker.until for lane in after]),
         "hold_untils": session.number_array([lane.hold_until for lane in after]),
         "tokens": session.number_array([lane.bucket.tokens for lane in after]),
@@ -339,12 +348,12 @@ def _storable(text: str) -> str:
 
 
 def _lost_delivery(row: Sequence[Any], defaults: WebhookDefaults) -> Delivery:
-    delivery_id, token, epoch, retry_count, max_retries, attempts, leases_lost, *registry = row
+    delivery_id, token, generation, retry_count, max_retries, attempts, leases_lost, *registry = row
     return Delivery(
         delivery_id=delivery_id,
         webhook_id=registry[0],
         token=token,
-        breaker=Breaker(epoch=epoch),
+        breaker=Breaker(generation=generation),
         body=b"",
         retry_count=retry_count,
         max_retries=max_retries,

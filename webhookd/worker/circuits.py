@@ -44,16 +44,16 @@ class LocalCircuits:
                 self._breakers.pop(webhook_id, None)
                 return
             breaker = self._breakers.get(webhook_id)
-            if breaker is None or breaker.epoch != delivery.breaker.epoch:
+            if breaker is None or breaker.generation != delivery.breaker.generation:
                 breaker = delivery.breaker
             after = breaker.vote(
                 verdict.vote,
-                epoch=delivery.breaker.epoch,
+                generation=delivery.breaker.generation,
                 now=0.0,  # does not matter: only whether it opens
                 threshold=settings.circuit_threshold,
                 open_s=settings.circuit_open_s,
             )
-            tripped = after.state is CircuitState.OPEN and after.epoch != breaker.epoch
+            tripped = after.state is CircuitState.OPEN and after.generation != breaker.generation
             if tripped or verdict.holds_webhook or verdict.disables_webhook:
                 self._breakers.pop(webhook_id, None)
                 self._blocked[webhook_id] = math.inf

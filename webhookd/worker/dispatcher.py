@@ -118,7 +118,7 @@ class Dispatcher:
                 self._beat()
                 self._beat_at = now + BEAT_S
                 self._metrics.set_senders(
-                    threads=self._senders.threads, in_hand=self._recording.in_hand()
+                    threads=self._senders.threads, outstanding=self._recording.outstanding()
                 )
             try:
                 self._turn(now)
@@ -146,7 +146,7 @@ class Dispatcher:
     def _turn(self, now: float) -> None:
         self._keep_listening(now)
         self._suspects.turn(now)
-        if self._suspects.alone and self._recording.in_hand() == 0:
+        if self._suspects.alone and self._recording.outstanding() == 0:
             self._look_at_suspect(now)
         room = 0 if self._suspects.alone else self._senders.room()
         if room <= 0:
@@ -234,11 +234,11 @@ class Dispatcher:
         self._look_at = (
             now
             + next_look.lane_s
-            + (0.0 if self._watch.keeping else random.uniform(0, NOT_NAMED_S))
+            + (0.0 if self._watch.holds_duty else random.uniform(0, NOT_NAMED_S))
         )
-        if self._watch.looking and now - self._found_at < QUIET_S:
+        if self._watch.polling and now - self._found_at < QUIET_S:
             self._look_at = min(self._look_at, now + LOOK_EVERY_S)
-        elif (not self._watched or self._watch.looking) and self._listener.connected:
+        elif (not self._watched or self._watch.polling) and self._listener.connected:
             self._take_watch(connection, now)
         if not self._listener.connected:
             self._look_at = min(self._look_at, now + DEAF_LOOK_S)
@@ -248,14 +248,14 @@ class Dispatcher:
     def _take_watch(self, connection: Connection, now: float) -> None:
         self._watch.take(connection)
         self._watched = True
-        if self._watch.keeping:
+        if self._watch.holds_duty:
             self._begin_outwait(connection, now)
 
     def _begin_outwait(self, connection: Connection, now: float) -> None:
         """Producers that looked before the flag was up commit unheard: look again each time one of
         them is gone.
         """
-        self._outwaited = self._watch.lockers(connection)
+        self._outwaited = self._watch.open_producers(connection)
         self._outwait_pause = OUTWAIT_FIRST_S
         self._outwait_at = now + OUTWAIT_FIRST_S if self._outwaited else math.inf
         # One look in any case: a producer may have committed between the last look and the flag.
@@ -263,7 +263,7 @@ class Dispatcher:
 
     def _outwait(self, now: float) -> None:
         with self._pool.connection() as connection:
-            left = self._outwaited & self._watch.lockers(connection)
+            left = self._outwaited & self._watch.open_producers(connection)
         if left != self._outwaited:
             self._look_at = now
             self._outwait_pause = OUTWAIT_FIRST_S
@@ -275,7 +275,7 @@ class Dispatcher:
         """No room: ask to be told of it, and if that lasts let somebody else keep the watch."""
         self._saturated_since = min(self._saturated_since, now)
         self._senders.call_for_room()
-        if self._watch.keeping and now - self._saturated_since >= SATURATED_S:
+        if self._watch.holds_duty and now - self._saturated_since >= SATURATED_S:
             with self._pool.connection() as connection:
                 self._watch.hand_over(connection)
             self._watched = False
@@ -284,12 +284,12 @@ class Dispatcher:
     def _notifications(self, payloads: list[str], now: float) -> None:
         mine = str(self._watch.wake_number)
         if mine in payloads:
-            if not self._watch.keeping:
+            if not self._watch.holds_duty:
                 # Handed over, or an old notification that outlived a watch long dropped: only the
                 # database knows. The next rest takes the watch, outwaiting included, or leaves it;
                 # without room, it is handed on.
                 self._metrics.woken(WakeupCause.HANDOVER)
-                self._watch.keeping, self._watched = True, False
+                self._watch.holds_duty, self._watched = True, False
             else:
                 self._metrics.woken(WakeupCause.NOTIFY)
             self._look_at = now
@@ -305,7 +305,7 @@ class Dispatcher:
         than a look costs here.
         """
         burst = len(self._notified) == BURST_NOTIFIES and now - self._notified[0] < BURST_S
-        if burst and self._watch.keeping and not self._watch.looking:
+        if burst and self._watch.holds_duty and not self._watch.polling:
             with self._pool.connection() as connection:
                 self._watch.lower(connection)
             self._notified.clear()
@@ -361,7 +361,7 @@ class Dispatcher:
         # Without room there is nothing to look for, and nothing to outwait.
         look_at = min(self._look_at, self._outwait_at) if self._room_wanted() else math.inf
         until = min(self._beat_at, look_at, self._suspects.due_at, self._listen_due())
-        if self._watch.keeping and self._saturated_since < math.inf:
+        if self._watch.holds_duty and self._saturated_since < math.inf:
             until = min(until, self._saturated_since + SATURATED_S)
         if self._senders.tick(now) or self._suspects.alone:  # alone: until nothing is in hand
             until = min(until, now + TICK_S)
@@ -417,7 +417,7 @@ class Dispatcher:
         self._outwait_at = math.inf
         # Another worker may have been given the watch meanwhile, and a server that crashed may have
         # lost the flag.
-        self._watch.keeping = self._watch.looking = self._watched = False
+        self._watch.holds_duty = self._watch.polling = self._watched = False
         if self._failures == 3:  # one cut connection is nobody's business
             self._database_up = False
             self._metrics.set_database_up(False)

@@ -295,7 +295,7 @@ class _Worker:
 
     def _drain(self) -> int:
         """Finish what is in flight within the drain timeout, give back the rest, leave."""
-        log.info("worker drains", in_hand=self.recording.in_hand())
+        log.info("worker drains", outstanding=self.recording.outstanding())
         assert self.dispatcher.stopped_at is not None
         deadline = self.dispatcher.stopped_at + self._config.drain_timeout
         self._pool.timeout = (
@@ -305,7 +305,7 @@ class _Worker:
             self.dispatcher.withdraw()
         except psycopg.Error as error:
             log.warning("drains without the database", error=str(error))
-        while self.recording.in_hand() > 0 and time.monotonic() < deadline:
+        while self.recording.outstanding() > 0 and time.monotonic() < deadline:
             self._seat.beat()
             time.sleep(0.01)
         unfinished = self._senders.backlog()

@@ -53,9 +53,9 @@ class Recorder:
         self._metrics = metrics
         self._bell = bell
         self._lock = threading.Lock()
-        self._in_hand = self._ended = 0
+        self._outstanding = self._ended = 0
         self._deferred: list[Result] = []
-        self._careful = False
+        self._lock_rows_first = False
         self._defer_s = DEFER_S
         self._recording_since: float | None = None  # monotonic
         self._give_up = threading.Event()
@@ -67,7 +67,7 @@ class Recorder:
     def enter(self, count: int) -> None:
         """Note that *count* deliveries were claimed."""
         with self._lock:
-            self._in_hand += count
+            self._outstanding += count
 
     def give_back(self, delivery: Delivery) -> None:
         """Have *delivery* recorded as not attempted."""
@@ -81,9 +81,9 @@ class Recorder:
         stuck = since is not None and time.monotonic() - since >= STUCK_S
         return not stuck and not self._deferred and len(self._results) < BATCH
 
-    def in_hand(self) -> int:
+    def outstanding(self) -> int:
         """Return how many deliveries are claimed and not yet recorded."""
-        return self._in_hand
+        return self._outstanding
 
     def ended(self) -> int:
         """Return how many deliveries have been claimed and are done with."""
@@ -129,7 +129,7 @@ class Recorder:
         except tenacity.RetryError:
             return  # told to leave while the database is away: the leases run out, and the rows are sent again
         self._deferred.extend(recorded.deferred)
-        self._careful = recorded.rows_held
+        self._lock_rows_first = recorded.rows_held
         # The longer a lane stays locked the less often it is asked for; any progress starts afresh.
         progress = recorded.accepted or recorded.refused
         self._defer_s = DEFER_S if progress else min(DEFER_MOST_S, self._defer_s * 2)
@@ -147,7 +147,9 @@ class Recorder:
             before_sleep=self._database_away,
         ):
             with attempt, self._pool.connection() as connection:
-                recorded = self._recorder.record(connection, batch, careful=self._careful)
+                recorded = self._recorder.record(
+                    connection, batch, lock_rows_first=self._lock_rows_first
+                )
         self._metrics.set_database_up(True)
         return recorded
 
@@ -201,7 +203,7 @@ class Recorder:
 
     def _leave(self, count: int) -> None:
         with self._lock:
-            self._in_hand -= count
+            self._outstanding -= count
             self._ended += count
 
 

@@ -37,8 +37,8 @@ class NotifyDuty:
             "metrics_address": metrics_address,
         }
         self.wake_number = 0
-        self.keeping = False  # this worker keeps the watch
-        self.looking = False  # ... with the flag down
+        self.holds_duty = False  # this worker keeps the watch
+        self.polling = False  # ... with the flag down
 
     def register(self, connection: session.Connection) -> None:
         """Enter this worker among the living, with a wake_number of its own; again if its row has
@@ -47,7 +47,7 @@ class NotifyDuty:
         row = connection.execute(statements.load("register_worker"), self._parameters).fetchone()
         assert row is not None
         if row[0] != self.wake_number:
-            self.wake_number, self.keeping, self.looking = row[0], False, False
+            self.wake_number, self.holds_duty, self.polling = row[0], False, False
 
     def take(self, connection: session.Connection) -> bool:
         """Raise the flag in this worker's name unless another worker keeps the watch; return
@@ -59,12 +59,12 @@ class NotifyDuty:
         with session.transaction(connection) as cursor:
             cursor.execute(statements.load("lock_watch"))
             row = cursor.execute(statements.load("take_watch"), self._parameters).fetchone()
-        self.keeping, self.looking = bool(row and row[0]), False
-        return self.keeping
+        self.holds_duty, self.polling = bool(row and row[0]), False
+        return self.holds_duty
 
-    def lockers(self, connection: session.Connection) -> set[str]:
+    def open_producers(self, connection: session.Connection) -> set[str]:
         """Return the transactions that may have inserted without seeing the flag that is up now."""
-        return {row[0] for row in connection.execute(statements.load("lockers"))}
+        return {row[0] for row in connection.execute(statements.load("open_producers"))}
 
     def lower(self, connection: session.Connection) -> None:
         """Keep the watch with the flag down; this worker must look every few milliseconds from now
@@ -73,7 +73,7 @@ class NotifyDuty:
         with session.transaction(connection) as cursor:
             cursor.execute(statements.load("lock_watch"))
             cursor.execute(statements.load("lower_flag"), self._parameters)
-        self.looking = True
+        self.polling = True
 
     def hand_over(self, connection: session.Connection) -> None:
         """Say that this worker has no room; if it keeps the watch, wake another that has, and make
@@ -82,7 +82,7 @@ class NotifyDuty:
         with session.transaction(connection) as cursor:
             cursor.execute(statements.load("lock_watch"))
             cursor.execute(statements.load("hand_over_watch"), self._parameters)
-        self.keeping = self.looking = False
+        self.holds_duty = self.polling = False
 
     def call_all(self, connection: session.Connection) -> None:
         """Wake every worker: there is more to do than this one has room for."""
