@@ -1,5 +1,8 @@
 """How long to wait before trying again."""
 
+from dataclasses import dataclass, replace
+from typing import Self
+
 
 def backoff_s(tries: int, *, base_s: float, cap_s: float, u: float) -> float:
     """Return base * 2^*tries* seconds, spread by a fifth to either side, never above *cap_s*.
@@ -12,3 +15,38 @@ def backoff_s(tries: int, *, base_s: float, cap_s: float, u: float) -> float:
         raise ValueError(f"tries must be >= 0, got {tries}")
     # 2.0 ** 1024 raises OverflowError; long before that the cap rules.
     return min(cap_s, base_s * 2.0 ** min(tries, 60) * (0.8 + 0.4 * u))
+
+
+@dataclass(frozen=True, slots=True)
+class GrowingPause:
+    """How long to wait before looking again: *first_s* at first, then twice as long each time.
+
+    Never longer than *max_s* seconds. A value: `longer` and `reset` return another one.
+    """
+
+    first_s: float
+    max_s: float
+    tries: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """The pause to make now, without jitter."""
+        # 2.0 ** 1024 raises OverflowError; long before that the maximum rules.
+        return min(self.max_s, self.first_s * 2.0 ** min(self.tries, 60))
+
+    def jittered(self, u: float) -> float:
+        """Return the pause times [0.5, 1) by *u*, uniform in [0, 1).
+
+        Half of it always stands ("equal jitter" in the AWS Architecture Blog's "Exponential Backoff
+        And Jitter"): whoever waits for the same thing comes back at different moments, and nobody
+        spins.
+        """
+        return self.seconds * (0.5 + 0.5 * u)
+
+    def longer(self) -> Self:
+        """Return the pause that follows this one."""
+        return replace(self, tries=self.tries + 1)
+
+    def reset(self) -> Self:
+        """Return the first pause again."""
+        return replace(self, tries=0)
