@@ -39,23 +39,23 @@ def format_secret(key: bytes) -> str:
     return SECRET_PREFIX + base64.b64encode(key).decode("ascii")
 
 
-def sign(key: bytes, *, webhook_id: str, timestamp: int, body: bytes) -> str:
+def sign(key: bytes, *, message_id: str, timestamp: int, body: bytes) -> str:
     """Return the value of the `webhook-signature` header for *body*, sent at *timestamp* (Unix
     seconds).
 
-    *webhook_id* is the `webhook-id` header. Raise ValueError where it holds a dot: the signed text
+    *message_id* is the `webhook-id` header. Raise ValueError where it holds a dot: the signed text
     would be ambiguous.
     """
-    if "." in webhook_id:
-        raise ValueError(f"a webhook-id must not contain a dot: {webhook_id!r}")
-    signed = b"%b.%d.%b" % (webhook_id.encode(), timestamp, body)
+    if "." in message_id:
+        raise ValueError(f"a webhook-id must not contain a dot: {message_id!r}")
+    signed = b"%b.%d.%b" % (message_id.encode(), timestamp, body)
     return _VERSION + base64.b64encode(hmac.digest(key, signed, "sha256")).decode("ascii")
 
 
 def verify(
     key: bytes,
     *,
-    webhook_id: str,
+    message_id: str,
     timestamp: int,
     body: bytes,
     signature: str,
@@ -68,9 +68,9 @@ def verify(
     A *timestamp* further than *tolerance_s* from *now* (both Unix seconds) does not verify: the
     defence against replay.
     """
-    if abs(now - timestamp) > tolerance_s or "." in webhook_id:
+    if abs(now - timestamp) > tolerance_s or "." in message_id:
         return False
-    expected = sign(key, webhook_id=webhook_id, timestamp=timestamp, body=body).encode("ascii")
+    expected = sign(key, message_id=message_id, timestamp=timestamp, body=body).encode("ascii")
     # Bytes, since compare_digest refuses text that is not ASCII, and a header may hold anything.
     candidates = signature.encode("utf-8", "surrogateescape").split(b" ")
     # A list, not a generator: every candidate is compared, so the time taken says nothing about
