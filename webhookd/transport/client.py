@@ -9,7 +9,6 @@ request path costs four times the CPU.
 import socket
 import ssl
 import time
-from collections.abc import Sequence
 from functools import lru_cache
 
 from urllib3.util.ssl_ import create_urllib3_context
@@ -33,16 +32,13 @@ from webhookd.transport.exchange import (
     DeadlinePassed,
     NoAnswer,
     exchange,
-    header_block,
 )
+from webhookd.transport.request import Request, start_lines
 from webhookd.transport.resolver import Resolve, Resolver
 
 # A connection that was used a moment ago and dies is a receiver that hangs up; only one that lay
 # idle may have been closed before the request.
 _IDLE_BEFORE_RESEND_S = 1.0
-
-
-_header_block = lru_cache(maxsize=4096)(header_block)  # a webhook's are the same each time
 
 
 class Transport:
@@ -74,21 +70,11 @@ class Transport:
         self._route = lru_cache(maxsize=4096)(self._make_route)
         self._origin = lru_cache(maxsize=4096)(self._make_origin)
 
-    def post(
-        self,
-        url: str,
-        *,
-        headers: Sequence[tuple[str, str]],
-        body: bytes,
-        timeout_s: float,
-        stamp: bytes = b"",
-    ) -> Answer:
-        """POST *body* and return what came of it; block at most *timeout_s* and 10 ms, from before
-        DNS to the last byte.
+    def post(self, url: str, request: Request, *, timeout_s: float) -> Answer:
+        """POST *request* to *url* and return the answer; block for at most *timeout_s* and 10 ms,
+        from before DNS to the last byte.
 
-        *headers* go out as given, then *stamp*, further lines in wire form that must need no check;
-        host and content-length are added. `Answer.first_byte_s` counts from when the request began
-        to be sent.
+        `Answer.first_byte_s` counts from the moment when the request began to be sent.
         """
         started_at = time.monotonic()
         trace = Trace()
@@ -96,9 +82,8 @@ class Transport:
         reader: AnswerReader | None = None
         try:
             route = self._route(url)
-            lines = route.head + _header_block(tuple(headers)) + stamp
-            request = b"%bcontent-length: %d\r\n\r\n%b" % (lines, len(body), body)
-            reader = self._send(route, request, trace, deadline=started_at + timeout_s)
+            data = request.to_bytes(route.start)
+            reader = self._send(route, data, trace, deadline=started_at + timeout_s)
         except NotAllowed as reason:
             kind, error = AnswerKind.NOT_ALLOWED, str(reason)
         except DeadlinePassed as doing:
@@ -126,9 +111,7 @@ class Transport:
     def _make_route(self, url: str) -> Route:
         target = self._egress.target(url)
         origin = self._origin(target.scheme, target.host, target.port)
-        return Route(
-            f"POST {target.path} HTTP/1.1\r\nhost: {target.authority}\r\n".encode("ascii"), origin
-        )
+        return Route(start_lines(target.path, target.authority), origin)
 
     def _make_origin(self, scheme: str, host: str, port: int) -> Origin:
         if is_address(host):

@@ -39,7 +39,7 @@ class Origin(NamedTuple):
 class Route(NamedTuple):
     """What a URL comes to."""
 
-    head: bytes
+    start: bytes
     origin: Origin
 
 

@@ -8,17 +8,13 @@ every wait ends at one deadline.
 import errno
 import math
 import os
-import re
 import select
 import socket
 import ssl
 import struct
 import time
-from collections.abc import Sequence
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
-
-from webhookd.transport.egress import NotAllowed
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_BODY_BYTES = 64 * 1024
@@ -40,23 +36,10 @@ _ERRORS = {
 }
 
 _SWITCHED = "the receiver switched protocols instead of answering"
-_HEADER_LINES = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [^\x00-\x08\x0a-\x1f\x7f]*\r\n)*")
-_OURS = frozenset(
-    {
-        "connection",
-        "content-length",
-        "expect",
-        "host",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
 
 
 class NoAnswer(Exception):
-    """The exchange ended without a complete answer; the message is one line that names the cause."""
+    """The exchange ended without a complete answer; the message names the cause in one line."""
 
 
 class ConnectionDied(NoAnswer):
@@ -67,23 +50,6 @@ class ConnectionDied(NoAnswer):
 
 class DeadlinePassed(Exception):
     """The deadline came first; the message says what was being done."""
-
-
-def header_block(headers: Sequence[tuple[str, str]]) -> bytes:
-    """Return *headers* as they go over the wire, in UTF-8. Raise `NotAllowed` for one that could
-    split the request.
-    """
-    for name, _ in headers:
-        if name.lower() in _OURS:
-            raise NotAllowed(f"the header {name.lower()} is set by webhookd")
-    try:
-        block = "".join([f"{name}: {value}\r\n" for name, value in headers]).encode()
-    except UnicodeEncodeError:
-        raise NotAllowed("a header is not valid text") from None
-    # As many lines as headers: otherwise a value that contains a whole line of its own would pass.
-    if not _HEADER_LINES.fullmatch(block) or block.count(b"\r\n") != len(headers):
-        raise NotAllowed("a header's name or value contains a character that is not allowed there")
-    return block
 
 
 def prepare(sock: socket.socket) -> None:
