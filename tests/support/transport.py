@@ -1,4 +1,4 @@
-"""Posting through a transport as a sender does, and names that are resolved to what a test wants."""
+"""Posting through a transport as a sender does, and names that resolve as a test wants."""
 
 import socket
 import time

@@ -1,4 +1,4 @@
-"""The request of one attempt: which headers a webhook's row may add, and which go out, once each."""
+"""The request of one attempt: what a webhook's row may add, and that each header goes once."""
 
 import json
 from collections import Counter

@@ -50,12 +50,8 @@ class Request(NamedTuple):
     def to_bytes(self, start: bytes) -> bytes:
         """Return all bytes to send; *start* comes from `start_lines`."""
         # One formatting, so that a large body is copied once.
-        return b"%b%bcontent-length: %d\r\n\r\n%b" % (
-            start,
-            self.header_lines,
-            len(self.body),
-            self.body,
-        )
+        lines, body = self
+        return b"%b%bcontent-length: %d\r\n\r\n%b" % (start, lines, len(body), body)
 
 
 def start_lines(path: str, authority: str) -> bytes:
@@ -72,11 +68,8 @@ def build_request(
     without a dot. Raise `NotAllowed` for headers or a secret that cannot be used: an unsigned
     request would be worse than none, since the receiver relies on the signature.
     """
-    lines = b"%bwebhook-id: %b\r\nwebhook-timestamp: %d\r\n" % (
-        header_lines(headers),
-        message_id.encode("ascii"),
-        timestamp,
-    )
+    fixed = header_lines(headers)
+    lines = f"webhook-id: {message_id}\r\nwebhook-timestamp: {timestamp}\r\n"
     if secret is not None:
         try:
             key = parse_secret(secret)
@@ -86,8 +79,8 @@ def build_request(
                 "rotate-secret` writes a new one"
             ) from None
         signature = sign(key, message_id=message_id, timestamp=timestamp, body=body)
-        lines += b"webhook-signature: %b\r\n" % signature.encode("ascii")
-    return Request(lines, body)
+        lines += f"webhook-signature: {signature}\r\n"
+    return Request(fixed + lines.encode("ascii"), body)
 
 
 @lru_cache(maxsize=4096)  # a webhook's are the same for each of its deliveries
