@@ -1,4 +1,4 @@
-"""Signatures against the published vectors and against the reference package, in both directions."""
+"""Signatures against published vectors, and against the reference package in both directions."""
 
 import json
 from datetime import UTC, datetime

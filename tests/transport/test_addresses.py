@@ -152,7 +152,7 @@ def test_a_dead_first_address_leaves_time_for_the_second() -> None:
     with (
         Receiver(answering()) as receiver,
         black_hole("127.0.0.2", receiver.port),
-    ):  # nobody listens on 127.0.0.3
+    ):  # nothing listens on 127.0.0.3
         answer = post(both, receiver.url(host="hooks.example.com"), timeout_s=4.0)
         both.close()
     assert answer.http_status == 200

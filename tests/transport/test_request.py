@@ -188,7 +188,7 @@ rows = st.dictionaries(names, values, max_size=6)
 @example(FORGED)
 @example({"x-a": "1\r\nwebhook-id: other"})
 @example({"Content-Type": "text/plain", "User-Agent": "x"})
-def test_whatever_a_row_holds_each_of_our_headers_goes_out_once_or_nothing_does(row: Any) -> None:
+def test_any_row_sends_each_of_our_headers_once_or_nothing(row: Any) -> None:
     try:
         sent = wire(json.dumps(row))
     except NotAllowed:

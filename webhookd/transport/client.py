@@ -64,9 +64,9 @@ class Transport:
         self._route = lru_cache(maxsize=4096)(self._make_route)
 
     def post(self, url: str, request: Request, *, timeout_s: float) -> Answer:
-        """POST *request* to *url* and return the answer; block for at most *timeout_s* and 10 ms,
-        from before DNS to the last byte.
+        """POST *request* to *url* and return the answer.
 
+        Blocks for at most *timeout_s* and 10 ms, from before DNS to the last byte.
         `Answer.first_byte_s` counts from the moment when the request began to be sent.
         """
         started_at = time.monotonic()

@@ -138,7 +138,7 @@ class Dialer:
 class Pool:
     """The kept connections to one origin; the one used last is used first. Threads may share it.
 
-    Nobody waits for a connection here, and a queue with locks would cost a tenth of an exchange.
+    No thread waits for a connection here, and a queue with locks would cost a tenth of an exchange.
     To close a pool, drop it: its connections are closed once nothing refers to it, not even an
     exchange in progress.
     """
@@ -195,8 +195,9 @@ def tls_context(ca_bundle: str | None) -> ssl.SSLContext:
 
 
 def _interleaved(addresses: list[str]) -> list[str]:
-    """Return *addresses* with the families taking turns: one without a route costs one try (RFC
-    8305, 4).
+    """Return *addresses* with IPv4 and IPv6 in turn (RFC 8305, 4).
+
+    So a family without a route costs one try only.
     """
     first = [address for address in addresses if (":" in address) == (":" in addresses[0])]
     second = [address for address in addresses if (":" in address) != (":" in addresses[0])]
@@ -209,8 +210,8 @@ def _connect_any(addresses: list[str], port: int, deadline: float) -> socket.soc
     failure: OSError | None = None
     for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
         remaining_s = remaining_until(deadline, "while connecting")
-        # A dead address must leave time for the others and for the exchange; the last may use it
-        # up.
+        # A dead address must leave time for the others and for the exchange. The last one may use
+        # all that is left.
         limit_s = (
             remaining_s if left == 1 else max(remaining_s / (left + 1), min(1.0, remaining_s / 2))
         )

@@ -151,7 +151,7 @@ def _value(name: str, value: object) -> str:
         raise NotAllowed(
             f"the value of the header {_shown(name)} is a list or an object: write a string"
         )
-    # A line break would let a value add a header or a whole request of its own.
+    # A line break would let a value add another header or another request.
     if _UNSAFE_IN_VALUE.search(value):
         raise NotAllowed(
             f"the value of the header {_shown(name)} contains a character that is not allowed there"
