@@ -260,7 +260,7 @@ def _post(url: str, body: bytes) -> str:
 
 
 def _user_agent() -> str:
-    from webhookd.worker.attempt import USER_AGENT
+    from webhookd.transport.request import USER_AGENT
 
     return USER_AGENT
 

@@ -12,7 +12,7 @@ from webhookd.cli.options import connection_options, egress_options, load_settin
 from webhookd.config.kinds import Kind, Seconds, rate
 from webhookd.config.load import Config
 from webhookd.errors import UnusableError, WebhookdError
-from webhookd.postgres.registry import FASTEST_RATE, LONGEST_TIMEOUT_S, headers_of
+from webhookd.postgres.registry import FASTEST_RATE, LONGEST_TIMEOUT_S
 from webhookd.text import shown
 
 
@@ -84,9 +84,6 @@ _LIMITS: tuple[tuple[str, str, Any, str, str], ...] = (
 _SECRET_BYTES = 32
 _LOOKUP_S = 3.0
 _LISTED = 1000
-_OUR_HEADERS = frozenset(
-    {"content-type", "user-agent", "webhook-id", "webhook-timestamp", "webhook-signature"}
-)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -150,7 +147,7 @@ def add(
     row = {
         "url": url,
         "secret": made if secret is None else _checked_secret(secret),
-        "headers": json.dumps(_headers(headers)) if headers else None,
+        "headers": _headers(headers) if headers else None,
         **{column: options[column] for column, *_ in _LIMITS},
     }
     with database.connect(config) as connection:
@@ -229,6 +226,8 @@ def show(
     """Show one webhook: settings in force and where they come from, health, circuit."""
     from webhookd.admin import database
     from webhookd.cli import output
+    from webhookd.transport.egress import NotAllowed
+    from webhookd.transport.request import parse_headers
 
     config = load_settings(ctx).config
     with database.connect(config) as connection:
@@ -240,8 +239,10 @@ def show(
     if row["secret"] and not reveal_secret:
         row["secret"] = "whsec_(hidden)"
     if row["headers"] is not None:
-        headers = headers_of(row["headers"])
-        row["headers"] = "cannot be read" if headers is None else dict(headers)
+        try:
+            row["headers"] = parse_headers(row["headers"])
+        except NotAllowed as reason:
+            row["headers"] = f"never sent: {reason}"
     if as_json:
         output.print_json({"webhook_id": webhook_id, **row})
         return
@@ -337,15 +338,7 @@ def test(ctx: click.Context, /, webhook_id: int, **_: object) -> None:
         row = database.fetch_one(connection, "webhook_show", webhook_id=webhook_id)
     if row is None or not row["registered"]:
         raise WebhookdError(f"no webhook has the id {webhook_id}")
-    try:
-        answer = _send_test({"webhook_id": webhook_id, **row}, config)
-    except ValueError as error:
-        # An application may have written it with plain SQL. Workers send nothing then, so neither
-        # does this.
-        raise UnusableError(
-            f"the secret of webhook {webhook_id} cannot be used ({error}): run `webhookd webhook "
-            f"rotate-secret {webhook_id}`"
-        ) from error
+    answer = _send_test(row, config)
     if answer.kind is AnswerKind.NOT_ALLOWED:
         raise UnusableError(f"nothing was sent to webhook {webhook_id}: {answer.error}")
     status = answer.error or f"HTTP {answer.http_status}"
@@ -356,39 +349,27 @@ def test(ctx: click.Context, /, webhook_id: int, **_: object) -> None:
 
 
 def _send_test(row: dict[str, Any], config: Config) -> Any:
-    from webhookd.core.signing import parse_secret, sign
+    """Return the answer to the request that a worker would send for a delivery."""
+    from webhookd.core.answer import Answer, AnswerKind
     from webhookd.transport.client import Transport
-    from webhookd.transport.egress import Egress
-    from webhookd.worker.attempt import USER_AGENT
+    from webhookd.transport.egress import Egress, NotAllowed
+    from webhookd.transport.request import build_request
 
     now = int(time.time())
-    message_id = f"test_{secrets.token_hex(8)}"
-    body = json.dumps({"type": "webhookd.test", "timestamp": now}).encode()
-    headers = [
-        ("content-type", "application/json"),
-        ("user-agent", USER_AGENT),
-        ("webhook-id", message_id),
-        ("webhook-timestamp", str(now)),
-    ]
-    if row["secret"]:
-        key = parse_secret(row["secret"])
-        headers.append(
-            ("webhook-signature", sign(key, webhook_id=message_id, timestamp=now, body=body))
+    try:
+        request = build_request(
+            headers=row["headers"],
+            secret=row["secret"],
+            message_id=f"test_{secrets.token_hex(8)}",
+            timestamp=now,
+            body=json.dumps({"type": "webhookd.test", "timestamp": now}).encode(),
         )
-    own = headers_of(row["headers"])
-    if own is None:
-        raise UnusableError(
-            f"the headers of webhook {row['webhook_id']} cannot be read: write them anew in "
-            "pggit.webhooks"
-        )
-    headers.extend(own)
+    except NotAllowed as reason:
+        return Answer(AnswerKind.NOT_ALLOWED, 0.0, error=str(reason))
     transport = Transport(Egress(config.allow_http, config.allow_network))
     try:
         return transport.post(
-            row["url"],
-            headers=headers,
-            body=body,
-            timeout_s=row["timeout_seconds"] or config.timeout,
+            row["url"], request, timeout_s=row["timeout_seconds"] or config.timeout
         )
     finally:
         transport.close()
@@ -501,23 +482,22 @@ def _checked_secret(secret: str) -> str:
     return secret
 
 
-def _headers(given: tuple[str, ...]) -> dict[str, str]:
+def _headers(given: tuple[str, ...]) -> str:
+    """Return the JSON for a webhook's row."""
     from webhookd.transport.egress import NotAllowed
-    from webhookd.transport.exchange import header_block
+    from webhookd.transport.request import parse_headers
 
     headers: dict[str, str] = {}
     for one in given:
         name, colon, value = (part.strip() for part in one.partition(":"))
         if not colon or not name:
             raise UnusableError(f"--header {one.partition(':')[0]!r} is not 'NAME: VALUE'")
-        # A second one of these would leave the receiver to choose which it believes.
-        if name.lower() in _OUR_HEADERS:
-            raise UnusableError(f"--header {name}: webhookd sets it itself")
         if name.lower() in headers:
             raise UnusableError(f"--header {name} is given twice: keep one")
         headers[name.lower()] = value
+    text = json.dumps(headers)
     try:
-        header_block(list(headers.items()))
+        parse_headers(text)
     except NotAllowed as error:
         raise UnusableError(f"--header: {error}") from error
-    return headers
+    return text
