@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -75,6 +76,30 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(toml:
     assert settings.sources["threads"] == "environment WEBHOOKD_THREADS"
     assert settings.sources["rate_burst"] == f"file {toml}"
     assert settings.sources["retry_max"] == "default"
+
+
+@pytest.mark.parametrize("given", list(product((False, True), repeat=4)))
+def test_of_all_sources_that_name_a_database_the_strongest_wins(
+    given: tuple[bool, ...], toml: Path
+) -> None:
+    by_line, by_variable, by_file, by_url = given
+    toml.write_text('dsn = "host=file"' if by_file else "")
+    settings = load(
+        {"dsn": "host=line"} if by_line else {},
+        {
+            "WEBHOOKD_DSN": "host=variable" if by_variable else "",
+            "DATABASE_URL": "host=url" if by_url else "",
+        },
+        toml,
+    )
+    strongest = [
+        ("host=line", "command line"),
+        ("host=variable", "environment WEBHOOKD_DSN"),
+        ("host=file", f"file {toml}"),
+        ("host=url", "environment DATABASE_URL"),
+        (None, "default"),
+    ][[*given, True].index(True)]
+    assert (settings.config.dsn, settings.sources["dsn"]) == strongest
 
 
 def test_the_config_option_wins_over_its_variable(toml: Path) -> None:
