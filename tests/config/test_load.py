@@ -22,7 +22,7 @@ def load(
 ) -> LoadedConfig:
     """Load with *environ* as the whole environment."""
     with patch.dict(os.environ, environ or {}, clear=True):
-        return config.load((command_line or {}) | ({"config": file} if file else {}))
+        return config.load({**(command_line or {}), **({"config": file} if file else {})})
 
 
 def refused(
@@ -133,7 +133,7 @@ def test_the_stronger_of_dsn_and_embedded_wins_and_a_tie_is_refused() -> None:
     environ = {"DATABASE_URL": "postgresql://url/x", "WEBHOOKD_EMBEDDED": "yes"}
     settings = load(environ=environ)
     assert (settings.config.dsn, settings.config.embedded) == (None, "")
-    assert settings.sources["dsn"] == "set aside for embedded (environment WEBHOOKD_EMBEDDED)"
+    assert settings.sources["dsn"] == "overridden by embedded (environment WEBHOOKD_EMBEDDED)"
     settings = load({"dsn": "host=line"}, environ)
     assert (settings.config.dsn, settings.config.embedded) == ("host=line", None)
     assert refused({"dsn": "host=a", "embedded": "/b"}).startswith(

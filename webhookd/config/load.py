@@ -352,7 +352,7 @@ def _settle_database(values: dict[str, Any], sources: dict[str, str]) -> None:
         )
     weaker, stronger = sorted(strength, key=lambda name: strength[name])
     values[weaker] = None
-    sources[weaker] = f"set aside for {stronger} ({sources[stronger]})"
+    sources[weaker] = f"overridden by {stronger} ({sources[stronger]})"
 
 
 def _strength(source: str) -> int:
