@@ -1,15 +1,18 @@
-"""What the supervisor hands to a worker at the fork, and the two pipes' words.
+"""What the supervisor hands to a worker at the fork, and the messages in the two pipes.
 
-Both pipes carry lines and single bytes, each written whole or not at all (they are shorter than
-PIPE_BUF):
+Both pipes carry single bytes and short lines. Each message is shorter than PIPE_BUF, so it is
+written as a whole or not at all:
 
     heartbeat pipe, worker -> supervisor
         b"."                     the dispatcher's loop turns
-        b"R"                     the same, and: this worker has passed a limit and is to be replaced
-        b"U<line>\\n"            this worker can never run (schema, configuration); the line says why
+        b"R"                     the same, and: recycle this worker, it has passed a limit
+        b"U<line>\\n"            this worker can never run (schema, configuration); says why
     lifeline pipe, supervisor -> worker
-        b"lost <incarnation>\\n" that sibling is dead: release its leases
-        end of file              the supervisor is gone: drain and leave
+        b"dead <incarnation>\\n" this sibling is dead: release its leases
+        end of file              the supervisor is gone: drain and exit
+
+The end of file needs no code in the supervisor: the kernel closes its write end when it dies, also
+after SIGKILL. It arrives only if no other process holds that write end (see `supervisor.child`).
 """
 
 import os
@@ -19,9 +22,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from uuid import UUID
 
-_BEAT, _WORN_BEAT = b".", b"R"
-_LOST = b"lost "
-_REFUSAL_BYTES = 4000  # below PIPE_BUF (4096), so that the whole line arrives or none of it
+_BEAT, _RECYCLE_BEAT = b".", b"R"
+_DEAD = b"dead "
+_REFUSAL_BYTES = 4000  # below PIPE_BUF (4096), so that the line arrives as a whole or not at all
 
 
 class ExitCode(IntEnum):
@@ -34,12 +37,12 @@ class ExitCode(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Lifeline:
-    """One worker's place. *incarnation* is new with every process and owns its leases;
-    *metrics_socket* listens already.
+    """One worker's identity, and its ends of the pipes to the supervisor.
 
-    *heartbeat_fd* is the non-blocking write end, *lifeline_fd* the blocking read end. *lost* names
-    dead siblings that nobody else lived to hear of: release their leases as for a `lost` line. Read
-    by the worker only.
+    *incarnation* is new for each process and owns its leases. *metrics_socket* listens already.
+    *heartbeat_fd* is the non-blocking write end, *lifeline_fd* the blocking read end; only the
+    worker reads it. *dead_siblings* died while no other worker could be told: release their leases
+    as for a `dead` line.
     """
 
     number: int
@@ -48,46 +51,48 @@ class Lifeline:
     heartbeat_fd: int
     lifeline_fd: int
     metrics_socket: socket.socket
-    lost: tuple[UUID, ...] = ()
+    dead_siblings: tuple[UUID, ...] = ()
 
-    def beat(self, *, worn: bool = False) -> None:
+    def beat(self, *, recycle: bool = False) -> None:
         """Tell the supervisor that the dispatcher's loop turned. About once a second is enough.
 
-        *worn*: replace this worker when its turn comes. It goes on until it is told to drain.
+        *recycle* asks for a replacement. The worker goes on until the supervisor tells it to drain.
 
-        Never blocks, never raises for a full or broken pipe. Each call wakes the supervisor: not
-        for each delivery.
+        Never blocks, never raises for a full or broken pipe. Each call wakes the supervisor, so do
+        not call it for each delivery.
         """
-        self._tell(_WORN_BEAT if worn else _BEAT)
+        self._send(_RECYCLE_BEAT if recycle else _BEAT)
 
     def refuse(self, line: str) -> None:
-        """Tell the supervisor that no worker can ever run, and why in one line. Leave with
-        `ExitCode.UNUSABLE` then.
+        """Tell the supervisor that no worker can ever run, and why in one line.
+
+        Exit with `ExitCode.UNUSABLE` then. Never blocks.
         """
         text = " ".join(line.split()).encode()[:_REFUSAL_BYTES]
-        self._tell(b"U" + text + b"\n")
+        self._send(b"U" + text + b"\n")
 
-    def _tell(self, message: bytes) -> None:
-        # Full: 64 KiB of beats are waiting to be read, enough proof of life. Broken: the lifeline
-        # tells the same.
+    def _send(self, message: bytes) -> None:
+        # Full: 64 KiB of unread beats prove well enough that this worker lives. Broken: the
+        # supervisor is gone, and the lifeline's end of file says so too.
         with suppress(BlockingIOError, BrokenPipeError):
             os.write(self.heartbeat_fd, message)
 
 
-def is_worn(beats: bytes) -> bool:
+def requests_recycling(beats: bytes) -> bool:
     """Return whether one of these *beats* asks for a replacement."""
-    return _WORN_BEAT in beats
+    return _RECYCLE_BEAT in beats
 
 
-def lost_line(incarnation: UUID) -> bytes:
-    """Return the lifeline's word for a dead sibling."""
-    return _LOST + str(incarnation).encode() + b"\n"
+def death_line(incarnation: UUID) -> bytes:
+    """Return the lifeline's line for a dead sibling."""
+    return _DEAD + str(incarnation).encode() + b"\n"
 
 
-def parse_lost_line(line: bytes) -> UUID:
-    """Return the incarnation in a line of the lifeline, newline or not. Raise `ValueError` for
-    anything else.
+def parse_death_line(line: bytes) -> UUID:
+    """Return the incarnation in a line of the lifeline, with its newline or without.
+
+    Raise `ValueError` for any other line.
     """
-    if not line.startswith(_LOST):
-        raise ValueError(f"not a word of the lifeline: {line!r}")
-    return UUID(line.removeprefix(_LOST).decode("ascii").strip())
+    if not line.startswith(_DEAD):
+        raise ValueError(f"not a line of the lifeline: {line!r}")
+    return UUID(line.removeprefix(_DEAD).decode("ascii").strip())

@@ -1,4 +1,4 @@
-"""A database that hangs with its connections open, as behind a frozen disk: nobody is killed for it
+"""A database that hangs with its connections open, as on a frozen disk: no worker is killed for it
 and nothing is sent twice.
 """
 
@@ -23,8 +23,11 @@ from tests.support.postgres import Database
 from tests.support.receivers import OK, Peer, Receiver
 from tests.support.waiting import eventually
 
-HEARTBEAT_TIMEOUT_S = 4.0  # a worker that boots on a busy machine imports for seconds
-BACKENDS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'webhookd/%'"
+HEARTBEAT_TIMEOUT_S = 4.0  # on a busy machine a worker needs seconds for its imports
+BACKENDS = (
+    "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+    " AND application_name LIKE 'webhookd/%'"
+)
 
 
 def answer_slowly(peer: Peer) -> None:
@@ -35,7 +38,7 @@ def answer_slowly(peer: Peer) -> None:
 
 @contextmanager
 def hanging(database: Database) -> Iterator[None]:
-    """Have the backends of all workers hang."""
+    """Stop the backends of all workers with SIGSTOP."""
     backends = [row[0] for row in database.execute(BACKENDS)]
     for pid in backends:
         os.kill(pid, signal.SIGSTOP)
@@ -57,7 +60,7 @@ def test_workers_outlive_a_database_that_hangs_for_longer_than_the_heartbeat_tim
         insert(database, 600)
         eventually(lambda: len(receiver.requests) > 50, what="deliveries under way")
         with hanging(database):
-            # The state that is tested has to last: twice as long as a silent worker would live.
+            # The hang has to last: twice as long as a worker without heartbeats may live.
             time.sleep(2 * HEARTBEAT_TIMEOUT_S)
         wait_until_delivered(database, 600)
         assert sorted(daemon.workers()) == workers, "the same processes"
@@ -67,7 +70,7 @@ def test_workers_outlive_a_database_that_hangs_for_longer_than_the_heartbeat_tim
     assert set(arrivals(receiver).values()) == {1}
 
 
-def test_workers_told_to_leave_do_so_although_the_database_hangs(database: Database) -> None:
+def test_workers_told_to_stop_exit_although_the_database_hangs(database: Database) -> None:
     with (
         Receiver(answer_slowly) as receiver,
         Daemon(database.dsn, "--drain-timeout", "1") as daemon,
@@ -81,10 +84,10 @@ def test_workers_told_to_leave_do_so_although_the_database_hangs(database: Datab
         assert "worker killed" not in daemon.log()
 
 
-def test_a_listen_host_that_hangs_costs_deliveries_nothing_but_the_notice(
+def test_a_listen_host_that_hangs_costs_only_the_notifications(
     database: Database,
 ) -> None:
-    # It takes connections and never says anything.
+    # It accepts connections and never answers.
     with socket.create_server(("127.0.0.1", 0)) as silent, Receiver(answer_slowly) as receiver:
         listen_dsn = make_conninfo(
             database.dsn, host="127.0.0.1", port=silent.getsockname()[1], connect_timeout=12
@@ -92,16 +95,19 @@ def test_a_listen_host_that_hangs_costs_deliveries_nothing_but_the_notice(
         with Daemon(database.dsn, "--listen-dsn", listen_dsn, workers=1) as daemon:
             register(database, receiver)
             inserted = 0
-            # A first try to connect from its beginning to its end, and some of the next.
+            # One whole attempt to connect, and part of the next.
             while daemon.log().count("LISTEN connection not to be had") == 0 or inserted < 60:
                 insert(database, 1)
                 inserted += 1
                 time.sleep(0.25)
             wait_until_delivered(database, inserted)
-            assert daemon.log().count("LISTEN connection not to be had") == 1, "said once"
+            assert daemon.log().count("LISTEN connection not to be had") == 1, "logged once"
             assert "unreachable" not in daemon.log()
-            waited = "SELECT extract(epoch FROM max(delivered_at - created_at))::float8 FROM pggit.alert_delivery_queue"
+            waited = (
+                "SELECT extract(epoch FROM max(delivered_at - created_at))::float8"
+                " FROM pggit.alert_delivery_queue"
+            )
             assert database.execute(waited)[0][0] < 8.0, (
-                "a look every 2 s, and room for a busy machine"
+                "one poll every 2 s, and room for a busy machine"
             )
             assert daemon.stop() == 0

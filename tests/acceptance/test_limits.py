@@ -1,5 +1,5 @@
-"""What keeps a worker small, through the real program: workers that are replaced, and claims
-bounded by their bytes.
+"""What keeps a worker small, with the real program: workers are recycled, and claims are bounded by
+their bytes.
 """
 
 import re
@@ -42,10 +42,10 @@ def test_workers_replaced_under_load_lose_fail_and_repeat_nothing(database: Data
     with Receiver(answer_after(0.03)) as receiver, Daemon(database.dsn, *options) as daemon:
         register(database, receiver)
         wait_until_ready(database)
-        # More than three: a worker that took another's place has been replaced as well.
+        # More than three: a worker that replaced another has been replaced as well.
         while len(recycled(daemon)) <= 3:
             deliveries += 1000
-            assert deliveries <= 20_000, "nobody is replaced"
+            assert deliveries <= 20_000, "no worker is replaced"
             insert(database, 1000)
             wait_until_delivered(database, deliveries)
         assert daemon.stop() == 0
@@ -93,7 +93,7 @@ def test_a_worker_whose_memory_passes_the_limit_finishes_what_it_has_and_is_repl
 
 
 class HeadsOnly(Receiver):
-    """Keeps what tells requests apart, not their bodies."""
+    """Keeps the heads of requests, not their large bodies."""
 
     def record(self, request: bytes) -> None:
         super().record(request[:2000])

@@ -1,6 +1,4 @@
-"""The whole program keeps what it is told to keep for as long as it is told, while workers deliver
-and die.
-"""
+"""The whole program keeps finished rows as long as it is told, while workers deliver and die."""
 
 import os
 import signal
@@ -27,7 +25,7 @@ def value(database: Database, statement: str) -> int:
 
 
 @pytest.mark.every_postgres
-def test_rows_go_while_workers_deliver_and_are_killed(database: Database) -> None:
+def test_rows_are_removed_while_workers_deliver_and_are_killed(database: Database) -> None:
     with Receiver(answer_ok) as receiver:
         register(database, receiver, count=1, first=1)
         database.execute(FINISHED, [40_000])

@@ -97,7 +97,7 @@ class Slot(RuleBasedStateMachine):
         self.now += span_s
         before = self.restart
         # In the model an excuse is no beat; only silence up to here is forgotten.
-        excused = before.excused(self.now)
+        excused = before.forget_silence(self.now)
         assert excused.silent_at(7.0) == self.now + 7.0
         assert (excused.phase, excused.since, excused.failures) == (
             before.phase,
@@ -221,7 +221,7 @@ class DeafToBeats(Restart):
 
 
 class NoExcuse(Restart):
-    def excused(self, now: float) -> Self:
+    def forget_silence(self, now: float) -> Self:
         return self
 
 

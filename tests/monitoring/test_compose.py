@@ -1,10 +1,12 @@
 """compose.yml and Dockerfile, as far as they can be judged without a container engine."""
 
+import os
 import re
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import yaml
@@ -113,7 +115,8 @@ def test_webhookd_understands_its_command_and_outlives_its_drain() -> None:
         flag.removeprefix("--").replace("-", "_"): value
         for flag, value in zip(words[::2], words[1::2], strict=True)
     }
-    settings = load.load(options, environ=environment("webhookd")).config
+    with patch.dict(os.environ, environment("webhookd"), clear=True):
+        settings = load.load(options).config
     assert settings.dsn == "postgresql://postgres@postgres/pggit"
     assert (
         f"127.0.0.1:8000-{7999 + settings.workers}:8000-{7999 + settings.workers}"

@@ -1,5 +1,5 @@
 """What changes under a running supervisor: the number of workers, the configuration, and workers
-that are worn.
+that ask to be recycled.
 """
 
 import json
@@ -62,7 +62,7 @@ def test_hup_replaces_one_worker_at_a_time_with_the_new_configuration(tmp_path: 
         assert fewest_working(program, 3) == 2
         program.signal(signal.SIGTERM)
         assert program.exit_code() == 0
-        assert not program.reports("lost")
+        assert not program.reports("told of death")
 
 
 def test_drains_that_were_ordered_do_not_count_as_deaths(tmp_path: Path) -> None:
@@ -85,20 +85,20 @@ def fewest_working(program: Supervised, count: int) -> int:
     return min(totals[totals.index(count) :])
 
 
-def test_worn_workers_are_replaced_one_at_a_time_on_their_ports_and_not_as_crashes(
+def test_workers_are_recycled_one_at_a_time_on_their_ports_and_not_as_crashes(
     tmp_path: Path,
 ) -> None:
-    with supervised(tmp_path, {1: Mode.SLOW_BOOT, 2: Mode.WORN, 3: Mode.WORN}) as program:
-        worn = {number: program.working(number) for number in (2, 3)}
+    with supervised(tmp_path, {1: Mode.SLOW_BOOT, 2: Mode.RECYCLE, 3: Mode.RECYCLE}) as program:
+        old = {number: program.working(number) for number in (2, 3)}
         for number in (2, 3):
             program.set_mode(number, Mode.WORK)
         program.set_mode(1, Mode.WORK)
         booting = eventually(lambda: program.reports("booting"))[0]["pid"]
-        assert not program.logs("worker draining"), "two of three work: none of them is taken away"
+        assert not program.logs("worker draining"), "only two of three work: none of them may drain"
         os.kill(booting, signal.SIGKILL)
-        after = {number: program.working(number, besides=worn[number]["pid"]) for number in (2, 3)}
+        after = {number: program.working(number, besides=old[number]["pid"]) for number in (2, 3)}
         assert [after[number]["port"] for number in (2, 3)] == [
-            worn[number]["port"] for number in (2, 3)
+            old[number]["port"] for number in (2, 3)
         ]
         assert fewest_working(program, 3) == 2
         leaving = [line for line in program.logs("worker exited") if line["worker_pid"] != booting]

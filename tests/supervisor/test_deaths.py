@@ -1,5 +1,5 @@
-"""Workers that hang, crash or are killed, and a supervisor that is: who is replaced, who hears of
-it, who stays.
+"""Workers that hang, crash or are killed, and a supervisor that is killed: which worker is
+replaced, which is told of it, which stays.
 """
 
 import os
@@ -50,13 +50,13 @@ def test_silence_while_everything_was_frozen_is_no_hang(tmp_path: Path) -> None:
         for pid in pids.values():
             os.kill(pid, signal.SIGSTOP)
         frozen_at = time.monotonic()
-        # Whatever beats were on their way have been read by then.
+        # The supervisor has read the last beats by then.
         eventually(lambda: time.monotonic() > frozen_at + 0.3)
         program.signal(signal.SIGSTOP)
         eventually(lambda: time.monotonic() > frozen_at + 4.0)
         program.signal(signal.SIGCONT)
         program.signal(signal.SIGTTIN)
-        eventually(lambda: program.logs("worker started")[3:])  # so it has judged the silence
+        eventually(lambda: program.logs("worker started")[3:])  # so it has seen the silence
         for pid in pids.values():
             os.kill(pid, signal.SIGCONT)
         program.working(4)
@@ -82,55 +82,59 @@ def test_a_crash_loop_backs_off_and_leaves_the_siblings_alone(tmp_path: Path) ->
         assert is_alive(one["pid"]) and is_alive(three["pid"])
 
 
-def test_a_killed_worker_comes_back_on_its_port_and_one_sibling_hears_of_it(tmp_path: Path) -> None:
+def test_a_killed_worker_comes_back_on_its_port_and_one_sibling_is_told(tmp_path: Path) -> None:
     with supervised(tmp_path) as program:
         all_working(program)
         before = program.working(2)
         os.kill(before["pid"], signal.SIGKILL)
         after = program.working(2, besides=before["pid"])
-        lost = eventually(lambda: program.reports("lost"))
-        assert [line["incarnation"] for line in lost] == [before["incarnation"]]
-        assert lost[0]["number"] in (1, 3)
+        told = eventually(lambda: program.reports("told of death"))
+        assert [line["incarnation"] for line in told] == [before["incarnation"]]
+        assert told[0]["number"] in (1, 3)
         assert after["port"] == before["port"]
         assert after["incarnation"] != before["incarnation"]
-        assert after["lost"] == []
+        assert after["dead_siblings"] == []
         with socket.create_connection(("127.0.0.1", after["port"]), timeout=10):
             pass
 
 
-def test_the_only_worker_s_replacement_hears_of_its_death_in_its_seat(tmp_path: Path) -> None:
+def test_the_only_worker_s_replacement_learns_of_its_death_from_its_lifeline(
+    tmp_path: Path,
+) -> None:
     with supervised(tmp_path, workers=1) as program:
         before = program.working(1)
         os.kill(before["pid"], signal.SIGKILL)
-        assert program.working(1, besides=before["pid"])["lost"] == [before["incarnation"]]
+        assert program.working(1, besides=before["pid"])["dead_siblings"] == [before["incarnation"]]
 
 
-def test_a_keeper_that_dies_soon_after_is_inherited_from_together_with_what_it_was_told(
+def test_when_a_recipient_dies_soon_the_next_is_told_of_it_and_of_what_it_was_told(
     tmp_path: Path,
 ) -> None:
     with supervised(tmp_path, workers=2) as program:
         all_working(program, 2)
-        first, keeper = program.working(1), program.working(2)
+        first, recipient = program.working(1), program.working(2)
         os.kill(first["pid"], signal.SIGKILL)
-        eventually(lambda: program.reports("lost", pid=keeper["pid"]))
-        heir = program.working(1, besides=first["pid"])
-        os.kill(keeper["pid"], signal.SIGKILL)
-        eventually(lambda: len(program.reports("lost", pid=heir["pid"])) == 2)
-        heard = {line["incarnation"] for line in program.reports("lost", pid=heir["pid"])}
-        assert heard == {first["incarnation"], keeper["incarnation"]}
+        eventually(lambda: program.reports("told of death", pid=recipient["pid"]))
+        successor = program.working(1, besides=first["pid"])
+        os.kill(recipient["pid"], signal.SIGKILL)
+        eventually(lambda: len(program.reports("told of death", pid=successor["pid"])) == 2)
+        told = {
+            line["incarnation"] for line in program.reports("told of death", pid=successor["pid"])
+        }
+        assert told == {first["incarnation"], recipient["incarnation"]}
 
 
-def test_a_worker_that_drained_by_itself_is_replaced_and_nobody_is_told(tmp_path: Path) -> None:
+def test_a_worker_that_drained_by_itself_is_replaced_and_no_sibling_is_told(tmp_path: Path) -> None:
     with supervised(tmp_path) as program:
         pids = all_working(program)
         os.kill(pids[1], signal.SIGTERM)
         program.working(1, besides=pids[1])
         program.signal(signal.SIGTERM)
         assert program.exit_code() == 0
-        assert not program.reports("lost")
+        assert not program.reports("told of death")
 
 
-def test_when_the_supervisor_is_killed_its_workers_drain_and_leave(tmp_path: Path) -> None:
+def test_when_the_supervisor_is_killed_its_workers_drain_and_exit(tmp_path: Path) -> None:
     with supervised(tmp_path) as program:
         pids = all_working(program)
         os.kill(pids[2], signal.SIGKILL)  # so that one of them was forked beside living siblings

@@ -1,5 +1,5 @@
-"""systemd/webhookd.service and supervisord.conf, as far as they can be tried without booting a
-machine.
+"""systemd/webhookd.service and supervisord.conf, as far as a test can try them without systemd as
+the first process.
 """
 
 import configparser
@@ -118,7 +118,7 @@ class Supervisord:
         self.folder = folder
         self.process = process
         self.environ = environ
-        # Reads the reports of the stand-in's workers.
+        # Reads the reports of the workers of the stand-in.
         self.program = Supervised(folder, process)
 
     def ctl(self, *arguments: str) -> str:
@@ -154,8 +154,8 @@ class Supervisord:
 
 @contextmanager
 def supervisord(folder: Path, stand_in: str) -> Iterator[Supervisord]:
-    """Run supervisord on the real supervisord.conf; *stand_in* is the shell script that `webhookd`
-    is.
+    """Run supervisord on the real supervisord.conf; *stand_in* is the shell script that runs as
+    `webhookd`.
     """
     bin_folder = folder / "bin"
     bin_folder.mkdir()
@@ -174,7 +174,7 @@ def supervisord(folder: Path, stand_in: str) -> Iterator[Supervisord]:
     try:
         yield Supervisord(folder, process, environ)
     finally:
-        # It stops its programs before it leaves.
+        # It stops its programs before it exits.
         process.send_signal(signal.SIGTERM)
         process.wait(60)
 

@@ -1,5 +1,5 @@
-"""A supervisor, with real forks and signals: what its workers get, how it stops them, when it ends
-because they cannot run.
+"""A supervisor with real forks and signals: what its workers get, how it stops them, and how it
+ends when they cannot run.
 """
 
 import os
@@ -19,15 +19,15 @@ def test_each_worker_gets_its_name_port_and_incarnation_and_no_siblings_sockets(
     tmp_path: Path,
 ) -> None:
     with supervised(tmp_path, node="berlin") as program:
-        seats = [program.working(number) for number in (1, 2, 3)]
-    assert [seat["name"] for seat in seats] == [
+        workers = [program.working(number) for number in (1, 2, 3)]
+    assert [worker["name"] for worker in workers] == [
         "berlin/worker-1",
         "berlin/worker-2",
         "berlin/worker-3",
     ]
-    assert len({seat["port"] for seat in seats}) == 3
-    assert len({seat["incarnation"] for seat in seats}) == 3
-    assert [seat["sockets"] for seat in seats] == [1, 1, 1]
+    assert len({worker["port"] for worker in workers}) == 3
+    assert len({worker["incarnation"] for worker in workers}) == 3
+    assert [worker["sockets"] for worker in workers] == [1, 1, 1]
 
 
 def test_without_a_node_workers_are_named_by_number_alone(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_worker_that_does_not_drain_in_time_is_killed_and_the_exit_code_is_1(
         assert program.exit_code() == 1
         assert not is_alive(pids[2])
         assert [
-            line["worker"] for line in program.logs("worker killed: its time to leave was up")
+            line["worker"] for line in program.logs("worker killed: it did not stop in time")
         ] == ["worker-2"]
 
 
@@ -95,7 +95,7 @@ def test_quit_does_not_wait_for_a_drain_and_exits_0(tmp_path: Path) -> None:
         all_working(program)
         program.signal(signal.SIGQUIT)
         assert program.exit_code() == 0
-        assert {order for line in program.reports("draining") for order in line["orders"]} == {
+        assert {name for line in program.reports("draining") for name in line["signals"]} == {
             "SIGQUIT"
         }
 
@@ -110,7 +110,7 @@ def test_workers_that_can_never_run_stop_everything_with_one_line_and_exit_2(
         assert "Traceback" not in program.stderr
 
 
-def test_one_worker_that_can_never_run_has_the_others_drained(tmp_path: Path) -> None:
+def test_one_worker_that_can_never_run_makes_the_others_drain(tmp_path: Path) -> None:
     with supervised(tmp_path) as program:
         pids = all_working(program)
         program.set_mode(2, Mode.REFUSE)
@@ -136,13 +136,13 @@ def test_a_taken_port_is_named_and_nothing_is_started(tmp_path: Path) -> None:
             assert "Traceback" not in program.stderr
 
 
-def test_a_worker_more_that_finds_no_port_leaves_the_others_working(tmp_path: Path) -> None:
+def test_an_added_worker_whose_port_is_taken_leaves_the_others_working(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
         with supervised(tmp_path, workers=1, metrics_port=port - 1) as program:
             program.working(1)
             program.signal(signal.SIGTTIN)
-            assert str(port) in eventually(lambda: program.logs("no worker added"))[0]["reason"]
+            assert str(port) in eventually(lambda: program.logs("worker not added"))[0]["reason"]
             program.signal(signal.SIGTERM)
             assert program.exit_code() == 0
 

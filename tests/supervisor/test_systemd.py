@@ -1,4 +1,4 @@
-"""What the service manager hears: a real datagram socket stands in for systemd."""
+"""What the service manager is told: a real datagram socket stands in for systemd."""
 
 import os
 import signal
@@ -97,7 +97,7 @@ def test_ready_waits_for_every_worker_s_first_beat(manager: Manager, tmp_path: P
         wait_for(manager, "READY=1")
 
 
-def test_ready_comes_after_ten_seconds_whatever_the_workers_do(
+def test_ready_comes_after_ten_seconds_even_if_no_worker_beats(
     manager: Manager, tmp_path: Path
 ) -> None:
     started_at = time.monotonic()
@@ -151,7 +151,7 @@ def state_of(program: Supervised) -> str:
         {"NOTIFY_SOCKET": "/nowhere", "WATCHDOG_USEC": "0"},
     ],
 )
-def test_a_watchdog_that_nobody_asked_this_process_for_is_never_due(
+def test_a_watchdog_that_is_not_meant_for_this_process_is_never_due(
     environ: dict[str, str],
 ) -> None:
     assert Notifier(environ).keep_alive_at is None
@@ -179,10 +179,10 @@ def test_the_same_status_is_sent_once(manager: Manager) -> None:
     assert manager.heard() == ["STATUS=a", "STATUS=b", "STATUS=a"]
 
 
-def test_a_manager_that_is_gone_ends_nothing(
+def test_a_manager_that_is_gone_is_logged_and_raises_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    Notifier({"NOTIFY_SOCKET": str(tmp_path / "nobody")}).ready()
+    Notifier({"NOTIFY_SOCKET": str(tmp_path / "absent")}).ready()
     assert "service manager not reached" in caplog.text
 
 

@@ -47,7 +47,7 @@ class Supervised:
         ]
 
     def working(self, number: int, *, besides: int | None = None) -> dict[str, Any]:
-        """Wait for a worker in place *number* (other than pid *besides*) that beats; return its
+        """Wait for a worker in slot *number* (other than pid *besides*) that beats; return its
         start report.
         """
 
@@ -82,7 +82,7 @@ def supervised(
     environ: dict[str, str] | None = None,
     **fields: Any,
 ) -> Iterator[Supervised]:
-    """Run the program with these modes and fields of `Config`; end whatever is left of it."""
+    """Run the program with these modes and fields of `Config`; kill it at the end."""
     for number, mode in (modes or {}).items():
         (folder / f"{number}.mode").write_text(mode)
     fields = {"workers": 3, "metrics_port": 0, "heartbeat_timeout": 60.0} | fields

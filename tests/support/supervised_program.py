@@ -2,8 +2,8 @@
 
     python supervised_program.py FOLDER '{"workers": 3, ...}'
 
-The second argument holds fields of `Config`; `FOLDER/reload.json`, where it exists, holds those
-that SIGHUP changes. At its start a worker reads `FOLDER/<number>.mode` for what to do (see `Mode`);
+The second argument holds fields of `Config`; `FOLDER/reload.json`, if it exists, holds those that
+SIGHUP changes. A worker reads at its start from `FOLDER/<number>.mode` what to do (see `Mode`);
 SIGUSR1 makes it hang later. Reports are lines of JSON in `FOLDER/report`, logs are lines of JSON on
 stderr.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from webhookd.config.load import Config
 from webhookd.errors import UnusableError
-from webhookd.lifeline import ExitCode, Lifeline, parse_lost_line
+from webhookd.lifeline import ExitCode, Lifeline, parse_death_line
 from webhookd.supervisor.supervisor import Supervisor
 
 
@@ -31,50 +31,50 @@ class Mode(StrEnum):
     WORK = "work"  # beat, drain when told
     MUTE = "mute"  # never beat
     CRASH = "crash"  # raise at once
-    EXIT_TWO = "exit-two"  # leave with 2 and no reason
+    EXIT_TWO = "exit-two"  # exit with 2 and no reason
     REFUSE = "refuse"  # raise UnusableError
-    STUBBORN = "stubborn"  # beat, ignore every order to leave
-    FAIL_DRAIN = "fail-drain"  # beat, leave with 1 when told
-    ONE_BEAT = "one-beat"  # beat once, then wait for orders
-    SLOW_BOOT = "slow-boot"  # stay in what comes before the handlers are set
-    WORN = "worn"  # beat, and ask to be replaced with every beat; drain when told
+    STUBBORN = "stubborn"  # beat, ignore every signal to stop
+    FAIL_DRAIN = "fail-drain"  # beat, exit with 1 when told to drain
+    ONE_BEAT = "one-beat"  # beat once, then wait for signals
+    SLOW_BOOT = "slow-boot"  # hang before the signal handlers are installed
+    RECYCLE = "recycle"  # beat, and ask to be replaced with every beat; drain when told
     REFUSE_99 = "refuse-99"  # raise UnusableError where the configuration says timeout = 99
 
 
 class Worker:
     """One worker's life."""
 
-    def __init__(self, config: Config, seat: Lifeline, folder: Path) -> None:
-        self.seat = seat
+    def __init__(self, config: Config, lifeline: Lifeline, folder: Path) -> None:
+        self.lifeline = lifeline
         self.config = config
         self.folder = folder
-        self.orders: list[int] = []
+        self.signals: list[int] = []
         self.hangs = False
         self.parent_gone = False
 
     def report(self, event: str, **fields: object) -> None:
         line = json.dumps(
-            {"event": event, "number": self.seat.number, "pid": os.getpid(), **fields}
+            {"event": event, "number": self.lifeline.number, "pid": os.getpid(), **fields}
         )
         report_fd = os.open(self.folder / "report", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.write(report_fd, line.encode() + b"\n")
         os.close(report_fd)
 
     def run(self) -> int:
-        mode_file = self.folder / f"{self.seat.number}.mode"
+        mode_file = self.folder / f"{self.lifeline.number}.mode"
         mode = Mode(mode_file.read_text()) if mode_file.exists() else Mode.WORK
         if mode is Mode.SLOW_BOOT:
             self.report("booting")
             hang_here()
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-            signal.signal(signum, lambda signum, frame: self.orders.append(signum))
+            signal.signal(signum, lambda signum, frame: self.signals.append(signum))
         signal.signal(signal.SIGUSR1, lambda signum, frame: setattr(self, "hangs", True))
         self.report(
             "started",
-            name=self.seat.name,
-            incarnation=str(self.seat.incarnation),
-            port=self.seat.metrics_socket.getsockname()[1],
-            lost=[str(lost) for lost in self.seat.lost],
+            name=self.lifeline.name,
+            incarnation=str(self.lifeline.incarnation),
+            port=self.lifeline.metrics_socket.getsockname()[1],
+            dead_siblings=[str(dead) for dead in self.lifeline.dead_siblings],
             notify_socket=os.environ.get("NOTIFY_SOCKET"),
             sockets=open_sockets(),
             timeout=self.config.timeout,
@@ -89,18 +89,18 @@ class Worker:
 
     def live(self, mode: Mode) -> int:
         first = True
-        while mode is Mode.STUBBORN or not (self.orders or self.parent_gone):
+        while mode is Mode.STUBBORN or not (self.signals or self.parent_gone):
             if self.hangs:
                 hang_here()
             if mode is not Mode.MUTE and (mode is not Mode.ONE_BEAT or first):
-                self.seat.beat(worn=mode is Mode.WORN)
+                self.lifeline.beat(recycle=mode is Mode.RECYCLE)
             if first:
                 self.report("working")
                 first = False
             self.read_lifeline()
         self.report(
             "draining",
-            orders=[signal.Signals(signum).name for signum in self.orders],
+            signals=[signal.Signals(signum).name for signum in self.signals],
             orphan=self.parent_gone,
         )
         return ExitCode.FAILED if mode is Mode.FAIL_DRAIN else ExitCode.DRAINED
@@ -108,15 +108,15 @@ class Worker:
     def read_lifeline(self) -> None:
         if self.parent_gone:
             time.sleep(0.02)
-        elif select.select([self.seat.lifeline_fd], [], [], 0.02)[0]:
-            data = os.read(self.seat.lifeline_fd, 65536)
+        elif select.select([self.lifeline.lifeline_fd], [], [], 0.02)[0]:
+            data = os.read(self.lifeline.lifeline_fd, 65536)
             self.parent_gone = not data
             for line in data.splitlines():
-                self.report("lost", incarnation=str(parse_lost_line(line)))
+                self.report("told of death", incarnation=str(parse_death_line(line)))
 
 
 def hang_here() -> None:
-    """Stand for a loop that is wedged; the name is looked for in the stacks."""
+    """Stand for a loop that hangs; tests look for this name in the printed stacks."""
     while True:
         time.sleep(3600)
 
@@ -150,8 +150,8 @@ def main() -> int:
             raise UnusableError(changes["unusable"])
         return Config(**(settings | changes))
 
-    def run_worker(config: Config, seat: Lifeline) -> int:
-        return Worker(config, seat, folder).run()
+    def run_worker(config: Config, lifeline: Lifeline) -> int:
+        return Worker(config, lifeline, folder).run()
 
     try:
         return Supervisor(Config(**settings), run_worker, reload).run()

@@ -36,7 +36,7 @@ INTERRUPTED = 130
     "--print-config",
     is_flag=True,
     cls=SectionedOption,
-    help="Print each option's value and source, and exit.",
+    help="Print the value and source of each option, and exit.",
 )
 @config_file_option
 @config_options(OPTIONS)
@@ -44,9 +44,9 @@ INTERRUPTED = 130
 def cli(ctx: click.Context, /, print_config: bool, **_: object) -> None:
     """Deliver webhooks from a PostgreSQL queue.
 
-    Without a command: run in the foreground, as --workers processes. Every option is also
-    WEBHOOKD_<OPTION> in the environment and a key of the TOML file that --config names; the command
-    line wins over the environment, the environment over the file.
+    Without a command: run in the foreground, with --workers processes. Each option is also a
+    variable WEBHOOKD_<OPTION> and a key of the TOML file that --config names. The command line wins
+    over the environment, the environment over the file.
     """
     if print_config:
         from webhookd.cli.run import print_settings
@@ -65,8 +65,8 @@ for command in (migrate, adopt, webhook, delivery, status, doctor, metrics, list
 
 
 def main() -> None:
-    """Run the command line. Whatever is wrong reaches the user as one line on stderr: exit 2 for
-    what cannot be used, else 1.
+    """Run the command line. Any error is one line on stderr: exit 2 for a wrong command line,
+    configuration or schema, else 1.
     """
     try:
         code = cli.main(prog_name="webhookd", standalone_mode=False)
@@ -83,24 +83,26 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        # The reader of a pipe has seen enough. Python would complain again when it flushes stdout
-        # at the end.
+        # The reader of a pipe (`| head`) has closed it. Without this, Python would report the error
+        # again when it flushes stdout at exit.
         sys.stderr.close()
         sys.exit(0)
     except OSError as error:
-        # A full disk, mostly. The same complaint again when Python flushes stdout at the end would
-        # be a traceback.
+        # Mostly a full disk. Without this, Python would print a traceback when it flushes stdout at
+        # exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _fail(f"cannot read or write: {error}", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _refuse_command_as_folder(ctx: click.Context) -> None:
-    """`webhookd --embedded status` would start a database in ./status, since DIR may be left out."""
+    """Raise `UnusableError` for `webhookd --embedded status`: DIR is optional, so click takes the
+    command as the folder and would start a database in ./status.
+    """
     folder = ctx.params["embedded"]
     if folder in cli.commands:
         raise UnusableError(
-            f"--embedded took {folder!r} for its folder: put {folder} before --embedded, or "
+            f"--embedded took {folder!r} as its folder: put {folder} before --embedded, or "
             f"write ./{folder}"
         )
 

@@ -1,7 +1,6 @@
-"""Turns the options of `webhookd.config` into click's, and what click parsed into settings."""
+"""The configuration's options on every command, and the settings that they lead to."""
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import click
@@ -9,7 +8,7 @@ from click.core import ParameterSource
 
 from webhookd.config import load
 from webhookd.config.kinds import Flag, Folder, Networks, Seconds
-from webhookd.config.load import DEFAULTS, OPTIONS, LoadedConfig
+from webhookd.config.load import DEFAULTS, FILE, OPTIONS, LoadedConfig
 
 _GENERAL = "General"
 
@@ -41,8 +40,9 @@ Command = Callable[..., Any]
 
 
 def config_options(names: Iterable[str]) -> Callable[[Command], Command]:
-    """Give a command options of the configuration. Values stay as they were typed: `config.load`
-    parses them.
+    """Give a command options of the configuration.
+
+    Values stay as they were typed: `config.load` parses them.
     """
 
     def decorate(command: Command) -> Command:
@@ -66,27 +66,22 @@ def egress_options(command: Command) -> Command:
 def config_file_option(command: Command) -> Command:
     """Give a command `--config`."""
     text = "TOML file with any of the options below as keys."
-    return click.option("--config", "config_file", metavar="FILE", help=text, cls=SectionedOption)(
-        command
-    )
+    return click.option("--" + FILE, metavar="FILE", help=text, cls=SectionedOption)(command)
 
 
 def load_settings(ctx: click.Context, *, with_psycopg: bool = True) -> LoadedConfig:
-    """Return the settings under *ctx*: options of a subcommand win over those given before it.
+    """Return the settings for the command of *ctx*: its options win over those given before it.
 
     Raise `UnusableError` for a value that cannot be used.
     """
-    command_line: dict[str, object] = {}
-    file: Path | None = None
-    for context in _from_root(ctx):
-        for name, value in context.params.items():
-            if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
-                continue
-            if name in OPTIONS:
-                command_line[name] = value
-            elif name == "config_file":
-                file = Path(value)
-    return load.load(command_line, file=file, with_psycopg=with_psycopg)
+    command_line = {
+        name: value
+        for context in _from_root(ctx)
+        for name, value in context.params.items()
+        if (name in OPTIONS or name == FILE)
+        and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    return load.load(command_line, with_psycopg=with_psycopg)
 
 
 def _from_root(ctx: click.Context) -> list[click.Context]:
@@ -107,7 +102,7 @@ def _option_of(name: str) -> Callable[[Command], Command]:
         case Flag():
             flag, keywords["default"] = f"{flag}/--no-{flag[2:]}", None
         case Folder():
-            # Without a value it means the default folder; the next word is taken for the folder
+            # Without a value it means the default folder. The next word is taken as the folder
             # unless it is an option.
             keywords |= {"is_flag": False, "flag_value": "true", "metavar": option.kind.metavar}
         case Networks():

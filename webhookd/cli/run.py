@@ -1,5 +1,7 @@
-"""The daemon: settle which database, start the embedded one if need be, hand over to the
-supervisor.
+"""The daemon: choose the database, start the embedded one if none is named, run the supervisor.
+
+This process forks the workers, so it has one thread and never loads libpq: checks that need a
+connection run in a child (`_check_in_child`, `_migrate`).
 """
 
 import os
@@ -22,20 +24,21 @@ from webhookd.supervisor.supervisor import Supervisor
 
 log = logs.Logger("webhookd")
 
-# What tells that a service manager started this process. Nobody wants a service with an empty queue
-# that looks green.
+# These variables tell that a service manager started this process. A service that forgot its
+# database must fail: on an embedded one it would look healthy, with an empty queue.
 _SERVICE_MANAGERS = {
     "INVOCATION_ID": "systemd",
     "NOTIFY_SOCKET": "systemd",
     "SUPERVISOR_ENABLED": "supervisord",
 }
 
-_CHECK_AT_MOST_S = 15
+_CHECK_TIMEOUT_S = 15
 
 
 def run(settings: LoadedConfig) -> int:
-    """Run webhookd in the foreground until it is told to stop; return the exit code. Raise
-    `UnusableError` before it starts.
+    """Run webhookd in the foreground until it is told to stop; return the exit code. Blocks.
+
+    Raise `UnusableError` if it cannot start.
     """
     config = settings.config
     logs.configure(config.log_format, config.log_level)
@@ -85,7 +88,7 @@ def _supervise(settings: LoadedConfig, *, embedded_dsn: str | None) -> int:
         fresh = settings.reload()
         if embedded_dsn is None and fresh.config.dsn is None:
             raise UnusableError(
-                "no database is named any more: give the DSN back, or stop and start with "
+                "the configuration names no database any more: add the DSN again, or restart with "
                 "--embedded"
             )
         _refuse_bad_dsns(fresh)
@@ -93,7 +96,7 @@ def _supervise(settings: LoadedConfig, *, embedded_dsn: str | None) -> int:
         return in_force(fresh.config)
 
     def in_force(config: Config) -> Config:
-        # What began on the embedded PostgreSQL stays there: a reload does not move the data.
+        # The embedded PostgreSQL stays in use until a restart: a reload cannot move its data.
         return config if embedded_dsn is None else replace(config, dsn=embedded_dsn)
 
     config = in_force(settings.config)
@@ -102,14 +105,13 @@ def _supervise(settings: LoadedConfig, *, embedded_dsn: str | None) -> int:
     return Supervisor(config, run_worker, reload).run()
 
 
-def run_worker(config: Config, seat: Lifeline) -> int:
-    """Be a worker. Imported here, in the child: the parent must hold neither threads nor what they
-    come with.
-    """
+def run_worker(config: Config, lifeline: Lifeline) -> int:
+    """Run a worker in the forked child; return its exit code. Blocks."""
+    # Imported in the child only: the parent must stay without threads and without libpq.
     from webhookd.worker import process
 
-    logs.configure(config.log_format, config.log_level, worker=seat.name)
-    return process.run(config, seat)
+    logs.configure(config.log_format, config.log_level, worker=lifeline.name)
+    return process.run(config, lifeline)
 
 
 def _refuse_bad_dsns(settings: LoadedConfig) -> None:
@@ -119,8 +121,9 @@ def _refuse_bad_dsns(settings: LoadedConfig) -> None:
 
 
 def _refuse_bad_schema(dsn: str) -> None:
-    """Raise `UnusableError` if no worker could work on this database; one that is away is waited
-    for by the workers.
+    """Raise `UnusableError` if no worker could work on this database.
+
+    If the database is away, return: the workers wait for it.
     """
 
     def check() -> None:
@@ -139,17 +142,18 @@ def _refuse_bad_schema(dsn: str) -> None:
 
 
 def _check_in_child(check: Callable[[], None]) -> None:
-    """Run *check* in a forked child, and raise here the `UnusableError` that it raises: this
-    process never loads libpq.
+    """Run *check* in a forked child and raise its `UnusableError` here.
+
+    So this process never loads libpq. Blocks for at most `_CHECK_TIMEOUT_S`.
     """
     read_fd, write_fd = os.pipe()
     child = os.fork()
     if child == 0:
-        # Whatever happens, the child must not return into the parent's code.
+        # The child must never return into the parent's code: it ends here in every case.
         try:
-            # A database that hangs is like one that is away. The signal ends this child, which then
-            # has said nothing.
-            signal.alarm(_CHECK_AT_MOST_S)
+            # Treat a database that hangs like one that is away: SIGALRM ends this child, which has
+            # written nothing then.
+            signal.alarm(_CHECK_TIMEOUT_S)
             check()
         except UnusableError as error:
             os.write(write_fd, str(error).encode()[:4000])
@@ -164,7 +168,7 @@ def _check_in_child(check: Callable[[], None]) -> None:
 
 
 def _migrate(dsn: str) -> None:
-    # In a process of its own, so that this one, which will fork, never loads libpq.
+    # In a process of its own: this one forks workers later and must not load libpq.
     command = [sys.executable, "-m", "webhookd", "migrate", "--dsn", dsn]
     done = subprocess.run(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
@@ -178,10 +182,10 @@ def _migrate(dsn: str) -> None:
 
 def _refuse_under_a_service_manager() -> None:
     for variable, manager in _SERVICE_MANAGERS.items():
-        # A desktop's terminal hands systemd's INVOCATION_ID on to its shells; whoever watches there
-        # is no service.
+        # A desktop's terminal passes systemd's INVOCATION_ID on to its shells, but with stderr on a
+        # terminal this is no service.
         if variable in os.environ and not (variable == "INVOCATION_ID" and sys.stderr.isatty()):
             raise UnusableError(
                 f"started by {manager} without a database: set DATABASE_URL or WEBHOOKD_DSN, or "
-                "give --embedded to mean it"
+                "use --embedded if you want an embedded PostgreSQL"
             )

@@ -1,14 +1,23 @@
-"""The kinds of values that options take: each parses what the command line, the environment or TOML
-gave.
+"""The kinds of values that options take, as click's parameter types.
+
+Each parses what the command line, the environment or a TOML file gave.
 """
 
 import ipaddress
 import math
 import re
-from dataclasses import dataclass
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import click
 
 from webhookd.errors import UnusableError
+
+if TYPE_CHECKING:
+    # Generic since click 8.4. At run time, older releases do not accept the subscript.
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType
 
 LONGEST_S = 30 * 86400.0  # far longer waits overflow the clocks of the C calls below
 SLOWEST_RATE = 1 / LONGEST_S  # or a token would take longer
@@ -26,75 +35,81 @@ _WORDS = {
 }
 
 
-class Kind(Protocol):
-    """A kind of value. `parse` raises ValueError, its message an optional detail, for what is not
-    *allowed*.
+class Kind(_ParamType, ABC):
+    """A kind of value. *allowed* completes the sentence "must be ...".
+
+    A value of a *secret* kind never reaches an error message.
     """
 
-    @property
-    def allowed(self) -> str: ...
+    name = "value"  # click wants one
+    secret: ClassVar[bool] = False
 
-    @property
-    def metavar(self) -> str: ...
+    def __init__(self, allowed: str, metavar: str) -> None:
+        self.allowed = allowed
+        self.metavar = metavar
 
-    def parse(self, raw: object) -> Any: ...
+    @abstractmethod
+    def parse(self, raw: object) -> Any:
+        """Return the value. Raise `ValueError`, its message an optional detail, if it is not
+        allowed. A value that has been parsed already is returned as it is.
+        """
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse *value* for click. Raise `click.BadParameter`, one line without the name."""
+        try:
+            return self.parse(value)
+        except ValueError as fault:
+            given = "the value given (hidden)" if self.secret else shown(value)
+            detail = f" ({fault})" if str(fault) else ""
+            self.fail(f"must be {self.allowed}, not {given}{detail}", param, ctx)
 
 
-@dataclass(frozen=True, slots=True)
-class Whole:
+class Whole(Kind):
     """A whole number within bounds, both included."""
 
-    low: int
-    high: int
-    metavar: str = "N"
-
-    @property
-    def allowed(self) -> str:
-        return f"a whole number from {self.low} to {self.high}"
+    def __init__(self, low: int, high: int) -> None:
+        super().__init__(f"a whole number from {low} to {high}", "N")
+        self._low, self._high = low, high
 
     def parse(self, raw: object) -> int:
         if isinstance(raw, str) and re.fullmatch(r"[+-]?[0-9]{1,18}", raw.strip()):
             raw = int(raw)
-        if isinstance(raw, bool) or not isinstance(raw, int) or not self.low <= raw <= self.high:
+        if isinstance(raw, bool) or not isinstance(raw, int) or not self._low <= raw <= self._high:
             raise ValueError
         return raw
 
 
-@dataclass(frozen=True, slots=True)
-class Number:
+class Number(Kind):
     """0, or a finite number from *least* (which *means* something) to *high*, both included."""
 
-    high: float
-    metavar: str = "N"
-    least: float = 0.0
-    means: str = ""
-
-    @property
-    def allowed(self) -> str:
-        return f"{'0, or ' if self.least else ''}a number from {self.least:.3g}{self.means} to {self.high:.15g}"
+    def __init__(
+        self, high: float, metavar: str = "N", *, least: float = 0.0, means: str = ""
+    ) -> None:
+        zero = "0, or " if least else ""
+        super().__init__(f"{zero}a number from {least:.3g}{means} to {high:.15g}", metavar)
+        self._least, self._high = least, high
 
     def parse(self, raw: object) -> float:
         value = _number(raw)
-        if value != 0 and not self.least <= value <= self.high:
+        if value != 0 and not self._least <= value <= self._high:
             raise ValueError
         return value
 
 
 def rate(high: float) -> Number:
-    """Return the kind of so many a second: 0 (no limit), or from one in the longest wait on."""
+    """Return the kind of a rate per second: 0 (no limit), or at least one in `LONGEST_S`."""
     return Number(high, least=SLOWEST_RATE, means=f" (one in {LONGEST_S / 86400:.0f} days)")
 
 
-@dataclass(frozen=True, slots=True)
-class Seconds:
+class Seconds(Kind):
     """A duration above zero: a number of seconds, or a number with the unit ms, s, m, h or d."""
 
-    longest_s: float = LONGEST_S
-    metavar: str = "SECONDS"
-
-    @property
-    def allowed(self) -> str:
-        return f"a duration above 0 and at most {self.longest_s:.0f} s, in seconds or with a unit: ms, s, m, h, d"
+    def __init__(self, longest_s: float = LONGEST_S) -> None:
+        bounds = f"above 0 and at most {longest_s:.0f} s"
+        super().__init__(
+            f"a duration {bounds}, in seconds or with a unit: ms, s, m, h, d", "SECONDS"
+        )
+        self._longest_s = longest_s
 
     def parse(self, raw: object) -> float:
         unit_s = 1.0
@@ -103,23 +118,20 @@ class Seconds:
         ):
             raw, unit_s = match[1], _UNITS_S[match[2]]
         value = _number(raw) * unit_s
-        if not 0.0 < value <= self.longest_s:
+        if not 0.0 < value <= self._longest_s:
             raise ValueError
         return value
 
 
-@dataclass(frozen=True, slots=True)
-class Bytes:
+class Bytes(Kind):
     """An amount of memory, at least *least*, or 0: a number of bytes, or a number with the unit K,
     M or G (of 1024).
     """
 
-    least: int
-    metavar: str = "BYTES"
-
-    @property
-    def allowed(self) -> str:
-        return f"0, or an amount of memory from {self.least >> 20}M on, in bytes or with a unit: K, M, G"
+    def __init__(self, least: int) -> None:
+        amount = f"an amount of memory of at least {least >> 20}M"
+        super().__init__(f"0, or {amount}, in bytes or with a unit: K, M, G", "BYTES")
+        self._least = least
 
     def parse(self, raw: object) -> int:
         unit = 1
@@ -128,17 +140,16 @@ class Bytes:
         ):
             raw, unit = match[1], _UNITS_BYTES[match[2].upper()]
         value = int(_number(raw) * unit)
-        if value != 0 and not self.least <= value < 1 << 60:
+        if value != 0 and not self._least <= value < 1 << 60:
             raise ValueError
         return value
 
 
-@dataclass(frozen=True, slots=True)
-class Flag:
+class Flag(Kind):
     """Yes or no."""
 
-    allowed: str = "1, 0, true, false, yes or no"
-    metavar: str = ""
+    def __init__(self) -> None:
+        super().__init__("1, 0, true, false, yes or no", "")
 
     def parse(self, raw: object) -> bool:
         if isinstance(raw, bool):
@@ -148,46 +159,37 @@ class Flag:
         raise ValueError
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Kind):
     """One of a few words."""
 
-    words: tuple[str, ...]
-
-    @property
-    def allowed(self) -> str:
-        return "one of " + ", ".join(self.words)
-
-    @property
-    def metavar(self) -> str:
-        return "|".join(self.words)
+    def __init__(self, *words: str) -> None:
+        super().__init__("one of " + ", ".join(words), "|".join(words))
+        self._words = words
 
     def parse(self, raw: object) -> str:
-        if not isinstance(raw, str) or raw.strip().lower() not in self.words:
+        if not isinstance(raw, str) or raw.strip().lower() not in self._words:
             raise ValueError
         return raw.strip().lower()
 
 
-@dataclass(frozen=True, slots=True)
-class Pattern:
+class Pattern(Kind):
     """Text that matches a regular expression as a whole; *allowed* says the same in words."""
 
-    expression: str
-    allowed: str
-    metavar: str
+    def __init__(self, expression: str, allowed: str, metavar: str) -> None:
+        super().__init__(allowed, metavar)
+        self._expression = expression
 
     def parse(self, raw: object) -> str:
-        if not isinstance(raw, str) or not re.fullmatch(self.expression, raw):
+        if not isinstance(raw, str) or not re.fullmatch(self._expression, raw):
             raise ValueError
         return raw
 
 
-@dataclass(frozen=True, slots=True)
-class Folder:
+class Folder(Kind):
     """Not wanted (None), wanted in the default folder (""), or a folder's path."""
 
-    allowed: str = "true, false, or a folder's path"
-    metavar: str = "DIR"
+    def __init__(self) -> None:
+        super().__init__("true, false, or a folder's path", "DIR")
 
     def parse(self, raw: object) -> str | None:
         if isinstance(raw, str) and raw.strip().lower() in _WORDS:
@@ -199,12 +201,11 @@ class Folder:
         return raw
 
 
-@dataclass(frozen=True, slots=True)
-class Networks:
+class Networks(Kind):
     """Networks in CIDR notation: a list, or text with commas."""
 
-    allowed: str = "networks such as 10.0.0.0/8 or fd00::/8"
-    metavar: str = "CIDR"
+    def __init__(self) -> None:
+        super().__init__("networks such as 10.0.0.0/8 or fd00::/8", "CIDR")
 
     def parse(self, raw: object) -> tuple[str, ...]:
         texts = raw.split(",") if isinstance(raw, str) else raw
@@ -213,16 +214,17 @@ class Networks:
         return tuple(_network(part) for text in texts for part in _parts(text))
 
 
-@dataclass(frozen=True, slots=True)
-class Dsn:
-    """A connection string of PostgreSQL, as far as it can be judged without libpq; `check_dsn` does
-    the rest.
+class Dsn(Kind):
+    """A connection string of PostgreSQL, as far as it can be judged without libpq.
+
+    `check_dsn` does the rest.
     """
 
-    allowed: str = (
-        "a connection string such as postgresql://user@host/database or 'host=... dbname=...'"
-    )
-    metavar: str = "DSN"
+    secret = True
+
+    def __init__(self) -> None:
+        examples = "postgresql://user@host/database or 'host=... dbname=...'"
+        super().__init__(f"a connection string such as {examples}", "DSN")
 
     def parse(self, raw: object) -> str:
         if not isinstance(raw, str) or "\0" in raw:
@@ -234,8 +236,9 @@ class Dsn:
 
 
 def check_dsn(dsn: str, name: str) -> None:
-    """Raise UnusableError, calling the option *name*, where libpq cannot parse *dsn*. Imports
-    psycopg.
+    """Raise `UnusableError`, with the option's *name*, if libpq cannot parse *dsn*.
+
+    Imports psycopg.
     """
     import psycopg
     from psycopg.conninfo import conninfo_to_dict
@@ -243,8 +246,7 @@ def check_dsn(dsn: str, name: str) -> None:
     try:
         conninfo_to_dict(dsn)
     except psycopg.ProgrammingError as fault:
-        # libpq quotes pieces of the string, and a badly written one has the password in any of
-        # them.
+        # libpq quotes pieces of the string. In a malformed string any piece can hold the password.
         reason, quote, _ = str(fault).strip().replace('"="', "=").partition('"')
         reason = reason.rstrip(" :") + (" (hidden)" if quote else "")
         raise UnusableError(f"{name} is not a connection string of PostgreSQL: {reason}") from None

@@ -2,8 +2,8 @@
 and a TOML file.
 
 Every option exists under three names: `--retry-base`, `WEBHOOKD_RETRY_BASE`, and `retry_base` in
-the file. The command line wins over the environment, the environment over the file, the file over
-the default.
+the file. Click resolves them: the command line wins over the environment, the environment over the
+file (click's default map), the file over the default.
 """
 
 import difflib
@@ -11,9 +11,13 @@ import os
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+import click
+from click.core import ParameterSource
 
 from webhookd.config.kinds import (
     Bytes,
@@ -29,7 +33,6 @@ from webhookd.config.kinds import (
     Whole,
     check_dsn,
     rate,
-    shown,
 )
 from webhookd.errors import UnusableError
 
@@ -37,48 +40,47 @@ ENVIRONMENT_PREFIX = "WEBHOOKD_"
 COMMAND_LINE = "command line"
 DEFAULT = "default"
 
+FILE = "config"  # the option that names the file; no part of the configuration itself
+_URL_VARIABLE = "DATABASE_URL"
+_FROM_URL = f"environment {_URL_VARIABLE}"
+
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What is known of one option besides its name and default. *secret* values never reach an
-    error message.
-    """
+    """One option of the configuration, besides its name and default."""
 
     section: str
     help: str
     kind: Kind
-    secret: bool = False
 
 
-def _option(default: Any, section: str, kind: Kind, text: str, *, secret: bool = False) -> Any:
+def _option(default: Any, section: str, kind: Kind, text: str) -> Any:
     return field(
-        default=default, repr=not secret, metadata={"option": Option(section, text, kind, secret)}
+        default=default, repr=not kind.secret, metadata={"option": Option(section, text, kind)}
     )
 
 
 _DATABASE, _PROCESSES, _TARGETS = "Database", "Processes", "Where deliveries may go"
-_DELIVERY, _KEPT, _LOGS = "Delivery (a webhook's own settings win)", "What is kept", "Logs"
+_DELIVERY, _RETENTION, _LOGS = "Delivery (a webhook's own settings win)", "Retention", "Logs"
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Everything webhookd can be told. Durations are seconds; *embedded* is None, a folder, or ""
-    (the default one).
+    """The values of all options. Durations are seconds; *embedded* is None, a folder, or "" (the
+    default one).
     """
 
     dsn: str | None = _option(
         None,
         _DATABASE,
         Dsn(),
-        "PostgreSQL to work for; without one an embedded PostgreSQL is started.",
-        secret=True,
+        "PostgreSQL database with the queue; without it, an embedded PostgreSQL is started.",
     )
     listen_dsn: str | None = _option(
         None,
         _DATABASE,
         Dsn(),
-        "Another way to the same database for LISTEN, past a transaction-pooling pgbouncer.",
-        secret=True,
+        "Connection to the same database for LISTEN that bypasses a transaction-pooling pgbouncer.",
     )
     embedded: str | None = _option(
         None, _DATABASE, Folder(), "Start an embedded PostgreSQL, with its data in DIR."
@@ -87,10 +89,10 @@ class Config:
         None,
         _PROCESSES,
         Pattern(r"[A-Za-z0-9_.-]{1,64}", "1 to 64 of the characters A-Z a-z 0-9 _ . -", "NAME"),
-        "Name of this host, where several share a database: workers become NAME/worker-1 and so on.",
+        "Name of this host, if several share a database: workers are NAME/worker-1 and so on.",
     )
     workers: int = _option(3, _PROCESSES, Whole(1, 256), "Worker processes.")
-    threads: int = _option(64, _PROCESSES, Whole(1, 1024), "Sender threads a worker may grow to.")
+    threads: int = _option(64, _PROCESSES, Whole(1, 1024), "Most sender threads of a worker.")
     metrics_host: str = _option(
         "127.0.0.1",
         _PROCESSES,
@@ -107,74 +109,86 @@ class Config:
         200,
         _PROCESSES,
         Whole(0, 100_000),
-        "Webhooks with metrics of their own; the rest are counted together.",
+        "Webhooks with metrics of their own; the others are counted together.",
     )
     drain_timeout: float = _option(
-        30.0, _PROCESSES, Seconds(), "Time to finish what is in flight when told to stop."
+        30.0, _PROCESSES, Seconds(), "Time to finish deliveries in flight after a stop signal."
     )
     heartbeat_timeout: float = _option(
-        30.0, _PROCESSES, Seconds(), "A worker silent for this long is replaced."
+        30.0, _PROCESSES, Seconds(), "A worker without a heartbeat for this long is replaced."
     )
     worker_max_rss: int = _option(
         0,
         _PROCESSES,
         Bytes(least=128 << 20),
-        "A worker whose resident memory passes this is replaced; 0 is no limit.",
+        "A worker whose resident memory exceeds this is replaced; 0 is no limit.",
     )
     worker_max_deliveries: int = _option(
         0,
         _PROCESSES,
         Whole(0, 10**15),
-        "A worker is replaced after so many deliveries; 0 is no limit.",
+        "A worker is replaced after this many deliveries; 0 is no limit.",
     )
-    allow_http: bool = _option(False, _TARGETS, Flag(), "Permit plain http.")
+    allow_http: bool = _option(False, _TARGETS, Flag(), "Allow plain http.")
     allow_network: tuple[str, ...] = _option(
-        (), _TARGETS, Networks(), "Permit targets in this private or loopback network; repeatable."
+        (), _TARGETS, Networks(), "Allow targets in this private or loopback network; repeatable."
     )
     timeout: float = _option(
-        5.0, _DELIVERY, Seconds(longest_s=600.0), "For one whole exchange, DNS to last byte."
+        5.0,
+        _DELIVERY,
+        Seconds(longest_s=600.0),
+        "Limit for one whole exchange, from DNS to the last byte.",
     )
     max_in_flight: int = _option(
         50,
         _DELIVERY,
         Whole(1, 1_000_000),
-        "Exchanges with one webhook at a time, over all workers and hosts.",
+        "Concurrent exchanges with one webhook, over all workers and hosts.",
     )
     rate_limit: float = _option(
-        10.0, _DELIVERY, rate(1_000_000), "Attempts a second for one webhook; 0 is unlimited."
+        10.0, _DELIVERY, rate(1_000_000), "Attempts per second for one webhook; 0 is no limit."
     )
     rate_burst: int = _option(
-        20, _DELIVERY, Whole(1, 1_000_000), "Attempts one webhook may get at once after a pause."
+        20,
+        _DELIVERY,
+        Whole(1, 1_000_000),
+        "Attempts that one webhook may get at once after a pause.",
     )
     retry_base: float = _option(
-        5.0, _DELIVERY, Seconds(), "The first retry's delay; it doubles with each further one."
+        5.0, _DELIVERY, Seconds(), "Delay before the first retry; it doubles with each further one."
     )
     retry_max: float = _option(
-        1800.0, _DELIVERY, Seconds(), "The longest delay between retries, Retry-After included."
+        1800.0, _DELIVERY, Seconds(), "Longest delay between retries, Retry-After included."
     )
     circuit_threshold: int = _option(
         5, _DELIVERY, Whole(1, 1_000_000), "Consecutive failures that open a webhook's circuit."
     )
     circuit_open: float = _option(
-        60.0, _DELIVERY, Seconds(), "How long an open circuit waits before its probe."
+        60.0, _DELIVERY, Seconds(), "Time that an open circuit waits before its probe."
     )
     keep_delivered: float = _option(
         7.0,
-        _KEPT,
+        _RETENTION,
         Number(36_500, "DAYS"),
-        "Keep what was delivered for so long; fractions are fine, 0 is for ever.",
+        "Keep delivered rows for this long; fractions are allowed, 0 is for ever.",
     )
     keep_failed: float = _option(
-        30.0, _KEPT, Number(36_500, "DAYS"), "Keep what failed for good; 0 is for ever."
+        30.0,
+        _RETENTION,
+        Number(36_500, "DAYS"),
+        "Keep permanently failed deliveries for this long; 0 is for ever.",
     )
     keep_log: float = _option(
-        30.0, _KEPT, Number(36_500, "DAYS"), "Keep the attempt log; 0 is for ever."
+        30.0,
+        _RETENTION,
+        Number(36_500, "DAYS"),
+        "Keep the attempt log for this long; 0 is for ever.",
     )
     log_format: str = _option(
-        "text", _LOGS, Choice(("text", "json")), "Lines of key=value, or of JSON."
+        "text", _LOGS, Choice("text", "json"), "Lines of key=value or of JSON."
     )
     log_level: str = _option(
-        "info", _LOGS, Choice(("debug", "info", "warning", "error")), "The least that is logged."
+        "info", _LOGS, Choice("debug", "info", "warning", "error"), "Lowest level that is logged."
     )
 
 
@@ -186,7 +200,7 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType({item.name: item.default for item
 
 @dataclass(frozen=True, slots=True)
 class LoadedConfig:
-    """A configuration, and for each option the words for where it came from.
+    """A configuration, and for each option the words for where its value came from.
 
     *reload* reads the file and the environment anew, with the same command line.
     """
@@ -196,29 +210,26 @@ class LoadedConfig:
     reload: Callable[[], "LoadedConfig"]
 
 
-def load(
-    command_line: Mapping[str, object],
-    *,
-    environ: Mapping[str, str] = os.environ,
-    file: Path | None = None,
-    with_psycopg: bool = True,
-) -> LoadedConfig:
-    """Return the settings in force. Raise UnusableError, one line, for what cannot be used.
+def load(command_line: Mapping[str, object], *, with_psycopg: bool = True) -> LoadedConfig:
+    """Return the settings in force. Raise `UnusableError`, one line, for what cannot be used.
 
-    *command_line* maps option names to what was given there, *file* is the argument of `--config`.
-    *with_psycopg* has libpq judge the DSNs; the supervisor's parent does without, since it must not
-    load libpq before it forks.
+    *command_line* maps names of options, and `config`, to what was given there. *with_psycopg* lets
+    libpq judge the DSNs. The supervisor's parent does without: it must not load libpq before it
+    forks.
     """
-    given = _gather(command_line, environ, _file_to_read(file, environ))
-    values = {name: _parse(name, raw, source) for name, (raw, source) in given.items()}
-    sources = {name: given[name][1] if name in given else DEFAULT for name in OPTIONS}
+    try:
+        context = _command().make_context("webhookd", _arguments(command_line))
+    except click.BadParameter as error:
+        assert error.ctx is not None and error.param is not None and error.param.name is not None
+        name = _named(error.param.name, _source_of(error.ctx, error.param.name))
+        raise UnusableError(f"{name} {error.message}") from error
+    sources = {name: _source_of(context, name) for name in OPTIONS}
+    values = {name: context.params[name] for name in OPTIONS if sources[name] != DEFAULT}
     _settle_database(values, sources)
     config = Config(**values)
     _check_together(config, sources)
 
-    def reload() -> LoadedConfig:
-        return load(command_line, environ=environ, file=file, with_psycopg=with_psycopg)
-
+    reload = partial(load, command_line, with_psycopg=with_psycopg)
     settings = LoadedConfig(config, MappingProxyType(sources), reload)
     if with_psycopg:
         check_dsns(settings)
@@ -243,29 +254,50 @@ def variable_of(name: str) -> str:
     return ENVIRONMENT_PREFIX + name.upper()
 
 
-def _file_to_read(file: Path | None, environ: Mapping[str, str]) -> Path | None:
-    if file is None and environ.get(ENVIRONMENT_PREFIX + "CONFIG"):
-        return Path(environ[ENVIRONMENT_PREFIX + "CONFIG"])
+def _command() -> click.Command:
+    """Return a command with all options. Its context resolves their values and sources.
+
+    The commands that users run keep what was typed as it is (`cli.options`). They cannot resolve
+    it: `--config` and the others may stand before the subcommand, after it, or both.
+    """
+    options = [click.Option(["--" + FILE], envvar=variable_of(FILE), is_eager=True, callback=_use)]
+    for name, option in OPTIONS.items():
+        # DATABASE_URL is weaker than the file, so it is not a second variable of `--dsn`.
+        default = (lambda: os.environ.get(_URL_VARIABLE) or None) if name == "dsn" else None
+        options.append(
+            click.Option(
+                [flag_of(name)], type=option.kind, envvar=variable_of(name), default=default
+            )
+        )
+    return click.Command("webhookd", params=[*options], add_help_option=False)
+
+
+def _arguments(given: Mapping[str, object]) -> list[str]:
+    return [
+        f"{flag_of(name)}={','.join(raw) if isinstance(raw, tuple) else raw}"
+        for name, raw in given.items()
+    ]
+
+
+def _use(context: click.Context, option: click.Parameter, file: str | None) -> str | None:
+    # `--config` is eager: this runs before another option looks for its value in the default map.
+    if file is not None:
+        context.default_map = _read_file(Path(file))
     return file
 
 
-def _gather(
-    command_line: Mapping[str, object], environ: Mapping[str, str], file: Path | None
-) -> dict[str, tuple[object, str]]:
-    """Return each given option's raw value and source, the weakest source first so that stronger
-    ones overwrite it.
-    """
-    given: dict[str, tuple[object, str]] = {}
-    if environ.get("DATABASE_URL"):
-        given["dsn"] = (environ["DATABASE_URL"], "environment DATABASE_URL")
-    if file is not None:
-        given.update({name: (raw, f"file {file}") for name, raw in _read_file(file).items()})
-    for name in OPTIONS:
-        # An empty variable is one that a compose file or unit left open, not a value.
-        if environ.get(variable_of(name)):
-            given[name] = (environ[variable_of(name)], f"environment {variable_of(name)}")
-    given.update({name: (raw, COMMAND_LINE) for name, raw in command_line.items()})
-    return given
+def _source_of(context: click.Context, name: str) -> str:
+    match context.get_parameter_source(name):
+        case ParameterSource.COMMANDLINE:
+            return COMMAND_LINE
+        case ParameterSource.ENVIRONMENT:
+            return f"environment {variable_of(name)}"
+        case ParameterSource.DEFAULT_MAP:
+            return f"file {context.params[FILE]}"
+        case _ if name == "dsn" and os.environ.get(_URL_VARIABLE):
+            return _FROM_URL
+        case _:
+            return DEFAULT
 
 
 def _read_file(file: Path) -> dict[str, object]:
@@ -296,18 +328,6 @@ def _read_file(file: Path) -> dict[str, object]:
     return values
 
 
-def _parse(name: str, raw: object, source: str) -> Any:
-    option = OPTIONS[name]
-    try:
-        return option.kind.parse(raw)
-    except ValueError as fault:
-        given = "the value given (hidden)" if option.secret else shown(raw)
-        detail = f" ({fault})" if str(fault) else ""
-        raise UnusableError(
-            f"{_named(name, source)} must be {option.kind.allowed}, not {given}{detail}"
-        ) from fault
-
-
 def _named(name: str, source: str) -> str:
     if source == COMMAND_LINE:
         return flag_of(name)
@@ -319,7 +339,9 @@ def _named(name: str, source: str) -> str:
 
 
 def _settle_database(values: dict[str, Any], sources: dict[str, str]) -> None:
-    """Decide between a DSN and an embedded PostgreSQL: the stronger source wins, a tie is an error."""
+    """Choose between a DSN and an embedded PostgreSQL: the stronger source wins, a tie is an
+    error.
+    """
     if values.get("dsn") is None or values.get("embedded") is None:
         return
     strength = {name: _strength(sources[name]) for name in ("dsn", "embedded")}
@@ -330,11 +352,11 @@ def _settle_database(values: dict[str, Any], sources: dict[str, str]) -> None:
         )
     weaker, stronger = sorted(strength, key=lambda name: strength[name])
     values[weaker] = None
-    sources[weaker] = f"set aside for {stronger} ({sources[stronger]})"
+    sources[weaker] = f"overridden by {stronger} ({sources[stronger]})"
 
 
 def _strength(source: str) -> int:
-    if source == "environment DATABASE_URL":
+    if source == _FROM_URL:
         return 0
     return {"file": 1, "environment": 2, "command": 3}[source.partition(" ")[0]]
 

@@ -57,7 +57,7 @@ class Restart:
         since = now if self.phase is Phase.STARTING else self.since
         return replace(self, phase=Phase.RUNNING, since=since, heard=now)
 
-    def excused(self, now: float) -> Self:
+    def forget_silence(self, now: float) -> Self:
         """Return the place with its silence forgotten: whoever listens was away, not the worker."""
         return replace(self, heard=now)
 

@@ -1,7 +1,7 @@
-"""Dead workers whose leases somebody has to release, and who was asked to.
+"""The leases of dead workers: which living worker is told to release them.
 
-A dead worker's leases would run out by themselves in the end; a living sibling that is told of the
-death releases them at once.
+Without that the leases of a dead worker would expire in the end. A living sibling that is told of
+the death releases them at once.
 """
 
 import math
@@ -10,54 +10,55 @@ from uuid import UUID
 
 from webhookd.supervisor.child import Child
 
-# A keeper that still beats this long after it was told has had the time to release the leases.
+# A recipient that still beats this long after it was told has had the time to release the leases.
 RELEASE_GRACE_S = 5.0
 
 
 class Handover:
-    """Incarnations are remembered here until one keeper, a living worker, has been told and has
-    lived on for a while.
+    """Remembers each dead worker until a recipient has been told of it and has then lived on.
 
-    To be told twice is harmless: a lease is released only while its dead holder still has it. For
-    the supervisor's loop only.
+    A recipient is a living worker. If it dies within `RELEASE_GRACE_S`, it may not have released
+    the leases, so the next recipient is told of the same dead worker again. That is harmless: a
+    lease is released only while its dead holder still has it. For the supervisor's loop only.
     """
 
     def __init__(self) -> None:
-        self.waiting: tuple[UUID, ...] = ()  # nobody lives who could be told
-        self._told: dict[
-            UUID, tuple[tuple[UUID, float], ...]
-        ] = {}  # keeper: (dead, when it was told)
+        self.pending: tuple[UUID, ...] = ()  # dead workers that no recipient has been told of
+        # By recipient: (dead worker, when it was told of it).
+        self._told: dict[UUID, tuple[tuple[UUID, float], ...]] = {}
 
-    def died(self, worker: UUID, *, clean: bool, heard: float) -> None:
-        """Take back what *worker* may not have released by its last beat, at *heard*, and its own
-        leases unless it drained.
+    def on_exit(self, worker: UUID, *, clean: bool, heard: float) -> None:
+        """Make *worker*'s leases pending, unless it drained (*clean*), and what it was told of.
 
-        Call it only once the process has been waited for: while it could still send, nobody else
-        may have its deliveries.
+        *heard* is the monotonic instant of its last beat: what it was told shortly before may be
+        unreleased. Call this only once the process has been waited for. Before that it could still
+        send, and a second worker would send the same deliveries.
         """
         unreleased = tuple(
             dead for dead, at in self._told.pop(worker, ()) if heard - at < RELEASE_GRACE_S
         )
-        self.waiting += unreleased if clean else (*unreleased, worker)
+        self.pending += unreleased if clean else (*unreleased, worker)
 
-    def started(self, keeper: UUID) -> None:
-        """Note that all who wait were named in a new worker's seat. Before its first beat it can
-        release nothing.
+    def on_start(self, recipient: UUID) -> None:
+        """Note that a new worker's lifeline names all that are pending.
+
+        It can release nothing before its first beat; if it dies earlier, all are pending again.
         """
-        self._told[keeper] = tuple((dead, math.inf) for dead in self.waiting)
-        self.waiting = ()
+        self._told[recipient] = tuple((dead, math.inf) for dead in self.pending)
+        self.pending = ()
 
-    def first_beat(self, keeper: UUID, now: float) -> None:
-        """Note that *keeper* works from now on."""
-        self._told[keeper] = tuple((dead, now) for dead, _ in self._told.get(keeper, ()))
+    def on_first_beat(self, recipient: UUID, now: float) -> None:
+        """Note that *recipient* works from now on."""
+        self._told[recipient] = tuple((dead, now) for dead, _ in self._told.get(recipient, ()))
 
-    def hand_over(self, keepers: Iterable[tuple[Child, float]], now: float) -> None:
-        """Tell the first of *keepers* (each with its last beat) that can be told, of all who wait.
-        Does not block.
+    def tell(self, recipients: Iterable[tuple[Child, float]], now: float) -> None:
+        """Tell the first recipient whose lifeline takes it of all dead workers that are pending.
+
+        *recipients* come with the instant of their last beat. Does not block.
         """
-        for keeper, heard in keepers:
-            while self.waiting and keeper.entrust(self.waiting[0]):
-                told = self._told.get(keeper.incarnation, ())
+        for recipient, heard in recipients:
+            while self.pending and recipient.tell_of_death(self.pending[0]):
+                told = self._told.get(recipient.incarnation, ())
                 recent = tuple((dead, at) for dead, at in told if heard - at < RELEASE_GRACE_S)
-                self._told[keeper.incarnation] = (*recent, (self.waiting[0], now))
-                self.waiting = self.waiting[1:]
+                self._told[recipient.incarnation] = (*recent, (self.pending[0], now))
+                self.pending = self.pending[1:]

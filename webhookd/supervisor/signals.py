@@ -1,4 +1,4 @@
-"""Signals as events of a select loop: the handlers record and do nothing else."""
+"""Signals as events of a select loop: a signal becomes a byte in a pipe."""
 
 import os
 import signal
@@ -16,8 +16,9 @@ WATCHED = (
 )
 
 
-class SignalBox:
-    """While entered, every watched signal becomes a byte in a pipe; `fileno()` is its read end.
+class SignalPipe:
+    """While entered, each watched signal becomes a byte in a pipe; `fileno()` is its read end.
+
     Main thread only.
     """
 
@@ -25,8 +26,8 @@ class SignalBox:
         self._read_fd = -1
         self._write_fd = -1
         self._previous_fd = -1
-        # The type of signal.getsignal: a handler, SIG_DFL, SIG_IGN, or None for one that was set by
-        # C code.
+        # The type of signal.getsignal: a handler, SIG_DFL, SIG_IGN, or None for a handler that C
+        # code installed.
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -35,7 +36,7 @@ class SignalBox:
         os.set_blocking(self._write_fd, False)
         self._previous_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
         for signum in WATCHED:
-            self._previous[signum] = signal.signal(signum, _record)
+            self._previous[signum] = signal.signal(signum, _do_nothing)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -48,50 +49,53 @@ class SignalBox:
         """Return the descriptor that is readable while signals are waiting."""
         return self._read_fd
 
-    def take(self) -> list[signal.Signals]:
+    def read(self) -> list[signal.Signals]:
         """Return the signals since the last call, in order. Does not block."""
         try:
             return [signal.Signals(byte) for byte in os.read(self._read_fd, 4096)]
         except BlockingIOError:
             return []
 
-    def leave_in_child(self) -> None:
-        """Make a forked worker deaf to the pipe, give it handlers of its own and let signals in
-        again.
+    def detach_in_child(self) -> None:
+        """In a forked worker: leave the pipe, install the worker's first handlers, unblock signals.
 
-        TERM, INT and QUIT end it with 0 until the worker sets its own handlers: it holds nothing
-        yet. HUP, TTIN and TTOU are for the supervisor and may come from a terminal to the whole
-        process group.
+        TERM, INT and QUIT exit with 0 until the worker installs its own handlers: it holds no
+        lease yet. HUP, TTIN and TTOU are meant for the supervisor, but a terminal sends them to the
+        whole process group: ignore them.
         """
+        # First of all. The parent shares the pipe: with this wakeup descriptor still in place, a
+        # signal to the worker would look like a signal to the supervisor.
         signal.set_wakeup_fd(-1)
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-            signal.signal(signum, _leave)
+            signal.signal(signum, _exit_at_once)
         for signum in (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU):
             signal.signal(signum, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._close()
-        allow_signals()
+        unblock_signals()
 
     def _close(self) -> None:
         os.close(self._read_fd)
         os.close(self._write_fd)
 
 
-def hold_signals() -> None:
-    """Hold the watched signals back over a fork: the child would write an early one into the
-    supervisor's pipe.
+def block_signals() -> None:
+    """Block the watched signals during a fork.
+
+    Otherwise a signal that arrives right after the fork, before the child has detached, would be
+    written by the child into the supervisor's pipe.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
 
 
-def allow_signals() -> None:
-    """Undo `hold_signals`."""
+def unblock_signals() -> None:
+    """Undo `block_signals`."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
 
 
-def _record(signum: int, frame: FrameType | None) -> None:
+def _do_nothing(signum: int, frame: FrameType | None) -> None:
     """Do nothing: the wakeup descriptor has the number already."""
 
 
-def _leave(signum: int, frame: FrameType | None) -> None:
+def _exit_at_once(signum: int, frame: FrameType | None) -> None:
     os._exit(0)

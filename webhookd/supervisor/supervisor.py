@@ -1,14 +1,15 @@
 """The parent process: keeps N workers running and turns signals into starts, drains and
 replacements.
 
-One thread, one selector: it waits for signals (a wakeup pipe), heartbeats and the next timer, and
-does not tick while idle. It holds no database connection and no lock, so a fork is safe at any
-time. What is to be is kept as a few values (how many places are wanted, which generation of the
-configuration is current, whether everything stops); each turn moves the workers one step towards
-it.
+One thread, one selector: it waits for signals (a pipe), heartbeats and the next timer, and does not
+tick while idle. It holds no database connection and no lock, so it can fork at any time. The goal
+is kept as a few values (how many slots are wanted, which generation of the configuration is
+current, whether everything stops). Each turn moves the workers one step towards it.
 
-    TERM, INT   drain and stop; a second one kills        HUP         reload, workers replaced one by one
-    QUIT        stop without draining                      TTIN, TTOU  one worker more, one fewer
+    TERM, INT   drain and stop; a second one kills
+    QUIT        stop without draining
+    HUP         reload: workers are replaced one by one
+    TTIN, TTOU  one worker more, one fewer
 """
 
 import faulthandler
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING
 from webhookd.errors import UnusableError
 from webhookd.lifeline import ExitCode, Lifeline
 from webhookd.supervisor.fleet import Death, Fleet, Slot
-from webhookd.supervisor.signals import SignalBox
+from webhookd.supervisor.signals import SignalPipe
 from webhookd.supervisor.systemd import Notifier
 
 if TYPE_CHECKING:
@@ -34,19 +35,19 @@ from webhookd import logs
 
 log = logs.Logger("webhookd.supervisor")
 
-# A database that is away must not make the service manager give up on the start.
+# A database that is away must not make the service manager's start time out.
 _READY_AT_LATEST_S = 10.0
 _QUICK_STOP_S = 2.0
-# The workers of a supervisor that was killed let go of their ports as soon as they notice.
+# Workers of a supervisor that was killed close their ports as soon as they notice its death.
 _PORT_PATIENCE_S = 2.0
-# Later than this behind the next timer means that this process did not run; its workers may not
-# have run either.
+# A timer that is noticed later than this means that this process did not run (the host was
+# suspended or frozen). Its workers may not have run either: their silence is no sign of a hang.
 _OVERSLEPT_S = 1.0
 
 
 @dataclass(slots=True)
 class _Stop:
-    """The shutdown under way. *lenient*: workers that do not drain are what was asked for."""
+    """The shutdown under way. *lenient*: a worker that does not drain is no failure."""
 
     code: ExitCode
     lenient: bool = False
@@ -55,9 +56,9 @@ class _Stop:
 class Supervisor:
     """Runs *run_worker* in `config.workers` forked processes until told to stop.
 
-    *run_worker* gets the configuration and its seat in the new process and returns the exit code
-    (see `seat.ExitCode`). *reload* is called on SIGHUP and returns the configuration to replace the
-    workers with, or raises `UnusableError` to keep everything as it is.
+    *run_worker* gets the configuration and its lifeline in the new process and returns the exit
+    code (see `lifeline.ExitCode`). *reload* is called on SIGHUP. It returns the configuration of
+    the workers that replace the present ones, or raises `UnusableError`: then nothing changes.
     """
 
     def __init__(
@@ -67,11 +68,11 @@ class Supervisor:
         reload: Callable[[], "Config"] | None = None,
     ) -> None:
         self._reload = reload
-        self._signals = SignalBox()
+        self._signals = SignalPipe()
         self._selector = selectors.DefaultSelector()
         self._notifier = Notifier(os.environ)
         self._fleet = Fleet(
-            config, run_worker, selector=self._selector, detach=self._leave_in_child
+            config, run_worker, selector=self._selector, detach=self._detach_in_child
         )
         self._wanted = config.workers
         self._stop: _Stop | None = None
@@ -84,19 +85,18 @@ class Supervisor:
         """Run until stopped; blocks. Return 0 if all drained, 1 if workers were killed or failed, 2
         if none can run.
 
-        To be called once, in the main thread. A worker's line on why it cannot run is printed to
-        stderr. Raise `UnusableError` if a metrics port cannot be had; nothing has been started
-        then.
+        Call it once, in the main thread. If workers cannot run, print their reason to stderr. Raise
+        `UnusableError` if a metrics port is taken; no worker has been started then.
         """
-        # Inherited by the workers. Covers SIGABRT: a hung worker gets it from here, a hung
-        # supervisor from systemd.
+        # The workers inherit this. It prints the stacks on SIGABRT: a hung worker gets that signal
+        # from here, a hung supervisor from systemd.
         faulthandler.enable()
         try:
             with self._signals:
                 self._selector.register(self._signals, selectors.EVENT_READ)
                 now = time.monotonic()
                 for number in range(1, self._wanted + 1):
-                    self._fleet.add_place(number, now=now, patience_s=_PORT_PATIENCE_S)
+                    self._fleet.add_slot(number, now=now, patience_s=_PORT_PATIENCE_S)
                 self._ready_at_latest = now + _READY_AT_LATEST_S
                 self._fleet.start_due(now)
                 while self._stop is None or any(self._fleet.children()):
@@ -116,12 +116,12 @@ class Supervisor:
         events = self._selector.select(timeout_s)
         now = time.monotonic()
         if wake_at is not None and now - wake_at > _OVERSLEPT_S:
-            for place, _ in self._fleet.children():
-                place.restart = place.restart.excused(now)
+            for slot, _ in self._fleet.children():
+                slot.restart = slot.restart.forget_silence(now)
         for key, _ in events:
             if isinstance(key.data, Slot):
-                self._fleet.hear(key.data, now)
-        for signum in self._signals.take():
+                self._fleet.on_heartbeat(key.data, now)
+        for signum in self._signals.read():
             self._act_on(signum, now)
         if self._fleet.refusal is not None:
             self._give_up(self._fleet.refusal, now)
@@ -141,13 +141,13 @@ class Supervisor:
     def _act_on(self, signum: signal.Signals, now: float) -> None:
         if signum is signal.SIGCHLD:
             for death in self._fleet.reap(now):
-                self._mourn(death)
+                self._on_worker_exit(death)
             return
         log.info("signal received", signal=signum.name)
         if signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             self._shut_down(signum, now)
         elif self._stop is not None:
-            return  # nothing else matters any more
+            return  # a shutdown is not interrupted
         elif signum is signal.SIGHUP:
             self._begin_reload(now)
         elif signum is signal.SIGTTIN:
@@ -156,9 +156,7 @@ class Supervisor:
             self._resize(max(1, self._wanted - 1), now)
 
     def _shut_down(self, signum: signal.Signals, now: float) -> None:
-        """Stop everything: drain, or quit on SIGQUIT. Kill when asked again: who asks twice does
-        not want to wait.
-        """
+        """Stop everything: drain, or quit on SIGQUIT. A second TERM or INT kills at once."""
         again = self._stop is not None
         if self._stop is None:
             self._stop = _Stop(ExitCode.DRAINED)
@@ -168,21 +166,21 @@ class Supervisor:
             self._stop.lenient = True
         for _, child in self._fleet.children():
             if signum is signal.SIGQUIT:
-                child.order(signal.SIGQUIT, kill_at=now + _QUICK_STOP_S)
+                child.request_stop(signal.SIGQUIT, kill_at=now + _QUICK_STOP_S)
             elif again:
                 child.kill_at = now
             else:
                 self._fleet.drain(child, now)
 
-    def _mourn(self, death: Death) -> None:
+    def _on_worker_exit(self, death: Death) -> None:
         if self._stop is not None and not self._stop.lenient and death.code != ExitCode.DRAINED:
             self._stop.code = max(self._stop.code, ExitCode.FAILED)
-        if death.place.number > self._wanted:
-            self._fleet.remove_place(death.place.number)
+        if death.slot.number > self._wanted:
+            self._fleet.remove_slot(death.slot.number)
 
     def _give_up(self, refusal: str, now: float) -> None:
-        """A worker can never run. Go back to the configuration that worked, or stop everything if
-        there is none.
+        """React to a worker that can never run: go back to the last configuration that worked, or
+        stop everything if there is none.
         """
         self._fleet.refusal = None
         if self._fallback is not None and self._stop is None:
@@ -204,75 +202,77 @@ class Supervisor:
             log.error("reload refused, nothing changed", reason=str(error))
             return
         if (config.metrics_host, config.metrics_port) != (before.metrics_host, before.metrics_port):
-            log.warning("metrics ports stay as they are until a restart")
-        log.info("reload begun")
+            log.warning("metrics ports change only with a restart")
+        log.info("reload started")
         self._notifier.reloading()
         self._is_ready = False
-        # One that another reload has overtaken has not proved itself.
+        # During another reload *before* is not proven yet: keep the older one, which worked.
         self._fallback = self._fallback or before
         self._replace_all(config, now)
 
     def _replace_all(self, config: "Config", now: float) -> None:
         before = self._fleet.config
-        self._fleet.adopt(config, now=now)
-        # Only a change counts: what SIGTTIN and SIGTTOU have made of the number stays otherwise.
+        self._fleet.set_config(config, now=now)
+        # Compare the configurations, not the present number: without a change in the file, the
+        # number that SIGTTIN and SIGTTOU have set stays.
         if config.workers != before.workers:
             self._resize(config.workers, now)
 
     def _advance_roll(self, now: float) -> None:
-        """Drain one stale or worn worker if every other one is in service: N-1 always work, and the
-        ports stay.
+        """Drain one worker that is stale or asks to be recycled, if every other one works.
+
+        So N-1 workers always work, and each replacement takes over the port.
         """
-        wanted = [place for number, place in self._fleet.places.items() if number <= self._wanted]
+        wanted = [slot for number, slot in self._fleet.slots.items() if number <= self._wanted]
         stale = [
-            place
-            for place in wanted
-            if (child := place.child) is not None
-            and (child.worn or child.generation != self._fleet.generation)
-            and not child.ordered
+            slot
+            for slot in wanted
+            if (child := slot.child) is not None
+            and (child.recycle_requested or child.generation != self._fleet.generation)
+            and not child.stop_requested
         ]
-        # One that does not work anyway is replaced before those that do.
-        following = min(stale, key=lambda place: place.is_settled, default=None)
+        # First a worker that does not work anyway: False sorts before True.
+        following = min(stale, key=lambda slot: slot.is_working, default=None)
         if following is None or following.child is None:
             return
-        if all(place.is_settled for place in wanted if place is not following):
+        if all(slot.is_working for slot in wanted if slot is not following):
             self._fleet.drain(following.child, now)
 
     def _resize(self, wanted: int, now: float) -> None:
-        """Move towards *wanted* places: bind and fill new ones, drain those with the highest
+        """Move towards *wanted* slots: bind and fill new ones, or drain those with the highest
         numbers.
         """
         for number in range(self._wanted + 1, wanted + 1):
-            # A place whose worker is still draining is simply kept.
-            if number not in self._fleet.places:
+            # A slot whose worker is still draining stays as it is; the next worker fills it.
+            if number not in self._fleet.slots:
                 try:
-                    self._fleet.add_place(number, now=now)
+                    self._fleet.add_slot(number, now=now)
                 except UnusableError as error:
-                    log.error("no worker added", reason=str(error))
+                    log.error("worker not added", reason=str(error))
                     return
             self._wanted = number
         for number in range(self._wanted, wanted, -1):
-            child = self._fleet.places[number].child
+            child = self._fleet.slots[number].child
             if child is None:
-                self._fleet.remove_place(number)
-            elif not child.ordered:
+                self._fleet.remove_slot(number)
+            elif not child.stop_requested:
                 self._fleet.drain(child, now)
             self._wanted = number - 1
         log.info("workers wanted", workers=self._wanted)
 
     def _report(self, now: float) -> None:
-        """Tell the service manager where things stand."""
+        """Tell the service manager how many workers run, and once all do that we are ready."""
         self._notifier.keep_alive(now)
         if self._stop is not None:
             self._notifier.status(
                 f"stopping, {sum(1 for _ in self._fleet.children())} workers left"
             )
             return
-        places = [place for number, place in self._fleet.places.items() if number <= self._wanted]
-        running = sum(place.is_settled for place in places)
+        slots = [slot for number, slot in self._fleet.slots.items() if number <= self._wanted]
+        running = sum(slot.is_working for slot in slots)
         self._notifier.status(f"{running} of {self._wanted} workers running")
         current = all(
-            place.child and place.child.generation == self._fleet.generation for place in places
+            slot.child and slot.child.generation == self._fleet.generation for slot in slots
         )
         is_late = self._ready_at_latest is not None and self._ready_at_latest <= now
         if not self._is_ready and (is_late or (current and running == self._wanted)):
@@ -282,6 +282,6 @@ class Supervisor:
             log.info("ready", running=running, workers=self._wanted)
             self._notifier.ready()
 
-    def _leave_in_child(self) -> None:
-        self._signals.leave_in_child()
+    def _detach_in_child(self) -> None:
+        self._signals.detach_in_child()
         self._selector.close()

@@ -13,15 +13,15 @@ from webhookd import logs
 
 log = logs.Logger("webhookd.sdnotify")
 
-# What belongs to the process that systemd started and to nobody that it starts in turn.
+# These are for the process that systemd started. Its workers must not inherit them.
 ENVIRONMENT = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 _SEND_TIMEOUT_S = 1.0
 
 
 class Notifier:
-    """Speaks to the service manager.
+    """Sends notifications to the service manager.
 
-    *keep_alive_at* (monotonic) is when `keep_alive` is due next, or None where nobody asked for it.
+    *keep_alive_at* (monotonic) is when `keep_alive` is due next, or None without a watchdog.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -31,21 +31,21 @@ class Notifier:
         self.keep_alive_at = None if self._interval_s is None else 0.0
 
     def ready(self) -> None:
-        """Say that the start, or a reload, is complete."""
+        """Report that the start, or a reload, is complete."""
         self._send("READY=1")
 
     def reloading(self) -> None:
-        """Say that a reload has begun; `ready` ends it."""
+        """Report that a reload has begun; `ready` ends it."""
         self._send(
             f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}"
         )
 
     def stopping(self) -> None:
-        """Say that the shutdown has begun."""
+        """Report that the shutdown has begun."""
         self._send("STOPPING=1")
 
     def keep_alive(self, now: float) -> None:
-        """Say that the supervisor's loop still turns, if that is due."""
+        """Report that the supervisor's loop still turns, if that is due."""
         if (
             self._interval_s is not None
             and self.keep_alive_at is not None
@@ -66,13 +66,13 @@ class Notifier:
         # "@" stands for the zero byte of the abstract namespace.
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         try:
-            # A socket for each message: nothing for a forked worker to close, and messages are
-            # rare.
+            # A new socket for each message: messages are rare, and a forked worker has none to
+            # close.
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
                 sock.settimeout(_SEND_TIMEOUT_S)
                 sock.sendto(message.encode(), address)
         except OSError as error:
-            # A manager that does not listen must not end the deliveries.
+            # Deliveries go on if the service manager does not listen.
             log.warning(
                 "service manager not reached",
                 socket=self._address,

@@ -23,7 +23,7 @@ import psycopg
 from webhookd import logs
 from webhookd.config.load import Config
 from webhookd.errors import UnusableError, first_line
-from webhookd.lifeline import ExitCode, Lifeline, parse_lost_line
+from webhookd.lifeline import ExitCode, Lifeline, parse_death_line
 from webhookd.metrics.counters import Metrics
 from webhookd.metrics.discovery import TargetGroups, address_of
 from webhookd.metrics.endpoint import Endpoint
@@ -102,12 +102,12 @@ class _Lifeline:
 
     def read(self) -> None:
         """Read until the supervisor is gone."""
-        for incarnation in self._seat.lost:
+        for incarnation in self._seat.dead_siblings:
             self.lost.put(incarnation)
         with os.fdopen(self._seat.lifeline_fd, "rb", closefd=False) as lines:
             for line in lines:
                 try:
-                    self.lost.put(parse_lost_line(line))
+                    self.lost.put(parse_death_line(line))
                 except ValueError as error:
                     log.warning("lifeline", error=str(error))
         log.warning("supervisor is gone")
@@ -291,7 +291,7 @@ class _Worker:
                     rss_mb=rss >> 20,
                     deliveries=deliveries,
                 )
-        self._seat.beat(worn=self._worn)
+        self._seat.beat(recycle=self._worn)
 
     def _drain(self) -> int:
         """Finish what is in flight within the drain timeout, give back the rest, leave."""
