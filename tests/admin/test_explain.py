@@ -75,7 +75,7 @@ def test_a_lease_names_its_worker_and_its_end(database: Database, enlisted: Engi
     [delivery_id] = insert(database, 1)
     assert len(enlisted.take()) == 1
     leased = only(explained(database, delivery_id), "leased")
-    assert leased.text.startswith("worker-1 (somehost, pid 4711) has it in hand")
+    assert leased.text.startswith("worker-1 (somehost, pid 4711) is sending it; ")
     assert " (in 3" in leased.text
     assert 5 < left_s(database, leased) <= 35, "5 s for the exchange, 30 s of margin"
 
@@ -103,7 +103,7 @@ def test_a_lease_that_ran_out_says_since_when(database: Database, enlisted: Engi
     assert len(enlisted.take()) == 1
     let_pass(database, 45)
     expired = only(explained(database, delivery_id), "lease_expired")
-    assert "ran out 1" in expired.text
+    assert "expired 1" in expired.text
 
 
 def test_lost_leases_are_told_and_from_the_third_on_the_delivery_is_tried_alone(
@@ -118,7 +118,7 @@ def test_lost_leases_are_told_and_from_the_third_on_the_delivery_is_tried_alone(
         if lost < 3:
             assert names(found) == ["free", "leases_lost"]
     suspect = only(found, "suspect")
-    assert "3 claims of it were lost" in suspect.text and "given up after 6" in suspect.text
+    assert "3 claims of it were lost" in suspect.text and "fails after 6" in suspect.text
     assert suspect.until is not None, "it has a backoff of its own"
     let_pass(database, TEN_MINUTES_S)
     assert names(explained(database, delivery_id)) == ["free", "suspect"]
@@ -154,8 +154,9 @@ def test_what_is_said_to_be_free_is_exactly_what_a_claim_takes(database: Databas
                 "runnable_at": chance.choice([*when, when[1]]),
             }
             columns = ", ".join(f"{name} = {value or 'NULL'}" for name, value in lane.items())
+            of_webhook = f"WHERE webhook_id = {webhook_id}"
             connection.execute(
-                f"UPDATE pggit.webhook_health_metrics SET {columns} WHERE webhook_id = {webhook_id}".encode()
+                f"UPDATE pggit.webhook_health_metrics SET {columns} {of_webhook}".encode()
             )
             row = {
                 "routed": chance.choice(["true", "false"]),
@@ -164,11 +165,12 @@ def test_what_is_said_to_be_free_is_exactly_what_a_claim_takes(database: Databas
             }
             columns = ", ".join(f"{name} = {value}" for name, value in row.items())
             connection.execute(
-                f"UPDATE pggit.alert_delivery_queue SET {columns} WHERE webhook_id = {webhook_id}".encode()
+                f"UPDATE pggit.alert_delivery_queue SET {columns} {of_webhook}".encode()
             )
         suspects = "webhook_id % 7 = 0 AND webhook_id > 50"
         connection.execute(
-            f"UPDATE pggit.alert_delivery_queue SET leases_lost = 4, routed = true WHERE {suspects}".encode()
+            "UPDATE pggit.alert_delivery_queue SET leases_lost = 4, routed = true "
+            f"WHERE {suspects}".encode()
         )
         # A suspect's claim believes the counter, until a claim of other rows or the sweep has
         # counted anew.

@@ -186,10 +186,8 @@ def test_a_target_that_is_not_allowed_says_that_a_retry_alone_is_no_help(
         enlisted.take(),
         Attempted(Answer(AnswerKind.NOT_ALLOWED, 0.0, error=refusal), time.monotonic()),
     )
-    assert (
-        "Start the service with --allow-network first"
-        in only(explained(database, delivery_id), "failed").text
-    )
+    failed = only(explained(database, delivery_id), "failed")
+    assert "start the service with --allow-network first" in failed.text
 
 
 def test_an_id_that_no_webhook_can_have_is_not_to_be_registered(

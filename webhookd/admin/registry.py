@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from webhookd import __version__
 from webhookd.admin import database, limits
-from webhookd.admin.database import Connection
+from webhookd.admin.database import Connection, Instant
 from webhookd.config.load import Config
 from webhookd.core.answer import Answer, AnswerKind, Decision, classify
 from webhookd.core.signing import format_secret, parse_secret, sign
@@ -84,12 +84,12 @@ class Health:
     failed_deliveries: int | None
     avg_response_time_ms: float | None
     consecutive_failures: int | None
-    last_check_at: datetime | None
-    last_success_at: datetime | None
-    last_failure_at: datetime | None
+    last_check_at: Instant | None
+    last_success_at: Instant | None
+    last_failure_at: Instant | None
     circuit_state: str
-    circuit_until: datetime | None
-    hold_until: datetime | None
+    circuit_until: Instant | None
+    hold_until: Instant | None
     blocked_by: str | None
     in_flight: int | None
     waiting: int
@@ -111,7 +111,7 @@ class Webhook:
     disabled_reason: str | None
     secret: str | None = field(repr=False)
     headers: Mapping[str, str] | Unreadable | None
-    created_at: datetime | None
+    created_at: Instant | None
     limits: Sequence[limits.LimitInForce]
     health: Health
 

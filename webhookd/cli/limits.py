@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import click
 
 from webhookd.admin.limits import LIMITS
-from webhookd.config.kinds import Kind, Whole
+from webhookd.cli.kinds import click_type
 
 # The option and its meaning, by column.
 _OPTIONS: Mapping[str, tuple[str, str]] = {
@@ -23,27 +23,12 @@ _OPTIONS: Mapping[str, tuple[str, str]] = {
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _click_type(kind: Kind) -> Any:
-    # A function, not a ParamType of click's: that one is generic in the newest releases only.
-    if isinstance(kind, Whole):
-        return click.IntRange(kind.low)
-
-    def parse(text: str) -> Any:
-        try:
-            return kind.parse(text)
-        except ValueError:
-            raise click.BadParameter(f"{text!r} is not {kind.allowed}") from None
-
-    parse.__name__ = kind.metavar  # which is what the help shows
-    return parse
-
-
 def limit_options(command: F) -> F:
     """Give a command an option for each of `admin.limits.LIMITS`."""
     for limit in reversed(LIMITS):
         option, meaning = _OPTIONS[limit.column]
         text = f"{meaning} [default: the daemon's]"
-        command = click.option(option, limit.column, type=_click_type(limit.kind), help=text)(
+        command = click.option(option, limit.column, type=click_type(limit.kind), help=text)(
             command
         )
     return command
