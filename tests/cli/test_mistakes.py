@@ -86,7 +86,7 @@ def test_a_secret_that_was_written_wrongly_with_sql_is_one_line_and_nothing_is_s
     assert "hunter2" not in done.stderr
 
 
-def test_headers_that_nobody_can_read_are_one_line_and_nothing_is_sent(database: Database) -> None:
+def test_headers_that_cannot_be_read_are_one_line_and_nothing_is_sent(database: Database) -> None:
     database.execute(
         "INSERT INTO pggit.webhooks (webhook_id, url, headers)"
         " VALUES (5, 'https://127.0.0.1:1/', jsonb_build_object('x', repeat('9', 5000)::numeric))"

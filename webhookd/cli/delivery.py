@@ -109,7 +109,7 @@ def show(ctx: click.Context, /, delivery_id: int, as_json: bool, **_: object) ->
 @connection_options
 @click.pass_context
 def explain(ctx: click.Context, /, delivery_id: int, as_json: bool, **_: object) -> None:
-    """Say why a delivery has not gone out yet, what to run, and what happened so far.
+    """Say why a delivery has not been sent yet, what to run, and what happened so far.
 
     What holds it longest comes first. A limit that the webhook leaves open is read from this
     command's configuration: give it the one that the workers have.
@@ -222,7 +222,7 @@ def retry(
     since: float | None,
     **_: object,
 ) -> None:
-    """Send deliveries again: those given by id (whatever became of them), or all that failed."""
+    """Send deliveries again: those given by id (in any status), or all that failed."""
     from webhookd.admin import database, deliveries
     from webhookd.admin.doctor.commands import commands_for
 

@@ -102,7 +102,7 @@ def _render(report: "Report") -> Any:
     parts: list[Any] = [
         output.table(("baseline", "value", "target", "critical", "verdict"), baselines),
         output.table(
-            (*states, "failed for good, last hour"),
+            (*states, "failed, last hour"),
             [[*astuple(report.queue), report.errors_1h]],
             title="\nqueue",
         ),
