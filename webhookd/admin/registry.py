@@ -100,8 +100,8 @@ class Webhook:
     """One webhook. *registered* False: only deliveries or health name it, and its row's values are
     None.
 
-    *headers*: `UNREADABLE` where the JSON in its row is not an object of headers. *limits*: those
-    in force, in the order of `admin.limits.LIMITS`.
+    *headers*: those in *headers_json*, which is the text in its row, or `UNREADABLE`. *limits*:
+    those in force, in the order of `admin.limits.LIMITS`.
     """
 
     webhook_id: int
@@ -111,6 +111,7 @@ class Webhook:
     disabled_reason: str | None
     secret: str | None = field(repr=False)
     headers: Mapping[str, str] | Unreadable | None
+    headers_json: str | None
     created_at: Instant | None
     limits: Sequence[limits.LimitInForce]
     health: Health
@@ -201,6 +202,7 @@ def show(
         disabled_reason=row["disabled_reason"],
         secret=HIDDEN_SECRET if secret and not reveal_secret else secret,
         headers=_headers_in(row["headers"]),
+        headers_json=row["headers"],
         created_at=row["created_at"],
         limits=limits.limits_of(row, config),
         health=Health(**{item.name: row[item.name] for item in fields(Health)}),

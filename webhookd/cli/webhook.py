@@ -150,6 +150,7 @@ def show(
     with database.connect(config) as connection:
         found = registry.show(connection, webhook_id, config, reveal_secret=reveal_secret)
     row = asdict(found)
+    del row["headers_json"]
     limits, health = row.pop("limits"), row.pop("health")
     if as_json:
         own = {one["column"]: one["value"] if one["own"] else None for one in limits}

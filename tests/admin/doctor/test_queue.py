@@ -26,7 +26,7 @@ def test_deliveries_for_a_webhook_that_is_not_registered(patient: Database) -> N
     assert "webhooks 7, 9" in finding.detail
     run(replace(finding, run=(finding.run or "").replace("URL", "https://receiver.example/")))
     (finding,) = wrong(patient)
-    assert "webhook 9, which is not registered" in finding.detail
+    assert "webhook 9: not registered" in finding.detail
 
 
 def test_deliveries_for_a_paused_webhook_are_a_note(patient: Database) -> None:

@@ -39,7 +39,7 @@ def waiting(installation: Installation) -> Iterator[Finding]:
                 )
             case "unregistered":
                 yield warning(
-                    f"deliveries wait for {which}, which is not registered",
+                    f"deliveries wait for {which}: not registered",
                     commands.webhookd(f"webhook add URL --id {first}"),
                 )
             case "gone":
