@@ -87,7 +87,7 @@ def test_ids_are_given_in_turn_and_one_that_anything_names_is_never_given_again(
         ({"url": "ftp://e.test/"}, "ftp"),
         ({"url": "https://10.0.0.1/"}, "--allow-network"),
         ({"secret": "hunter2"}, "--secret"),
-        ({"headers": {"Webhook-Id": "x"}}, "--header Webhook-Id"),
+        ({"headers": {"Webhook-Id": "x"}}, "--header: the header 'webhook-id'"),
         ({"headers": {"Host": "x"}}, "--header"),
         ({"headers": {"a": "1\r\nb: 2"}}, "--header"),
         ({"limits": {"retry_base_seconds": 1801.0}}, "must not exceed the longest, 1800 s"),
@@ -215,8 +215,8 @@ def test_a_test_request_is_signed_as_a_workers_is_and_its_answer_comes_back(
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ({"secret": "hunter2"}, "rotate-secret 1"),
-        ({"headers": f'{{"x": {"9" * 5000}}}'}, "headers of webhook 1 cannot be read"),
+        ({"secret": "hunter2"}, "rotate-secret"),
+        ({"headers": '{"Webhook-Id": "hunter2"}'}, "webhook 1: the header 'Webhook-Id' is set by"),
         ({"url": "https://10.0.0.1/"}, "nothing was sent to webhook 1: "),
     ],
 )

@@ -1,4 +1,4 @@
-"""Signatures against the published vectors and against the reference package, in both directions."""
+"""Signatures against published vectors, and against the reference package in both directions."""
 
 import json
 from datetime import UTC, datetime
@@ -37,15 +37,15 @@ keys = st.binary(min_size=24, max_size=64)
 message_ids = st.text(alphabet="abcXYZ019_-", min_size=1, max_size=40)
 
 
-@pytest.mark.parametrize(("secret", "webhook_id", "timestamp", "body", "signature"), VECTORS)
+@pytest.mark.parametrize(("secret", "message_id", "timestamp", "body", "signature"), VECTORS)
 def test_published_vectors_are_signed_and_verified(
-    secret: str, webhook_id: str, timestamp: int, body: bytes, signature: str
+    secret: str, message_id: str, timestamp: int, body: bytes, signature: str
 ) -> None:
     key = signing.parse_secret(secret)
-    assert signing.sign(key, webhook_id=webhook_id, timestamp=timestamp, body=body) == signature
+    assert signing.sign(key, message_id=message_id, timestamp=timestamp, body=body) == signature
     assert signing.verify(
         key,
-        webhook_id=webhook_id,
+        message_id=message_id,
         timestamp=timestamp,
         body=body,
         signature=signature,
@@ -57,7 +57,7 @@ def test_published_vectors_are_signed_and_verified(
 def test_the_published_wrong_signature_does_not_verify() -> None:
     assert not signing.verify(
         signing.parse_secret("whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"),
-        webhook_id="msg_27UH4WbU6Z5A5EzD8u03UvzRbpk",
+        message_id="msg_27UH4WbU6Z5A5EzD8u03UvzRbpk",
         timestamp=1649367553,
         body=b'{"email":"test@example.com","username":"test_user"}',
         signature="v1,R3PTzyfHASBKHH98a7yexTwaJ4yNIcGhFQc1yuN+BPU=",
@@ -86,9 +86,9 @@ def test_a_malformed_secret_is_refused_without_being_repeated(secret: str) -> No
 
 def test_a_dot_in_the_id_is_refused() -> None:
     with pytest.raises(ValueError, match="dot"):
-        signing.sign(b"k" * 24, webhook_id="a.b", timestamp=NOW, body=b"")
+        signing.sign(b"k" * 24, message_id="a.b", timestamp=NOW, body=b"")
     assert not signing.verify(
-        b"k" * 24, webhook_id="a.b", timestamp=NOW, body=b"", signature="v1,", now=NOW
+        b"k" * 24, message_id="a.b", timestamp=NOW, body=b"", signature="v1,", now=NOW
     )
 
 
@@ -97,9 +97,9 @@ def test_a_dot_in_the_id_is_refused() -> None:
 )
 def test_only_timestamps_within_the_tolerance_verify(age: int, verifies: bool) -> None:
     key = b"k" * 24
-    signature = signing.sign(key, webhook_id="m", timestamp=NOW, body=b"{}")
+    signature = signing.sign(key, message_id="m", timestamp=NOW, body=b"{}")
     assert verifies is signing.verify(
-        key, webhook_id="m", timestamp=NOW, body=b"{}", signature=signature, now=NOW + age
+        key, message_id="m", timestamp=NOW, body=b"{}", signature=signature, now=NOW + age
     )
 
 
@@ -108,33 +108,33 @@ def test_one_good_signature_among_strange_ones_is_enough_and_the_strange_ones_al
     stray: str,
 ) -> None:
     key = b"k" * 24
-    good = signing.sign(key, webhook_id="m", timestamp=NOW, body=b"{}")
+    good = signing.sign(key, message_id="m", timestamp=NOW, body=b"{}")
     for signature, verifies in (
         (f"{stray} {good}", True),
         (f"{good} {stray}", True),
         (stray, False),
     ):
         assert verifies is signing.verify(
-            key, webhook_id="m", timestamp=NOW, body=b"{}", signature=signature, now=NOW
+            key, message_id="m", timestamp=NOW, body=b"{}", signature=signature, now=NOW
         )
 
 
 @given(
-    key=keys, webhook_id=message_ids, body=st.binary(max_size=300), other=st.binary(max_size=300)
+    key=keys, message_id=message_ids, body=st.binary(max_size=300), other=st.binary(max_size=300)
 )
 def test_a_signature_verifies_for_its_own_bytes_only(
-    key: bytes, webhook_id: str, body: bytes, other: bytes
+    key: bytes, message_id: str, body: bytes, other: bytes
 ) -> None:
-    signature = signing.sign(key, webhook_id=webhook_id, timestamp=NOW, body=body)
+    signature = signing.sign(key, message_id=message_id, timestamp=NOW, body=body)
     for sent in (body, other):
         assert (sent == body) is signing.verify(
-            key, webhook_id=webhook_id, timestamp=NOW, body=sent, signature=signature, now=NOW
+            key, message_id=message_id, timestamp=NOW, body=sent, signature=signature, now=NOW
         )
     assert not signing.verify(
-        key, webhook_id=webhook_id, timestamp=NOW + 1, body=body, signature=signature, now=NOW
+        key, message_id=message_id, timestamp=NOW + 1, body=body, signature=signature, now=NOW
     )
     assert not signing.verify(
-        key, webhook_id=webhook_id + "x", timestamp=NOW, body=body, signature=signature, now=NOW
+        key, message_id=message_id + "x", timestamp=NOW, body=body, signature=signature, now=NOW
     )
 
 
@@ -143,16 +143,16 @@ json_bodies = st.dictionaries(
 )
 
 
-@given(key=keys, webhook_id=message_ids, payload=json_bodies)
+@given(key=keys, message_id=message_ids, payload=json_bodies)
 def test_the_reference_package_verifies_our_signatures(
-    key: bytes, webhook_id: str, payload: dict[str, object]
+    key: bytes, message_id: str, payload: dict[str, object]
 ) -> None:
     body = json.dumps(payload, ensure_ascii=False).encode()
     now = int(datetime.now(UTC).timestamp())
     headers = {
-        "webhook-id": webhook_id,
+        "webhook-id": message_id,
         "webhook-timestamp": str(now),
-        "webhook-signature": signing.sign(key, webhook_id=webhook_id, timestamp=now, body=body),
+        "webhook-signature": signing.sign(key, message_id=message_id, timestamp=now, body=body),
     }
     reference = Webhook(signing.format_secret(key))
     assert reference.verify(body, headers) == payload
@@ -160,13 +160,13 @@ def test_the_reference_package_verifies_our_signatures(
         reference.verify(body + b" ", headers)
 
 
-@given(key=keys, webhook_id=message_ids, payload=json_bodies)
+@given(key=keys, message_id=message_ids, payload=json_bodies)
 def test_we_verify_signatures_of_the_reference_package(
-    key: bytes, webhook_id: str, payload: dict[str, object]
+    key: bytes, message_id: str, payload: dict[str, object]
 ) -> None:
     body = json.dumps(payload)
     at = datetime.fromtimestamp(NOW, UTC)
-    signature = Webhook(signing.format_secret(key)).sign(webhook_id, at, body)
+    signature = Webhook(signing.format_secret(key)).sign(message_id, at, body)
     assert signing.verify(
-        key, webhook_id=webhook_id, timestamp=NOW, body=body.encode(), signature=signature, now=NOW
+        key, message_id=message_id, timestamp=NOW, body=body.encode(), signature=signature, now=NOW
     )

@@ -39,7 +39,7 @@ def receiver(
 
 def signed(key: bytes, *, body: bytes = BODY, timestamp: int | None = None) -> dict[str, str]:
     at = int(time.time()) if timestamp is None else timestamp
-    signature = sign(key, webhook_id="msg_1", timestamp=at, body=body)
+    signature = sign(key, message_id="msg_1", timestamp=at, body=body)
     return {"webhook-id": "msg_1", "webhook-timestamp": str(at), "webhook-signature": signature}
 
 

@@ -99,7 +99,7 @@ def test_a_claim_carries_all_that_a_sender_needs(database: Database, worker: Eng
         claimed.age_s,
     ) == (0, 3, 0, 0, 0.0)
     assert claimed.settings.secret == "whsec_abc"
-    assert claimed.settings.headers == (("x-team", "billing"),)
+    assert claimed.settings.headers == '{"x-team": "billing"}'
     assert claimed.settings.timeout_s == 2.5
     assert claimed.settings.circuit_threshold == ROOMY.circuit_threshold
     row = delivery(database, delivery_id)

@@ -42,7 +42,6 @@ EXTREMES: dict[str, list[float]] = {
 NONSENSE: list[float] = [0.0, -1.0, -1e308, math.nan, math.inf, -math.inf]
 WHOLE_NONSENSE: list[float] = [0, -1, -(2**31)]
 
-TOO_LONG = '{"x-number": 1' + 5000 * "0" + "}"
 TOO_DEEP = '{"x-list": ' + 3000 * "[" + 3000 * "]" + "}"
 
 
@@ -136,7 +135,7 @@ def test_the_configurations_word_is_bounded_like_a_rows(database: Database) -> N
 
 
 @pytest.mark.parametrize(
-    "headers", [TOO_LONG, TOO_DEEP, "[1]", "null"], ids=["too long", "too deep", "a list", "null"]
+    "headers", [TOO_DEEP, "[1]", "null"], ids=["too deep", "a list", "null"]
 )
 def test_headers_that_cannot_be_read_fail_their_own_webhooks_deliveries_and_say_so(
     database: Database, sender: Transport, headers: str

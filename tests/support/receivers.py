@@ -86,10 +86,10 @@ class Peer:
         """Let the close that follows send a reset in place of an orderly end."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
-    def _take(self, most: int) -> bytes:
+    def _take(self, max_bytes: int) -> bytes:
         if not self._buffer:
-            self._buffer = self.sock.recv(min(65536, most))
-        data, self._buffer = self._buffer[:most], self._buffer[most:]
+            self._buffer = self.sock.recv(min(65536, max_bytes))
+        data, self._buffer = self._buffer[:max_bytes], self._buffer[max_bytes:]
         return data
 
 
@@ -123,7 +123,7 @@ class Receiver:
         self._acceptor.start()
 
     def url(self, path: str = "/hook", *, host: str | None = None) -> str:
-        """Return the URL of *path* on this receiver, by another name of its *host* if one is given."""
+        """Return the URL of *path* on this receiver; *host* is another name for its address."""
         return f"{'https' if self.tls else 'http'}://{host or self._host}:{self.port}{path}"
 
     def record(self, request: bytes) -> None:
@@ -190,12 +190,13 @@ class Receiver:
 
     def _serve(self, sock: socket.socket, number: int) -> None:
         plain = sock
-        # Whatever the sender does to the connection is the sender's business; the test looks at the
-        # answer.
+        # The sender may break the connection in any way; the test looks at the answer.
         with suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if (tls := self.tls) is not None:
-                sock.getpeername()  # gone already? wrap_socket would leave its socket open, to be found by the garbage collector
+                # Raises if the sender is gone already: wrap_socket would then leave its socket
+                # open until the garbage collector finds it.
+                sock.getpeername()
                 sock = tls.wrap_socket(sock, server_side=True)
                 with self._changed:
                     self._socks.add(sock)
@@ -264,7 +265,7 @@ def hanging_up(peer: Peer) -> None:
 
 
 def dripping(answer: bytes, *, at_once: bytes = b"", interval_s: float = 0.02) -> Behaviour:
-    """Read the request, send *at_once*, then *answer* byte by byte, *interval_s* apart; then close."""
+    """Read the request, send *at_once*, then *answer* in bytes *interval_s* apart; then close."""
 
     def behave(peer: Peer) -> None:
         peer.read_request()

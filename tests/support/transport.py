@@ -1,4 +1,4 @@
-"""Posting through a transport as a sender does, and names that are resolved to what a test wants."""
+"""Posting through a transport as a sender does, and names that resolve as a test wants."""
 
 import socket
 import time
@@ -7,14 +7,11 @@ from collections.abc import Sequence
 from webhookd.core.answer import Answer
 from webhookd.transport.client import Transport
 from webhookd.transport.egress import Egress
+from webhookd.transport.request import Request
 from webhookd.transport.resolver import Resolve
 
 LOOPBACK = Egress(allow_http=True, networks=["127.0.0.0/8"])
-HEADERS = [
-    ("content-type", "application/json"),
-    ("User-Agent", "webhookd/1"),
-    ("webhook-id", "msg_1"),
-]
+HEADER_LINES = b"content-type: application/json\r\nuser-agent: webhookd/1\r\nwebhook-id: msg_1\r\n"
 BODY = b'{"alert": 1}'
 LARGE = b"x" * 10_000_000
 SHORT_S = 0.4
@@ -25,7 +22,7 @@ GUARD_S = 5.0
 
 def post(sender: Transport, url: str, *, body: bytes = BODY, timeout_s: float = 20.0) -> Answer:
     began_at = time.monotonic()
-    answer = sender.post(url, headers=HEADERS, body=body, timeout_s=timeout_s)
+    answer = sender.post(url, Request(HEADER_LINES, body), timeout_s=timeout_s)
     assert time.monotonic() - began_at < timeout_s + GUARD_S
     assert "\n" not in (answer.error or "")
     return answer

@@ -93,6 +93,21 @@ def test_when_every_lookup_thread_is_stuck_others_are_told_so() -> None:
     assert resolver.addresses("other.example.com", deadline=time.monotonic() + 20) == ["127.0.0.1"]
 
 
+def test_without_a_further_thread_a_lookup_fails_and_the_next_one_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resolver = Resolver(resolving("127.0.0.1"), threads=1)
+
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(LookupFailed, match="no further thread"):
+            resolver.addresses("a.example.com", deadline=time.monotonic() + 20)
+    assert resolver.addresses("a.example.com", deadline=time.monotonic() + 20) == ["127.0.0.1"]
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -137,7 +152,7 @@ def test_a_dead_first_address_leaves_time_for_the_second() -> None:
     with (
         Receiver(answering()) as receiver,
         black_hole("127.0.0.2", receiver.port),
-    ):  # nobody listens on 127.0.0.3
+    ):  # nothing listens on 127.0.0.3
         answer = post(both, receiver.url(host="hooks.example.com"), timeout_s=4.0)
         both.close()
     assert answer.http_status == 200

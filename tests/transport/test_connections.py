@@ -17,10 +17,12 @@ from tests.support.receivers import (
     hanging_up,
     hanging_up_on_the_second,
 )
-from tests.support.transport import LOOPBACK, post
+from tests.support.transport import LOOPBACK, post, resolving
 from webhookd.core.answer import AnswerKind
 from webhookd.transport import client, connection
 from webhookd.transport.client import Transport
+from webhookd.transport.connection import Connection, Dialer, Origin, Pool, tls_context
+from webhookd.transport.resolver import Resolver
 
 
 def test_one_connection_carries_many_requests_and_the_phases_are_told_apart(
@@ -112,6 +114,26 @@ def test_the_origin_used_longest_ago_loses_its_connections() -> None:
         assert post(narrow, second.url()).http_status == 200
         assert first.wait_for_closed(1)
         narrow.close()
+
+
+def test_a_pool_lends_the_connection_used_last_and_keeps_no_more_than_it_may() -> None:
+    dialer = Dialer(LOOPBACK, Resolver(resolving()), tls_context(None))
+    pool = Pool(dialer, Origin("http", "a.example", 80), max_kept=2)
+    pairs = [socket.socketpair() for _ in range(3)]
+    connections = [Connection(near) for near, _ in pairs]
+    for kept in connections:
+        pool.give_back(kept)
+    assert connections[2].sock.fileno() == -1  # closed: two are kept already
+    assert (pool.borrow(), pool.borrow(), pool.borrow()) == (connections[1], connections[0], None)
+    pool.give_back(connections[0])
+    pool.give_back(connections[1])
+    pairs[1][1].close()
+    assert pool.borrow() is connections[0]  # the other one has ended
+    pool.give_back(connections[0])
+    del pool
+    assert all(connection.sock.fileno() == -1 for connection in connections)
+    for _, far in pairs:
+        far.close()
 
 
 def test_without_a_free_descriptor_the_idle_connections_make_room(

@@ -98,6 +98,16 @@ def test_a_bad_certificate_is_no_answer_and_nothing_is_sent(
     assert re.search(reason, answer.error)
 
 
+def test_a_certificate_without_the_address_in_the_url_is_no_answer(
+    tls_sender: Transport, authority: trustme.CA
+) -> None:
+    certificate = authority.issue_cert("hooks.example.com", "127.0.0.2")
+    with Receiver(answering(), tls=server_tls(certificate)) as receiver:
+        answer = post(tls_sender, receiver.url(host="127.0.0.1"))
+    assert (answer.kind, receiver.requests) == (AnswerKind.NO_ANSWER, [])
+    assert "mismatch" in (answer.error or "")
+
+
 def test_a_self_signed_certificate_is_no_answer(tls_sender: Transport) -> None:
     other = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

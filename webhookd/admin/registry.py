@@ -11,31 +11,24 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
-from webhookd import __version__
 from webhookd.admin import database, limits
 from webhookd.admin.database import Connection, Instant
 from webhookd.config.load import Config
 from webhookd.core.answer import Answer, AnswerKind, Decision, classify
-from webhookd.core.signing import format_secret, parse_secret, sign
+from webhookd.core.signing import format_secret, parse_secret
 from webhookd.errors import UnusableError, WebhookdError
-from webhookd.postgres.registry import headers_of
 from webhookd.transport.client import Transport
 from webhookd.transport.egress import Egress, NotAllowed, is_address
-from webhookd.transport.exchange import header_block
+from webhookd.transport.request import Request, build_request, parse_headers
 from webhookd.transport.resolver import LookupFailed, Resolver
 
 PAUSED_REASON = "paused by operator"
-Unreadable = Literal["cannot be read"]
-UNREADABLE: Unreadable = "cannot be read"
 HIDDEN_SECRET = "whsec_(hidden)"
 
 _SECRET_BYTES = 32
 _LOOKUP_S = 3.0
-_OUR_HEADERS = frozenset(
-    {"content-type", "user-agent", "webhook-id", "webhook-timestamp", "webhook-signature"}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +93,8 @@ class Webhook:
     """One webhook. *registered* False: only deliveries or health name it, and its row's values are
     None.
 
-    *headers*: those in *headers_json*, which is the text in its row, or `UNREADABLE`. *limits*:
-    those in force, in the order of `admin.limits.LIMITS`.
+    *headers*: those in *headers_json*, which is the text in its row, or why they are never sent.
+    *limits*: those in force, in the order of `admin.limits.LIMITS`.
     """
 
     webhook_id: int
@@ -110,7 +103,7 @@ class Webhook:
     enabled: bool | None
     disabled_reason: str | None
     secret: str | None = field(repr=False)
-    headers: Mapping[str, str] | Unreadable | None
+    headers: Mapping[str, str] | str | None
     headers_json: str | None
     created_at: Instant | None
     limits: Sequence[limits.LimitInForce]
@@ -140,7 +133,7 @@ def add(connection: Connection, new: NewWebhook, config: Config) -> int:
         "url": new.url,
         **limits.check(new.limits, config),
         "secret": None if new.secret is None else _checked_secret(new.secret),
-        "headers": json.dumps(_checked_headers(new.headers)) if new.headers else None,
+        "headers": _checked_headers(new.headers) if new.headers else None,
     }
     if new.webhook_id is None:
         webhook_id = _insert_with_next_id(connection, row)
@@ -263,11 +256,11 @@ def send_test(webhook: Webhook, config: Config) -> Answer:
         raise _no_such(webhook.webhook_id)
     if webhook.secret == HIDDEN_SECRET:
         raise ValueError("the webhook was read without its secret")
-    headers, body = _test_request(webhook)
+    request = _test_request(webhook)
     timeout_s = next(one.value for one in webhook.limits if one.column == "timeout_seconds")
     transport = Transport(_egress(config))
     try:
-        answer = transport.post(webhook.url, headers=headers, body=body, timeout_s=timeout_s)
+        answer = transport.post(webhook.url, request, timeout_s=timeout_s)
     finally:
         transport.close()
     if answer.kind is AnswerKind.NOT_ALLOWED:
@@ -324,55 +317,40 @@ def _checked_secret(secret: str) -> str:
     return secret
 
 
-def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return *headers* with their names in lower case; raise `UnusableError` for those that no
-    request may carry.
+def _checked_headers(headers: Mapping[str, str]) -> str:
+    """Return the JSON for a webhook's row, names in lower case; raise `UnusableError` for headers
+    that no request may carry.
     """
-    for name in headers:
-        # A second one of these would leave it to the receiver which one to believe.
-        if name.lower() in _OUR_HEADERS:
-            raise UnusableError(f"--header {name}: webhookd sets it itself")
-    lowered = {name.lower(): value for name, value in headers.items()}
+    text = json.dumps({name.lower(): value for name, value in headers.items()})
     try:
-        header_block(list(lowered.items()))
+        parse_headers(text)
     except NotAllowed as error:
         raise UnusableError(f"--header: {error}") from error
-    return lowered
+    return text
 
 
-def _headers_in(text: str | None) -> Mapping[str, str] | Unreadable | None:
-    """Return the headers in the JSON of a row."""
+def _headers_in(text: str | None) -> Mapping[str, str] | str | None:
+    """Return the headers in the JSON of a row, or why they are never sent."""
     if text is None:
         return None
-    headers = headers_of(text)
-    return UNREADABLE if headers is None else dict(headers)
+    try:
+        return parse_headers(text)
+    except NotAllowed as reason:
+        return f"never sent: {reason}"
 
 
-def _test_request(webhook: Webhook) -> tuple[list[tuple[str, str]], bytes]:
-    """Return headers and body of a test request, signed as a worker signs."""
-    if webhook.headers == UNREADABLE:
-        raise UnusableError(
-            f"the headers of webhook {webhook.webhook_id} cannot be read: write them anew in "
-            "pggit.webhooks"
-        )
+def _test_request(webhook: Webhook) -> Request:
+    """Return the request that a worker would send for a delivery."""
     now = int(time.time())
-    message_id = f"test_{secrets.token_hex(8)}"
-    body = json.dumps({"type": "webhookd.test", "timestamp": now}).encode()
-    headers = [
-        ("content-type", "application/json"),
-        ("user-agent", f"webhookd/{__version__}"),
-        ("webhook-id", message_id),
-        ("webhook-timestamp", str(now)),
-    ]
-    if webhook.secret:
-        try:
-            key = parse_secret(webhook.secret)
-        except ValueError as error:
-            # Plain SQL may have written it. Workers then send nothing, and neither does this.
-            raise UnusableError(
-                f"the secret of webhook {webhook.webhook_id} cannot be used ({error}): run "
-                f"`webhookd webhook rotate-secret {webhook.webhook_id}`"
-            ) from error
-        signature = sign(key, webhook_id=message_id, timestamp=now, body=body)
-        headers.append(("webhook-signature", signature))
-    return [*headers, *(webhook.headers or {}).items()], body
+    try:
+        return build_request(
+            headers=webhook.headers_json,
+            secret=webhook.secret,
+            message_id=f"test_{secrets.token_hex(8)}",
+            timestamp=now,
+            body=json.dumps({"type": "webhookd.test", "timestamp": now}).encode(),
+        )
+    except NotAllowed as reason:
+        raise UnusableError(
+            f"nothing was sent to webhook {webhook.webhook_id}: {reason}"
+        ) from reason

@@ -15,19 +15,18 @@ from prometheus_client.core import Metric
 from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
-from webhookd import __version__
 from webhookd.admin import database
 from webhookd.admin.database import Connection
 from webhookd.errors import UnusableError, WebhookdError
 from webhookd.metrics import merge
 from webhookd.metrics.discovery import TargetGroups, target_groups
 from webhookd.transport.background import in_background
+from webhookd.transport.request import USER_AGENT
 
 POST_S = 5.0
 _MAX_BYTES = 64 * 1024 * 1024  # of one worker's answer, unpacked
 _CHUNK_BYTES = 64 * 1024
 _LOOPBACK = ("127.", "[::1]", "localhost")
-_USER_AGENT = f"webhookd/{__version__}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +169,7 @@ def _all_within(seconds: float, calls: Sequence[Callable[[], str]]) -> list[str 
 
 
 def _get(url: str, timeout_s: float) -> str:
-    headers = {"user-agent": _USER_AGENT, "accept": "text/plain;version=0.0.4"}
+    headers = {"user-agent": USER_AGENT, "accept": "text/plain;version=0.0.4"}
     with urllib3.PoolManager() as pool:
         answer = pool.request(
             "GET",
@@ -195,7 +194,7 @@ def _get(url: str, timeout_s: float) -> str:
 
 
 def _post(url: str, body: bytes) -> str:
-    headers = {"user-agent": _USER_AGENT, "content-type": "application/json"}
+    headers = {"user-agent": USER_AGENT, "content-type": "application/json"}
     with urllib3.PoolManager() as pool:
         answer = pool.request(
             "POST",

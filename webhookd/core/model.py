@@ -24,14 +24,14 @@ class WebhookSettings(NamedTuple):
     """What holds for one webhook: its registry row, with the configuration where that says nothing.
     Seconds throughout.
 
-    *headers* None: the row's cannot be read.
+    *headers* is the row's JSON, not yet read: `webhookd.transport.request` judges it.
     """
 
     webhook_id: int
     url: str
     enabled: bool
     secret: str | None
-    headers: tuple[tuple[str, str], ...] | None
+    headers: str | None
     timeout_s: float
     max_in_flight: int
     rate: float

@@ -17,8 +17,9 @@ _VERSION = "v1,"
 
 @lru_cache(maxsize=4096)
 def parse_secret(text: str) -> bytes:
-    """Return the key inside *text*, `whsec_` and base64. Raise ValueError, the secret not in it,
-    for others.
+    """Return the key inside *text*, which is `whsec_` and base64.
+
+    Raise ValueError for any other text; the message does not contain it.
     """
     if not text.startswith(SECRET_PREFIX):
         raise ValueError(f"a secret starts with {SECRET_PREFIX}")
@@ -35,44 +36,42 @@ def parse_secret(text: str) -> bytes:
 
 
 def format_secret(key: bytes) -> str:
-    """Return *key* as people and the registry hold it: `whsec_` and base64."""
+    """Return *key* in the form that the registry stores: `whsec_` and base64."""
     return SECRET_PREFIX + base64.b64encode(key).decode("ascii")
 
 
-def sign(key: bytes, *, webhook_id: str, timestamp: int, body: bytes) -> str:
-    """Return the value of the `webhook-signature` header for *body*, sent at *timestamp* (Unix
-    seconds).
+def sign(key: bytes, *, message_id: str, timestamp: int, body: bytes) -> str:
+    """Return the value of the `webhook-signature` header for *body*.
 
-    *webhook_id* is the `webhook-id` header. Raise ValueError where it holds a dot: the signed text
-    would be ambiguous.
+    *message_id* is the `webhook-id` header, *timestamp* the `webhook-timestamp` in Unix seconds.
+    Raise ValueError if the id contains a dot: the signed text would be ambiguous.
     """
-    if "." in webhook_id:
-        raise ValueError(f"a webhook-id must not contain a dot: {webhook_id!r}")
-    signed = b"%b.%d.%b" % (webhook_id.encode(), timestamp, body)
+    if "." in message_id:
+        raise ValueError(f"a webhook-id must not contain a dot: {message_id!r}")
+    signed = b"%b.%d.%b" % (message_id.encode(), timestamp, body)
     return _VERSION + base64.b64encode(hmac.digest(key, signed, "sha256")).decode("ascii")
 
 
 def verify(
     key: bytes,
     *,
-    webhook_id: str,
+    message_id: str,
     timestamp: int,
     body: bytes,
     signature: str,
     now: float,
     tolerance_s: float = 300.0,
 ) -> bool:
-    """Return whether *signature* (one or several, parted by spaces) holds one of *key* over these
-    bytes.
+    """Return whether *signature* contains one that *key* made for this message.
 
-    A *timestamp* further than *tolerance_s* from *now* (both Unix seconds) does not verify: the
-    defence against replay.
+    *signature* is one or several, separated by spaces. A *timestamp* that is more than
+    *tolerance_s* away from *now* (both Unix seconds) does not verify: this stops replays.
     """
-    if abs(now - timestamp) > tolerance_s or "." in webhook_id:
+    if abs(now - timestamp) > tolerance_s or "." in message_id:
         return False
-    expected = sign(key, webhook_id=webhook_id, timestamp=timestamp, body=body).encode("ascii")
+    expected = sign(key, message_id=message_id, timestamp=timestamp, body=body).encode("ascii")
     # Bytes, since compare_digest refuses text that is not ASCII, and a header may hold anything.
     candidates = signature.encode("utf-8", "surrogateescape").split(b" ")
-    # A list, not a generator: every candidate is compared, so the time taken says nothing about
+    # A list, not a generator: every candidate is compared, so that the time taken does not tell
     # which one matched.
     return any([hmac.compare_digest(expected, candidate) for candidate in candidates])

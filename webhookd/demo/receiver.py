@@ -104,7 +104,7 @@ class Receiver:
             return "invalid"
         valid = verify(
             self._key,
-            webhook_id=headers.get("webhook-id", ""),
+            message_id=headers.get("webhook-id", ""),
             timestamp=int(timestamp),
             body=body,
             signature=signature,

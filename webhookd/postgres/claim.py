@@ -23,7 +23,7 @@ from webhookd.core.lane import Admission, BlockedBy, Lane, admit
 from webhookd.core.model import Delivery, WebhookSettings
 from webhookd.postgres import session, statements
 from webhookd.postgres.horizon import Horizon
-from webhookd.postgres.registry import bounded, headers_of
+from webhookd.postgres.registry import bounded
 
 BODY_BYTES = 32 << 20  # bodies that one worker holds; one more may begin below it
 ROWS_PER_LANE = 20  # fewer lanes with more rows each cost fewer state writes; more would let one webhook crowd a claim
@@ -450,7 +450,7 @@ def settings_of(row: tuple[Any, ...], defaults: WebhookDefaults) -> WebhookSetti
         default if number is None else number
         for number, default in zip(numbers, defaults, strict=True)
     ]
-    return WebhookSettings(webhook_id, url, enabled, secret, headers_of(headers), *bounded(*filled))
+    return WebhookSettings(webhook_id, url, enabled, secret, headers, *bounded(*filled))
 
 
 class ClaimContext(NamedTuple):

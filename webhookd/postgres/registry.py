@@ -2,7 +2,6 @@
 worker or undo a record.
 """
 
-import json
 from functools import lru_cache
 
 from webhookd.config.kinds import LONGEST_S, SLOWEST_RATE
@@ -35,23 +34,6 @@ def bounded(
         circuit_threshold,
         _within(circuit_open_s, 0.0, LONGEST_S),
     )
-
-
-def headers_of(text: str | None) -> tuple[tuple[str, str], ...] | None:
-    """Return the headers in a row's JSON, None where they cannot be read: numbers too long for
-    Python, nesting too deep.
-    """
-    if text is None:
-        return ()
-    try:
-        pairs = json.loads(text)
-        return (
-            tuple((name, str(value)) for name, value in pairs.items())
-            if isinstance(pairs, dict)
-            else None
-        )
-    except (ValueError, RecursionError):
-        return None
 
 
 def _within(value: float, low: float, high: float) -> float:

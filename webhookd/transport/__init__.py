@@ -1,1 +1,1 @@
-"""One HTTP exchange: where it may go, its connection, its bytes, and what came back."""
+"""One HTTP exchange: its target, its connection, the request and the answer."""

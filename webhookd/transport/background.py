@@ -1,4 +1,4 @@
-"""Calls that may hang, in threads that nobody waits for at the end."""
+"""Calls that may hang, in daemon threads: the end of the process does not wait for them."""
 
 import threading
 from collections.abc import Callable
@@ -9,7 +9,10 @@ T = TypeVar("T")
 
 
 def in_background(call: Callable[[], T], *, name: str) -> Future[T]:
-    """Run *call* in a daemon thread called *name*; the future has what it returns or raises."""
+    """Run *call* in a daemon thread called *name*; the future holds what it returns or raises.
+
+    Raise RuntimeError if no thread can be started.
+    """
     future: Future[T] = Future()
 
     def run() -> None:

@@ -1,30 +1,19 @@
-"""POSTs a delivery's bytes to a URL and says what came back, as a value: nothing that a receiver
-does raises.
-
-urllib3 makes the connections, does TLS and checks certificates; each new connection passes `Egress`
-(name, then the very address). The bytes of the exchange are `webhookd.exchange`'s: urllib3's own
-request path costs four times the CPU.
-"""
+"""POSTs a request to a URL and returns the answer as a value: no receiver can make it raise."""
 
 import socket
-import ssl
 import time
-from collections.abc import Sequence
 from functools import lru_cache
-
-from urllib3.util.ssl_ import create_urllib3_context
+from typing import NamedTuple
 
 from webhookd.core.answer import Answer, AnswerKind
-from webhookd.errors import UnusableError
 from webhookd.transport.connection import (
     Connection,
     Dialer,
     Origin,
     OutOfDescriptors,
     Pool,
-    Pools,
-    Route,
     Trace,
+    tls_context,
 )
 from webhookd.transport.egress import Egress, NotAllowed, is_address
 from webhookd.transport.exchange import (
@@ -33,16 +22,20 @@ from webhookd.transport.exchange import (
     DeadlinePassed,
     NoAnswer,
     exchange,
-    header_block,
 )
+from webhookd.transport.request import Request, start_lines
 from webhookd.transport.resolver import Resolve, Resolver
 
-# A connection that was used a moment ago and dies is a receiver that hangs up; only one that lay
-# idle may have been closed before the request.
+# If a connection that was used a moment ago dies, the receiver hung up on this request. Only an
+# idle one may have been closed before the request, and the request may be sent again.
 _IDLE_BEFORE_RESEND_S = 1.0
 
 
-_header_block = lru_cache(maxsize=4096)(header_block)  # a webhook's are the same each time
+class _Route(NamedTuple):
+    """What a URL says: the first lines of the request, and where it goes."""
+
+    start: bytes
+    origin: Origin
 
 
 class Transport:
@@ -63,32 +56,18 @@ class Transport:
         resolve: Resolve = socket.getaddrinfo,
     ) -> None:
         self._egress = egress
-        dialer = Dialer(egress, Resolver(resolve))
-        self._pools = Pools(
-            dialer,
-            _tls_context(ca_bundle),
-            origins=origins,
-            connections_per_origin=connections_per_origin,
-        )
+        self._dialer = Dialer(egress, Resolver(resolve), tls_context(ca_bundle))
+        self._max_kept = connections_per_origin
+        # The pools used last. One that falls out of the cache closes its connections, see `Pool`.
+        self._pool = lru_cache(maxsize=origins)(self._make_pool)
         # Thousands of webhooks have a URL each, and often few receivers.
         self._route = lru_cache(maxsize=4096)(self._make_route)
-        self._origin = lru_cache(maxsize=4096)(self._make_origin)
 
-    def post(
-        self,
-        url: str,
-        *,
-        headers: Sequence[tuple[str, str]],
-        body: bytes,
-        timeout_s: float,
-        stamp: bytes = b"",
-    ) -> Answer:
-        """POST *body* and return what came of it; block at most *timeout_s* and 10 ms, from before
-        DNS to the last byte.
+    def post(self, url: str, request: Request, *, timeout_s: float) -> Answer:
+        """POST *request* to *url* and return the answer.
 
-        *headers* go out as given, then *stamp*, further lines in wire form that must need no check;
-        host and content-length are added. `Answer.first_byte_s` counts from when the request began
-        to be sent.
+        Blocks for at most *timeout_s* and 10 ms, from before DNS to the last byte.
+        `Answer.first_byte_s` counts from the moment when the request began to be sent.
         """
         started_at = time.monotonic()
         trace = Trace()
@@ -96,9 +75,8 @@ class Transport:
         reader: AnswerReader | None = None
         try:
             route = self._route(url)
-            lines = route.head + _header_block(tuple(headers)) + stamp
-            request = b"%bcontent-length: %d\r\n\r\n%b" % (lines, len(body), body)
-            reader = self._send(route, request, trace, deadline=started_at + timeout_s)
+            data = request.to_bytes(route.start)
+            reader = self._send(route, data, trace, deadline=started_at + timeout_s)
         except NotAllowed as reason:
             kind, error = AnswerKind.NOT_ALLOWED, str(reason)
         except DeadlinePassed as doing:
@@ -121,70 +99,57 @@ class Transport:
 
     def close(self) -> None:
         """Close the idle connections; those in an exchange are closed when it ends."""
-        self._pools.clear()
+        self._pool.cache_clear()
 
-    def _make_route(self, url: str) -> Route:
+    def _make_route(self, url: str) -> _Route:
         target = self._egress.target(url)
-        origin = self._origin(target.scheme, target.host, target.port)
-        return Route(
-            f"POST {target.path} HTTP/1.1\r\nhost: {target.authority}\r\n".encode("ascii"), origin
+        if is_address(target.host):
+            # This is known before a connection, so that nothing is spent on a pool.
+            self._egress.check_address(target.host)
+        return _Route(
+            start_lines(target.path, target.authority),
+            Origin(target.scheme, target.host, target.port),
         )
 
-    def _make_origin(self, scheme: str, host: str, port: int) -> Origin:
-        if is_address(host):
-            # Nothing need be connected to know this.
-            self._egress.check_address(host)
-        return self._pools.origin(scheme, host, port)
+    def _make_pool(self, origin: Origin) -> Pool:
+        return Pool(self._dialer, origin, max_kept=self._max_kept)
 
-    def _send(self, route: Route, request: bytes, trace: Trace, *, deadline: float) -> AnswerReader:
-        pool = self._pools.pool(route.origin)
+    def _send(self, route: _Route, data: bytes, trace: Trace, *, deadline: float) -> AnswerReader:
+        pool = self._pool(route.origin)
         connection = pool.borrow()
-        trace.reused = connection.sock is not None
-        idle_s = time.monotonic() - connection.idle_since
+        if connection is not None:
+            trace.reused = True
+            idle_s = time.monotonic() - connection.idle_since
+            try:
+                return _send_over(connection, pool, data, trace, deadline=deadline)
+            except ConnectionDied:
+                if idle_s < _IDLE_BEFORE_RESEND_S:
+                    raise
+            trace.reused = False
         try:
-            return _send_over(connection, pool, request, trace, deadline=deadline)
-        except ConnectionDied:
-            if not trace.reused or idle_s < _IDLE_BEFORE_RESEND_S:
-                raise
+            connection = pool.open(trace, deadline=deadline)
         except OutOfDescriptors:
-            # Idle connections to other receivers hold what this one needs; after this only those in
-            # an exchange are left.
-            self._pools.clear()
-            pool = self._pools.pool(route.origin)
-        trace.reused = False
-        return _send_over(pool.fresh(), pool, request, trace, deadline=deadline)
+            # Idle connections to other receivers hold what this one needs. After this only those
+            # in an exchange are left.
+            self._pool.cache_clear()
+            pool = self._pool(route.origin)
+            connection = pool.open(trace, deadline=deadline)
+        return _send_over(connection, pool, data, trace, deadline=deadline)
 
 
 def _send_over(
-    connection: Connection, pool: Pool, request: bytes, trace: Trace, *, deadline: float
+    connection: Connection, pool: Pool, data: bytes, trace: Trace, *, deadline: float
 ) -> AnswerReader:
     kept = False
     try:
-        sock = connection.sock or connection.open(trace, deadline=deadline)
         began_at = time.monotonic()
-        reader = exchange(sock, connection.readable, request, deadline=deadline)
+        reader = exchange(connection.sock, connection.readable, data, deadline=deadline)
         if reader.first_byte_at is not None:
             trace.first_byte_s = reader.first_byte_at - began_at
-        # Bytes that TLS has decrypted already are invisible to the check for a readable socket.
-        kept = reader.reusable and not (isinstance(sock, ssl.SSLSocket) and sock.pending())
+        kept = reader.reusable and not connection.has_unread()
     finally:
         if kept:
             pool.give_back(connection)
         else:
             connection.close()
     return reader
-
-
-def _tls_context(ca_bundle: str | None) -> ssl.SSLContext:
-    context = create_urllib3_context()
-    # A receiver could start a renegotiation and stall it while a large body is being sent.
-    context.options |= ssl.OP_NO_RENEGOTIATION
-    if ca_bundle is None:
-        context.load_default_certs()
-        return context
-    try:
-        context.load_verify_locations(cafile=ca_bundle)
-    except OSError as error:
-        cause = error.strerror if error.errno else "no PEM certificates in it"
-        raise UnusableError(f"the CA bundle {ca_bundle} cannot be read: {cause}") from None
-    return context

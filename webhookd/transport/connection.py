@@ -1,5 +1,8 @@
-"""Connections to receivers, kept between exchanges: each is dialled through the egress check,
-within the exchange's deadline.
+"""Connections to receivers, kept between exchanges.
+
+Each is opened through the egress check, within the exchange's deadline. urllib3 makes the TLS
+context and wraps the socket; no byte of an exchange passes it, since its own request path costs
+four times the CPU.
 """
 
 import errno
@@ -11,12 +14,11 @@ import weakref
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
-import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.poolmanager import PoolKey
+from urllib3.util.ssl_ import create_urllib3_context, ssl_wrap_socket
 
+from webhookd.errors import UnusableError
 from webhookd.transport.egress import Egress, NotAllowed, is_address
 from webhookd.transport.exchange import (
     DeadlinePassed,
@@ -30,22 +32,16 @@ from webhookd.transport.resolver import LookupFailed, Resolver
 
 
 class Origin(NamedTuple):
-    """How urllib3 knows a receiver: by scheme, host and port."""
+    """What a connection leads to. *scheme* is http or https, *host* as in `egress.Target`."""
 
-    pool_key: PoolKey
-    pool_context: dict[str, Any]
-
-
-class Route(NamedTuple):
-    """What a URL comes to."""
-
-    head: bytes
-    origin: Origin
+    scheme: str
+    host: str
+    port: int
 
 
 @dataclass(slots=True)
 class Trace:
-    """How one exchange went so far; single-threaded."""
+    """How one exchange went so far. Single-threaded."""
 
     reused: bool = False
     dns_s: float | None = None
@@ -58,27 +54,58 @@ class OutOfDescriptors(NoAnswer):
     """The process has no file descriptor left for a socket."""
 
 
-class Dialer:
-    """Opens TCP connections that have passed the egress check."""
+class Connection:
+    """An open connection, TLS included. One thread at a time uses it, borrowed from its pool."""
 
-    def __init__(self, egress: Egress, resolver: Resolver) -> None:
+    def __init__(self, sock: socket.socket) -> None:
+        prepare(sock)
+        self.sock = sock
+        self.idle_since = 0.0  # monotonic
+        self.readable = select.poll()  # made once, since every exchange waits on it
+        self.readable.register(sock, select.POLLIN)
+
+    def is_alive(self) -> bool:
+        """Return whether there is nothing to read: a closed connection has its end to read."""
+        return not self.readable.poll(0)
+
+    def has_unread(self) -> bool:
+        """Return whether TLS holds decrypted bytes, which `is_alive` cannot see."""
+        return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.sock.close()
+
+
+class Dialer:
+    """Opens connections to addresses that pass the egress check. Safe to share between threads."""
+
+    def __init__(self, egress: Egress, resolver: Resolver, tls: ssl.SSLContext) -> None:
         self._egress = egress
         self._resolver = resolver
+        self._tls = tls
 
-    def dial(self, host: str, port: int, trace: Trace, *, deadline: float) -> socket.socket:
-        """Return a connected socket whose timeout is what is left until *deadline*."""
-        addresses = self._addresses(host, trace, deadline)
+    def open(self, origin: Origin, trace: Trace, *, deadline: float) -> Connection:
+        """Return a new connection. Blocks until the monotonic *deadline* at most.
+
+        Raise `NotAllowed`, `DeadlinePassed`, or `NoAnswer` (also as `OutOfDescriptors`).
+        """
+        addresses = self._addresses(origin.host, trace, deadline)
         try:
             # All of them: a name that mixes public and private addresses is an attempt to get at
             # the private one.
             for address in addresses:
                 self._egress.check_address(address)
         except NotAllowed as reason:
-            raise NotAllowed(f"{host}: {reason}") from None
+            raise NotAllowed(f"{origin.host}: {reason}") from None
         began_at = time.monotonic()
-        sock = _connect_any(_interleaved(addresses), port, deadline)
-        trace.connect_s = time.monotonic() - began_at
-        return sock
+        sock = _connect_any(_interleaved(addresses), origin.port, deadline)
+        connected_at = time.monotonic()
+        trace.connect_s = connected_at - began_at
+        if origin.scheme == "https":
+            sock = self._handshake(sock, origin.host)
+            trace.tls_s = time.monotonic() - connected_at
+        return Connection(sock)
 
     def _addresses(self, host: str, trace: Trace, deadline: float) -> list[str]:
         if is_address(host):
@@ -93,10 +120,84 @@ class Dialer:
         trace.dns_s = time.monotonic() - began_at
         return addresses
 
+    def _handshake(self, sock: socket.socket, host: str) -> ssl.SSLSocket:
+        """Return *sock* with TLS, the certificate checked for *host*, a name or an address.
+
+        Blocks for at most the socket's timeout.
+        """
+        try:
+            # Certificates name hosts without the dot that ends a full name.
+            return ssl_wrap_socket(sock, ssl_context=self._tls, server_hostname=host.rstrip("."))
+        except OSError as error:
+            sock.close()
+            if is_timeout(error):
+                raise DeadlinePassed("in the TLS handshake") from None
+            raise NoAnswer(_describe_handshake(error)) from None
+
+
+class Pool:
+    """The kept connections to one origin; the one used last is used first. Threads may share it.
+
+    No thread waits for a connection here, and a queue with locks would cost a tenth of an exchange.
+    To close a pool, drop it: its connections are closed once nothing refers to it, not even an
+    exchange in progress.
+    """
+
+    def __init__(self, dialer: Dialer, origin: Origin, *, max_kept: int) -> None:
+        self._dialer = dialer
+        self._origin = origin
+        self._max_kept = max_kept
+        self._kept: list[Connection] = []  # append and pop are atomic
+        weakref.finalize(self, _close_all, self._kept)
+
+    def borrow(self) -> Connection | None:
+        """Return a kept connection that is still alive, None if there is none."""
+        while True:
+            try:
+                connection = self._kept.pop()
+            except IndexError:
+                return None
+            if connection.is_alive():
+                return connection
+            connection.close()
+
+    def open(self, trace: Trace, *, deadline: float) -> Connection:
+        """Return a new connection. Blocks and raises as `Dialer.open` does."""
+        return self._dialer.open(self._origin, trace, deadline=deadline)
+
+    def give_back(self, connection: Connection) -> None:
+        """Keep *connection* for the next exchange, or close it if enough are kept."""
+        if len(self._kept) < self._max_kept:
+            connection.idle_since = time.monotonic()
+            self._kept.append(connection)
+        else:
+            connection.close()
+
+
+def tls_context(ca_bundle: str | None) -> ssl.SSLContext:
+    """Return what TLS connections share: TLS 1.2 or newer, certificate and host name checked.
+
+    *ca_bundle* (a PEM file) replaces the system's certificate authorities. Raise `UnusableError` if
+    it cannot be read.
+    """
+    context = create_urllib3_context()
+    # A receiver could start a renegotiation and stall it while a large body is being sent.
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    if ca_bundle is None:
+        context.load_default_certs()
+        return context
+    try:
+        context.load_verify_locations(cafile=ca_bundle)
+    except OSError as error:
+        cause = error.strerror if error.errno else "no PEM certificates in it"
+        raise UnusableError(f"the CA bundle {ca_bundle} cannot be read: {cause}") from None
+    return context
+
 
 def _interleaved(addresses: list[str]) -> list[str]:
-    """Return *addresses* with the families taking turns: one without a route costs one try (RFC
-    8305, 4).
+    """Return *addresses* with IPv4 and IPv6 in turn (RFC 8305, 4).
+
+    So a family without a route costs one try only.
     """
     first = [address for address in addresses if (":" in address) == (":" in addresses[0])]
     second = [address for address in addresses if (":" in address) != (":" in addresses[0])]
@@ -109,8 +210,8 @@ def _connect_any(addresses: list[str], port: int, deadline: float) -> socket.soc
     failure: OSError | None = None
     for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
         remaining_s = remaining_until(deadline, "while connecting")
-        # A dead address must leave time for the others and for the exchange; the last may use it
-        # up.
+        # A dead address must leave time for the others and for the exchange. The last one may use
+        # all that is left.
         limit_s = (
             remaining_s if left == 1 else max(remaining_s / (left + 1), min(1.0, remaining_s / 2))
         )
@@ -132,140 +233,10 @@ def _connect(address: str, port: int, limit_s: float, deadline: float) -> socket
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.settimeout(limit_s)
         sock.connect((address, port))
-        # urllib3's TLS handshake comes next and keeps to this as a whole, however slowly the bytes
-        # come.
+        # For the TLS handshake, which keeps to this as a whole, however slowly the bytes come.
         sock.settimeout(remaining_until(deadline, "while connecting"))
         unless_done.pop_all()
     return sock
-
-
-class Connection(HTTPConnection):
-    """urllib3's connection, dialled through the egress check. One thread at a time: borrowed from
-    its pool.
-    """
-
-    def __init__(self, *args: Any, dialer: Dialer, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.idle_since = 0.0
-        self.readable = select.poll()  # of the open socket; made once, since every exchange waits
-        self._dialer = dialer
-        self._trace = Trace()
-        self._deadline = 0.0
-
-    def open(self, trace: Trace, *, deadline: float) -> socket.socket:
-        """Connect, TLS included, and return the socket, ready for exchanges.
-
-        Raise `NotAllowed`, `DeadlinePassed` or `NoAnswer`.
-        """
-        self._trace, self._deadline = trace, deadline
-        began_at = time.monotonic()
-        try:
-            self.connect()
-        except OSError as error:
-            # Dialling raises the exchange's own exceptions, so this was the handshake.
-            if is_timeout(error):
-                raise DeadlinePassed("in the TLS handshake") from None
-            raise NoAnswer(_describe_handshake(error)) from None
-        if isinstance(self.sock, ssl.SSLSocket):
-            trace.tls_s = (
-                time.monotonic() - began_at - (trace.dns_s or 0.0) - (trace.connect_s or 0.0)
-            )
-        sock: socket.socket = self.sock
-        prepare(sock)
-        self.readable = select.poll()
-        self.readable.register(sock, select.POLLIN)
-        return sock
-
-    @property
-    def is_connected(self) -> bool:
-        """Return whether it is open and has nothing to read, not even the end."""
-        return self.sock is not None and not self.readable.poll(0)
-
-    def _new_conn(self) -> socket.socket:
-        return self._dialer.dial(self._dns_host, self.port, self._trace, deadline=self._deadline)
-
-
-class _TlsConnection(Connection, HTTPSConnection):
-    pass
-
-
-class Pool(urllib3.HTTPConnectionPool):
-    """The kept connections to one origin, the one used last first. Threads may share it.
-
-    urllib3 makes the connections. Lending them is done here: nobody ever waits for one, and a queue
-    with locks would cost a tenth of an exchange. To close it, forget it.
-    """
-
-    ConnectionCls = Connection
-
-    def __init__(self, *args: Any, maxsize: int, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._most = maxsize
-        self._kept: list[Connection] = []  # append and pop are atomic
-        # Once nobody refers to the pool any more, an exchange under way included: so urllib3 ends
-        # its own.
-        weakref.finalize(self, _close_all, self._kept)
-
-    def borrow(self) -> Connection:
-        """Return a kept connection that is still alive, or a new one that is not open yet (its
-        *sock* is None).
-        """
-        while True:
-            try:
-                connection = self._kept.pop()
-            except IndexError:
-                return self.fresh()
-            if connection.is_connected:
-                return connection
-            connection.close()
-
-    def fresh(self) -> Connection:
-        """Return a new connection that is not open yet."""
-        return cast(Connection, self._new_conn())
-
-    def give_back(self, connection: Connection) -> None:
-        """Keep *connection* for the next exchange, or close it where enough are kept."""
-        if len(self._kept) < self._most:
-            connection.idle_since = time.monotonic()
-            self._kept.append(connection)
-        else:
-            connection.close()
-
-
-class _TlsPool(Pool, urllib3.HTTPSConnectionPool):
-    ConnectionCls = _TlsConnection
-
-
-class Pools(urllib3.PoolManager):
-    """The pools of the origins used last; those of others are closed."""
-
-    def __init__(
-        self, dialer: Dialer, tls: ssl.SSLContext, *, origins: int, connections_per_origin: int
-    ) -> None:
-        super().__init__(num_pools=origins, maxsize=connections_per_origin, ssl_context=tls)
-        self.pool_classes_by_scheme = {"http": Pool, "https": _TlsPool}
-        self._dialer = dialer
-
-    def origin(self, scheme: str, host: str, port: int) -> Origin:
-        """Return what `pool` needs; depends on nothing that changes."""
-        context = {**self.connection_pool_kw, "scheme": scheme, "host": host, "port": port}
-        return Origin(self.key_fn_by_scheme[scheme](context), context)
-
-    def pool(self, origin: Origin) -> Pool:
-        """Return the pool for *origin*, made if need be."""
-        try:
-            pool = self.pools[origin.pool_key]
-        except KeyError:
-            # A copy, since urllib3 empties the context that it makes a pool from.
-            pool = self.connection_from_pool_key(origin.pool_key, dict(origin.pool_context))
-        return cast(Pool, pool)
-
-    def _new_pool(
-        self, scheme: str, host: str, port: int, request_context: dict[str, Any] | None = None
-    ) -> urllib3.HTTPConnectionPool:
-        return super()._new_pool(
-            scheme, host, port, {**(request_context or {}), "dialer": self._dialer}
-        )
 
 
 def _close_all(connections: list[Connection]) -> None:

@@ -1,10 +1,9 @@
-"""Where webhookd may connect to: which URLs are well formed and allowed, and which addresses are
-public.
+"""The targets that webhookd may connect to: well-formed and allowed URLs, public addresses.
 
-A webhook's URL is written by somebody else, so without this check it reaches whatever the worker's
-host reaches: databases, cloud metadata, the router. The URL is read once, by urllib3's own parser,
-and the parts found there are the ones used; the address is judged when it is about to be connected
-to, since a name may resolve differently each time (DNS rebinding).
+Webhook URLs come from other people. Without this check a URL could reach all that the worker's host
+can reach: databases, cloud metadata, the router. The URL is parsed once, by urllib3, and the parts
+found there are the parts used. The address is checked right before the connection is made, since a
+name may resolve differently each time (DNS rebinding).
 """
 
 import re
@@ -23,8 +22,8 @@ Network = IPv4Network | IPv6Network
 MAX_URL_LENGTH = 8192
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-# Whitespace and control characters are how a URL means one thing to a person and another to a
-# parser; a backslash is a slash to browsers only.
+# With whitespace or control characters a URL can mean one thing to a person and another to a
+# parser. Only browsers read a backslash as a slash.
 _UNSAFE_IN_URL = re.compile(r"[\s\x00-\x20\x7f-\x9f\\\ud800-\udfff]")
 _HOST_NAME = re.compile(
     r"(?=.{1,253}\Z)[a-z0-9_](?:[a-z0-9_-]{0,62})(?:\.[a-z0-9_][a-z0-9_-]{0,62})*"
@@ -32,15 +31,17 @@ _HOST_NAME = re.compile(
 
 
 class NotAllowed(UnusableError):
-    """A target that is never connected to; the message is the reason, in one line and without the
-    URL's query.
+    """A target or a request that is refused before anything is sent.
+
+    The message is the reason, in one line. It contains neither the URL's query nor a secret.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The parts of a URL as they are used: *host* in lower-case ASCII, an IPv6 literal bare; *path*
-    with the query.
+    """The parts of a URL as they are used.
+
+    *host* is in lower-case ASCII, an IPv6 address has no brackets; *path* includes the query.
     """
 
     scheme: str
@@ -50,14 +51,15 @@ class Target:
 
     @property
     def authority(self) -> str:
-        """Return what belongs into the host header: brackets around IPv6, no default port."""
+        """Return the value of the host header: brackets around IPv6, no default port."""
         host = f"[{self.host}]" if ":" in self.host else self.host.rstrip(".")
         return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
 
 def is_address(host: str) -> bool:
-    """Return whether *host* is an IP literal; ``127.1`` and ``0x7f.1`` are names: what they resolve
-    to is checked.
+    """Return whether *host* is an IP address.
+
+    ``127.1`` and ``0x7f.1`` are names here: the addresses that they resolve to are checked.
     """
     try:
         ip_address(host)
@@ -67,10 +69,10 @@ def is_address(host: str) -> bool:
 
 
 class Egress:
-    """The rule that every exchange passes. Immutable, so that threads share it.
+    """The rule that every exchange passes. It is immutable, so threads can share it.
 
-    *networks* are CIDR strings; addresses inside them are allowed although they are not public.
-    Raise `UnusableError` for one that is malformed.
+    *networks* are CIDR strings: addresses inside them are allowed even if they are not public.
+    Raise `UnusableError` for a malformed one.
     """
 
     def __init__(self, allow_http: bool, networks: Sequence[str] = ()) -> None:
@@ -78,8 +80,9 @@ class Egress:
         self._networks = tuple(_parse_network(text) for text in networks)
 
     def target(self, url: str) -> Target:
-        """Return the parts of *url*. Raise `NotAllowed` if it is malformed or banned; no address is
-        judged here.
+        """Return the parts of *url*. Raise `NotAllowed` if it is malformed or not allowed.
+
+        Addresses are not checked here.
         """
         if len(url) > MAX_URL_LENGTH:
             raise NotAllowed(f"the URL is longer than {MAX_URL_LENGTH} characters")
@@ -130,8 +133,8 @@ class Egress:
             raise NotAllowed(f"the scheme {scheme[:20]!r} is not allowed, only https")
 
 
-# IANA's special-purpose registries (RFC 6890 and later), with what clouds put beside them. Not
-# `is_global`: it holds multicast, site-local and several embedded forms for global, and its answers
+# IANA's special-purpose registries (RFC 6890 and later) and the addresses of cloud services. Not
+# `is_global`: it takes multicast, site-local and several embedded forms for global, and its answers
 # differ between Python versions.
 _BANNED_V4 = tuple(
     (IPv4Network(network), reason)
@@ -190,8 +193,8 @@ def _why_not_public(ip: Address) -> str | None:
         inner = _why_not_public(embedded)
         if inner is not None:
             return f"{embedded} in disguise, which is {inner}"
-    # Everything outside of 2000::/3 is unassigned or special, save for the translation of public
-    # IPv4 addresses.
+    # Everything outside of 2000::/3 is unassigned or special, except translated public IPv4
+    # addresses.
     return None if ip in _GLOBAL_UNICAST or ip in _NAT64 else "reserved"
 
 

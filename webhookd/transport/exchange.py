@@ -1,28 +1,23 @@
-"""One HTTP/1.1 exchange on a connected socket: the request's bytes go out, the answer's come back
-(RFC 9112).
+"""One HTTP/1.1 exchange on a connected socket (RFC 9112): send the request, read the answer.
 
-The answer is parsed by llhttp (httptools). Nothing is decompressed, redirects are not followed, and
-every wait ends at one deadline.
+llhttp (httptools) parses the answer. Nothing is decompressed, redirects are not followed, and every
+wait ends at one deadline.
 """
 
 import errno
 import math
 import os
-import re
 import select
 import socket
 import ssl
 import struct
 import time
-from collections.abc import Sequence
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from webhookd.transport.egress import NotAllowed
-
 MAX_HEAD_BYTES = 64 * 1024
 MAX_BODY_BYTES = 64 * 1024
-# With the framing: sizes and extensions of tiny chunks, trailers.
+# Includes the framing: sizes and extensions of tiny chunks, trailers.
 _MAX_ANSWER_BYTES = MAX_HEAD_BYTES + 4 * MAX_BODY_BYTES
 _EXCERPT_BYTES = 256
 _READ_BYTES = 16 * 1024
@@ -40,58 +35,29 @@ _ERRORS = {
 }
 
 _SWITCHED = "the receiver switched protocols instead of answering"
-_HEADER_LINES = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [^\x00-\x08\x0a-\x1f\x7f]*\r\n)*")
-_OURS = frozenset(
-    {
-        "connection",
-        "content-length",
-        "expect",
-        "host",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
 
 
 class NoAnswer(Exception):
-    """The exchange ended without a complete answer; the message is one line that names the cause."""
+    """The exchange ended without a complete answer; the message names the cause in one line."""
 
 
 class ConnectionDied(NoAnswer):
-    """The connection ended before one byte of an answer: on a kept one the request may never have
-    been seen.
+    """The connection ended before the first byte of an answer.
+
+    On a kept connection the receiver may not have seen the request.
     """
 
 
 class DeadlinePassed(Exception):
-    """The deadline came first; the message says what was being done."""
-
-
-def header_block(headers: Sequence[tuple[str, str]]) -> bytes:
-    """Return *headers* as they go over the wire, in UTF-8. Raise `NotAllowed` for one that could
-    split the request.
-    """
-    for name, _ in headers:
-        if name.lower() in _OURS:
-            raise NotAllowed(f"the header {name.lower()} is set by webhookd")
-    try:
-        block = "".join([f"{name}: {value}\r\n" for name, value in headers]).encode()
-    except UnicodeEncodeError:
-        raise NotAllowed("a header is not valid text") from None
-    # As many lines as headers: otherwise a value that contains a whole line of its own would pass.
-    if not _HEADER_LINES.fullmatch(block) or block.count(b"\r\n") != len(headers):
-        raise NotAllowed("a header's name or value contains a character that is not allowed there")
-    return block
+    """The deadline passed; the message says in which phase."""
 
 
 def prepare(sock: socket.socket) -> None:
-    """Make the connected *sock* fit for `exchange`, once.
+    """Prepare the connected *sock* for `exchange`, once.
 
-    Nothing on it blocks, but for recv without TLS, which waits for 10 ms: a fast receiver then
-    costs one call to the kernel where it would be a poll and a recv, and the interpreter's lock is
-    let go once.
+    Afterwards nothing on it blocks, except recv without TLS, which waits for 10 ms. So the answer
+    of a fast receiver costs one system call instead of a poll and a recv, and the interpreter's
+    lock is released once instead of twice.
     """
     if isinstance(sock, ssl.SSLSocket):
         sock.setblocking(False)
@@ -105,18 +71,18 @@ def prepare(sock: socket.socket) -> None:
 def exchange(
     sock: socket.socket, readable: select.poll, request: bytes, *, deadline: float
 ) -> "AnswerReader":
-    """Send *request* over *sock* (see `prepare`) and read its answer; block until the monotonic
-    *deadline*, or 10 ms longer.
+    """Send *request* over *sock* (see `prepare`) and read its answer.
 
-    *readable* polls *sock* for POLLIN. Raise `DeadlinePassed`, `ConnectionDied` or `NoAnswer`.
-    Returns a reader that is done; the connection can be kept if `reader.reusable`.
+    Blocks until the monotonic *deadline* at most, or 10 ms longer. *readable* polls *sock* for
+    POLLIN. Raise `DeadlinePassed`, `ConnectionDied` or `NoAnswer`. The reader that is returned is
+    done; the connection can be kept if `reader.reusable`.
     """
     reader = AnswerReader()
     failure: OSError | None = None
     try:
         _send(sock, request, reader, deadline=deadline)
     except OSError as error:
-        # The receiver stopped reading, but may well have said why before.
+        # The receiver stopped reading, but it may have sent an answer before.
         failure = error
     while not reader.done:
         doing = "while reading the answer" if reader.started else "while waiting for the answer"
@@ -127,11 +93,10 @@ def exchange(
 
 
 class AnswerReader:
-    """Collects one answer from the bytes fed to it; informational answers (1xx) are skipped.
-    Single-threaded.
+    """Collects one answer from the bytes fed to it. Single-threaded.
 
-    Bytes may come in any portions. After `done` the fields are final; `feed` and `end` raise
-    `NoAnswer` for what is not an answer.
+    Bytes may come in any portions; informational answers (1xx) are skipped. Once `done` is true the
+    fields are final. `feed` and `end` raise `NoAnswer` if the bytes are not an answer.
     """
 
     def __init__(self) -> None:
@@ -151,14 +116,15 @@ class AnswerReader:
 
     @property
     def reusable(self) -> bool:
-        """Return whether the connection may carry another exchange: all sent, all read, nothing
-        left over.
+        """Return whether the connection can carry another exchange.
+
+        The whole request was sent, the whole answer was read, and no byte came after it.
         """
         return self.request_sent and self._keep_alive and not self._overrun
 
     @property
     def started(self) -> bool:
-        """Return whether a byte of an answer was seen."""
+        """Return whether any byte of an answer came."""
         return self._received > 0
 
     @property
@@ -173,9 +139,7 @@ class AnswerReader:
 
     @property
     def wanted_bytes(self) -> int:
-        """Return how much to read next: never past the limit of the head, so that the limit is
-        exact.
-        """
+        """Return how many bytes to read next: never past the head's limit, so that it is exact."""
         return _READ_BYTES if self._head_done else min(_READ_BYTES, MAX_HEAD_BYTES - self._received)
 
     def feed(self, data: bytes) -> None:
@@ -202,13 +166,14 @@ class AnswerReader:
         if not self.done:
             self._check_limits()
         if self.done:
-            # The parser holds this object's methods: each exchange would leave a cycle to the
-            # garbage collector.
+            # The parser refers to this object's methods. Without this each exchange would leave a
+            # reference cycle to the garbage collector.
             self._parser = None
 
     def end(self) -> None:
-        """Take the end of the stream; it completes an answer that has neither length nor chunks
-        (RFC 9112, 6.3).
+        """Take the end of the stream.
+
+        It completes an answer that has neither a length nor chunks (RFC 9112, 6.3).
         """
         if self.done:
             return
@@ -217,7 +182,7 @@ class AnswerReader:
         self.done = True
         self._parser = None
 
-    # The parser's callbacks, named by httptools.
+    # The parser's callbacks; httptools prescribes their names.
 
     def on_message_begin(self) -> None:
         if self.done:
@@ -261,15 +226,14 @@ class AnswerReader:
             if self._received >= MAX_HEAD_BYTES:
                 raise NoAnswer("the answer's headers are longer than 64 KiB")
         elif self._body_bytes >= MAX_BODY_BYTES or self._received >= _MAX_ANSWER_BYTES:
-            # The status stands; what else the receiver has to tell is not worth the connection.
+            # The status counts. The rest of the body is not worth keeping the connection.
             self.done = True
 
 
 def _send(sock: socket.socket, request: bytes, reader: AnswerReader, *, deadline: float) -> None:
-    """Send *request*; what does not go at once goes piece by piece while the answer may come
-    already.
+    """Send *request*: at once if it fits, else piece by piece while an answer may come already.
 
-    Stops when that or the stream's end is there.
+    Stops early if a final status or the end of the stream comes.
     """
     rest = memoryview(request)
     if len(rest) <= _PIECE_BYTES:
@@ -294,15 +258,15 @@ def _send_some(sock: socket.socket, data: memoryview) -> int:
             else sock.send(data, socket.MSG_DONTWAIT)
         )
     except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-        return 0  # TLS may have to wait although the socket does not
+        return 0  # TLS may have to wait even if the socket does not
 
 
 def _receive_some(sock: socket.socket, reader: AnswerReader, failure: OSError | None) -> bool:
-    """Feed *reader* what is there, or comes within a moment; return False where nothing does."""
+    """Feed *reader* the bytes that are there or come within 10 ms; return False if none do."""
     try:
         data = sock.recv(reader.wanted_bytes)
     except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-        return False  # with TLS also: a record that is not complete, or a session ticket
+        return False  # with TLS also for an incomplete record or a session ticket
     except OSError as error:
         if reader.started:
             raise NoAnswer(f"{describe_os_error(error)} while reading the answer") from None
@@ -319,9 +283,7 @@ def _receive_some(sock: socket.socket, reader: AnswerReader, failure: OSError | 
 
 
 def _wait(poller: select.poll, deadline: float, doing: str) -> int:
-    """Block until something is ready and return what; raise `DeadlinePassed` with *doing* once it
-    is too late.
-    """
+    """Block until *poller* is ready and return its events. Raise `DeadlinePassed` with *doing*."""
     while True:
         events = poller.poll(math.ceil(1000 * remaining_until(deadline, doing)))
         if events:
@@ -329,9 +291,7 @@ def _wait(poller: select.poll, deadline: float, doing: str) -> int:
 
 
 def _answer_may_follow(sock: socket.socket, reader: AnswerReader) -> bool:
-    """Read what has come while sending; return whether sending goes on: no end and no final status
-    yet.
-    """
+    """Read what came while sending. Return False once it is a final status or the end."""
     try:
         data = sock.recv(reader.wanted_bytes)
     except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -343,8 +303,9 @@ def _answer_may_follow(sock: socket.socket, reader: AnswerReader) -> bool:
 
 
 def remaining_until(deadline: float, doing: str) -> float:
-    """Return the seconds until the monotonic *deadline*. Raise `DeadlinePassed` with *doing* where
-    there are none.
+    """Return the seconds left until the monotonic *deadline*.
+
+    Raise `DeadlinePassed` with *doing* if there are none.
     """
     remaining_s = deadline - time.monotonic()
     if remaining_s <= 0:
@@ -353,14 +314,15 @@ def remaining_until(deadline: float, doing: str) -> float:
 
 
 def is_timeout(error: OSError) -> bool:
-    """Return whether *error* is a socket's own timeout: the kernel's ETIMEDOUT has the same class,
-    and an errno.
+    """Return whether *error* is the socket's own timeout.
+
+    The kernel's ETIMEDOUT has the same class, but also an errno.
     """
     return isinstance(error, TimeoutError) and error.errno is None
 
 
 def describe_os_error(error: OSError) -> str:
-    """Return one constant line for what went wrong with a connection; nothing of a URL is in it."""
+    """Return one constant line that says what failed; it contains nothing of a URL."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"TLS: certificate verify failed: {error.verify_message}"
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):

@@ -4,8 +4,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
 
 from webhookd import logs
+from webhookd.transport.background import in_background
 
 log = logs.Logger("webhookd.resolver")
 
@@ -14,89 +17,74 @@ Resolve = Callable[[str, int, int, int], Sequence[tuple[int, int, int, str, tupl
 
 
 class LookupFailed(Exception):
-    """A name without addresses; the message is one line that names the cause."""
+    """A name without addresses. The message names the cause in one line."""
 
 
 class Resolver:
     """Runs each lookup in a daemon thread, at most *threads* at once. Safe to share between
     threads.
 
-    Everybody who asks for a name that is being looked up waits for that same lookup: one name whose
-    servers are silent holds one thread, however many deliveries go there, and does not starve the
-    other names.
+    All who ask for the same name wait for the same lookup: a name whose servers are silent holds
+    one thread, however many deliveries go there, and does not starve the other names.
     """
 
     def __init__(self, resolve: Resolve, *, threads: int = 32) -> None:
         self._resolve = resolve
-        self._free = threading.BoundedSemaphore(threads)
-        self._lock = threading.Lock()
-        self._running: dict[
-            str, _Lookup
-        ] = {}  # guarded by _lock; whoever finishes a lookup removes it
+        self._threads = threads
+        self._changed = threading.Condition()  # guards _running; notified when a lookup ends
+        self._running: dict[str, Future[tuple[list[str], str]]] = {}
 
     def addresses(self, host: str, *, deadline: float) -> list[str]:
         """Return the addresses of *host*, in the resolver's order and without repetitions.
 
-        Blocks until the monotonic *deadline* at most. Raise `TimeoutError` when the deadline passes
-        first and `LookupFailed` when there are none or no thread came free.
+        Blocks until the monotonic *deadline* at most. Raise `TimeoutError` if the lookup takes
+        longer, and `LookupFailed` if there are no addresses or if no thread was free for a lookup.
         """
-        with self._lock:
-            lookup = self._running.get(host)
-            starts = lookup is None
-            if lookup is None:
-                lookup = self._running[host] = _Lookup()
-        if starts:
-            self._start(host, lookup, deadline)
-        if not lookup.done.wait(max(0.0, deadline - time.monotonic())):
-            raise TimeoutError
-        if not lookup.addresses:
-            raise LookupFailed(lookup.error)
-        return lookup.addresses
+        with self._changed:
+            if not self._changed.wait_for(
+                lambda: host in self._running or len(self._running) < self._threads,
+                _remaining_s(deadline),
+            ):
+                raise LookupFailed("resolver busy: every lookup thread is stuck")
+            lookup = self._running.get(host) or self._start(host)
+        addresses, error = lookup.result(_remaining_s(deadline))
+        if not addresses:
+            raise LookupFailed(error)
+        return addresses
 
-    def _start(self, host: str, lookup: "_Lookup", deadline: float) -> None:
-        if not self._free.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            self._finish(host, lookup, [], "resolver busy: every lookup thread is stuck")
-            return
+    def _start(self, host: str) -> Future[tuple[list[str], str]]:
+        # The caller holds the lock, so the lookup cannot end before it is in the table.
         try:
-            threading.Thread(
-                target=self._run, args=(host, lookup), name="webhookd-resolver", daemon=True
-            ).start()
+            lookup = in_background(partial(self._look_up, host), name="webhookd-resolver")
         except RuntimeError:
-            self._free.release()
-            self._finish(host, lookup, [], "resolver busy: no further thread can be started")
+            raise LookupFailed("resolver busy: no further thread can be started") from None
+        self._running[host] = lookup
+        return lookup
 
-    def _run(self, host: str, lookup: "_Lookup") -> None:
-        addresses: list[str] = []
-        error = "DNS: name not known"
+    def _look_up(self, host: str) -> tuple[list[str], str]:
+        """Return the addresses, or an empty list and the cause.
+
+        A value, since threads that share an exception write into the same traceback.
+        """
         try:
             found = self._resolve(host, 0, socket.AF_UNSPEC, socket.SOCK_STREAM)
-            addresses = list(dict.fromkeys(_address_text(sockaddr) for *_, sockaddr in found))
+            addresses = dict.fromkeys(_address_text(sockaddr) for *_, sockaddr in found)
+            return list(addresses), "DNS: name not known"
         except OSError as failure:
-            error = _describe(failure)
+            return [], _describe(failure)
         except UnicodeError:
-            error = "DNS: not a valid name"
+            return [], "DNS: not a valid name"
         except Exception:
-            error = "DNS: the resolver failed"
             log.exception("lookup failed", host=host)
+            return [], "DNS: the resolver failed"
         finally:
-            self._free.release()
-            self._finish(host, lookup, addresses, error)
-
-    def _finish(self, host: str, lookup: "_Lookup", addresses: list[str], error: str) -> None:
-        with self._lock:
-            del self._running[host]
-        lookup.addresses = addresses
-        lookup.error = error
-        lookup.done.set()
+            with self._changed:
+                del self._running[host]
+                self._changed.notify_all()
 
 
-class _Lookup:
-    """One lookup in flight: the fields are written before *done* is set and read after it."""
-
-    def __init__(self) -> None:
-        self.done = threading.Event()
-        self.addresses: list[str] = []
-        self.error = ""
+def _remaining_s(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())
 
 
 def _describe(failure: OSError) -> str:
@@ -111,7 +99,7 @@ def _describe(failure: OSError) -> str:
 
 def _address_text(sockaddr: tuple[object, ...]) -> str:
     text = str(sockaddr[0])
-    # The fourth member of an IPv6 address is its scope; without it the egress check would not see
+    # The fourth member of an IPv6 address is its scope. Without it the egress check would not see
     # the zone.
     if len(sockaddr) == 4 and sockaddr[3] and "%" not in text:
         return f"{text}%{sockaddr[3]}"

@@ -255,17 +255,26 @@ def test_a_secret_that_cannot_sign(patient: Database) -> None:
     assert_found_and_fixed(patient, "secrets", "webhook 1")
 
 
+def test_headers_that_cannot_be_sent(patient: Database) -> None:
+    register(patient, headers='{"x-team": "billing", "Content-Type": "text/plain"}')
+    assert wrong(patient) == []
+    patient.execute("""UPDATE pggit.webhooks SET headers = '{"Webhook_Id": "hunter2"}'""")
+    finding = assert_found_and_fixed(patient, "headers", "webhook 1", "'Webhook_Id'")
+    assert finding.severity is Severity.ERROR
+    assert "hunter2" not in finding.detail
+
+
 def test_more_webhooks_than_are_examined(
     patient: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = format_secret(b"k" * 32)
     for webhook_id in (1, 2, 3):
-        register(patient, webhook_id=webhook_id, secret=secret)
+        register(patient, webhook_id=webhook_id, secret=secret, headers='{"x-a": "1"}')
     monkeypatch.setattr(queue, "MOST_WEBHOOKS", 2)
     notes = [
         finding.name for finding in findings(patient) if "only the newest 2 " in finding.detail
     ]
-    assert notes == ["targets", "secrets"]
+    assert notes == ["targets", "secrets", "headers"]
     monkeypatch.setattr(queue, "MOST_WEBHOOKS", 3)
     assert [finding for finding in findings(patient) if "only the newest" in finding.detail] == []
 

@@ -57,6 +57,7 @@ OF_THE_SCHEMA: Mapping[str, Check] = {
     "retention": queue.retention,
     "targets": queue.targets,
     "secrets": queue.secrets,
+    "headers": queue.headers,
 }
 MOST_FINDINGS = 10  # of one check: a screen is for reading
 

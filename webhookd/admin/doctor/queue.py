@@ -12,6 +12,7 @@ from webhookd.admin.doctor.installation import Installation
 from webhookd.core.signing import parse_secret
 from webhookd.postgres.retention import Keep, Reference, removals
 from webhookd.transport.egress import Egress, NotAllowed, is_address
+from webhookd.transport.request import parse_headers
 
 OVERDUE_S = 300.0
 HELD_S = 300.0
@@ -293,6 +294,22 @@ def secrets(installation: Installation) -> Iterator[Finding]:
             f"the secret of {_some(ids, len(ids))} cannot be used, so nothing is sent there: "
             f"{reason}",
             installation.commands.webhookd(f"webhook rotate-secret {ids[0]}"),
+        )
+
+
+def headers(installation: Installation) -> Iterator[Finding]:
+    """Whether every webhook's headers can be sent, by the list that workers use."""
+
+    def judge(text: str) -> None:
+        parse_headers(text)
+
+    rows = installation.rows("doctor_headers", limit=MOST_WEBHOOKS + 1)
+    yield from _only_the_newest(rows)
+    for reason, ids in _refused(rows, "headers", judge).items():
+        yield error(
+            f"the headers of {_some(ids, len(ids))} cannot be sent, so nothing is sent there: "
+            f"{reason}; correct pggit.webhooks.headers, or pause the webhook",
+            installation.commands.webhookd(f"webhook pause {ids[0]}"),
         )
 
 

@@ -1,0 +1,163 @@
+"""The request that goes out for one delivery: our headers, the webhook's own, and the signature.
+
+This is the one place that knows which headers webhookd sends. Workers, `webhookd webhook test`,
+the registration of webhooks and the doctor all use it, so they cannot disagree.
+"""
+
+import json
+import re
+from functools import lru_cache
+from typing import NamedTuple
+
+from webhookd import __version__
+from webhookd.core.signing import parse_secret, sign
+from webhookd.transport.egress import NotAllowed
+
+USER_AGENT = f"webhookd/{__version__}"
+
+# A webhook's row may replace these, but not remove them.
+_DEFAULTS = {"content-type": "application/json", "user-agent": USER_AGENT}
+# Where the request goes, how its end is found (RFC 9112, 6), and what concerns one connection only
+# (RFC 9110, 7.6.1, with the older names of RFC 2616, 13.5.1).
+_RESERVED = frozenset(
+    {
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "http2-settings",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_UNSAFE_IN_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
+_SHOWN = 60  # characters of a header's name in a message
+
+
+class Request(NamedTuple):
+    """A request without what depends on its URL. *header_lines* are complete lines in wire form."""
+
+    header_lines: bytes
+    body: bytes
+
+    def to_bytes(self, start: bytes) -> bytes:
+        """Return all bytes to send; *start* comes from `start_lines`."""
+        # One formatting, so that a large body is copied once.
+        lines, body = self
+        return b"%b%bcontent-length: %d\r\n\r\n%b" % (start, lines, len(body), body)
+
+
+def start_lines(path: str, authority: str) -> bytes:
+    """Return the request line and the host header; both parts come checked from `Egress.target`."""
+    return f"POST {path} HTTP/1.1\r\nhost: {authority}\r\n".encode("ascii")
+
+
+def build_request(
+    *, headers: str | None, secret: str | None, message_id: str, timestamp: int, body: bytes
+) -> Request:
+    """Return the request for one attempt, signed if there is a *secret*.
+
+    *headers* is the JSON in the webhook's row, *timestamp* in Unix seconds, *message_id* ASCII
+    without a dot. Raise `NotAllowed` for headers or a secret that cannot be used: an unsigned
+    request would be worse than none, since the receiver relies on the signature.
+    """
+    fixed = header_lines(headers)
+    lines = f"webhook-id: {message_id}\r\nwebhook-timestamp: {timestamp}\r\n"
+    if secret is not None:
+        try:
+            key = parse_secret(secret)
+        except ValueError as reason:
+            raise NotAllowed(
+                f"the webhook's secret cannot be used ({reason}): `webhookd webhook "
+                "rotate-secret` writes a new one"
+            ) from None
+        signature = sign(key, message_id=message_id, timestamp=timestamp, body=body)
+        lines += f"webhook-signature: {signature}\r\n"
+    return Request(fixed + lines.encode("ascii"), body)
+
+
+@lru_cache(maxsize=4096)  # a webhook's are the same for each of its deliveries
+def header_lines(text: str | None) -> bytes:
+    """Return content-type, user-agent and the headers in a row's JSON *text* in wire form (UTF-8).
+
+    Raise `NotAllowed` as `parse_headers` does.
+    """
+    own = parse_headers(text)
+    replaced = {name.lower() for name in own}
+    ours = {name: value for name, value in _DEFAULTS.items() if name not in replaced}
+    return "".join([f"{name}: {value}\r\n" for name, value in (ours | own).items()]).encode()
+
+
+def parse_headers(text: str | None) -> dict[str, str]:
+    """Return the headers in a row's JSON *text*, by name as the row spells it; None has none.
+
+    A string, a number or a boolean is sent as JSON writes it; null is no header. Raise `NotAllowed`
+    with one line, no value in it, for what is not sent: see `_check_name` and `_value`.
+    """
+    if text is None:
+        return {}
+    try:
+        # Numbers keep their text: 1.10 stays 1.10, and no number is too long.
+        found = json.loads(text, parse_float=str, parse_int=str)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise NotAllowed("the webhook's headers cannot be read: they must be a JSON object")
+    headers: dict[str, str] = {}
+    seen: dict[str, str] = {}
+    for name, value in found.items():
+        if value is None:
+            continue
+        folded = _check_name(name)
+        if folded in seen:
+            raise NotAllowed(
+                f"the headers {_shown(seen[folded])} and {_shown(name)} are the same to a "
+                "receiver: keep one"
+            )
+        seen[folded] = name
+        headers[name] = _value(name, value)
+    return headers
+
+
+def _check_name(name: str) -> str:
+    """Return *name* as a receiver may see it. Raise `NotAllowed` for a reserved or malformed one.
+
+    CGI and its successors (WSGI, PHP) turn `-`, `_` and other punctuation into the same character,
+    so that `Webhook_Id` would be a second webhook-id.
+    """
+    if not _NAME.fullmatch(name):
+        raise NotAllowed(
+            "a header's name is empty or contains a character that is not allowed there"
+        )
+    folded = re.sub(r"[^0-9a-z]", "-", name.lower())
+    if folded in _RESERVED or folded.startswith("webhook-"):
+        raise NotAllowed(f"the header {_shown(name)} is set by webhookd or by HTTP: leave it out")
+    if folded in _DEFAULTS and folded != name.lower():
+        raise NotAllowed(f"the header {_shown(name)} must be spelled {folded}")
+    return folded
+
+
+def _value(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if not isinstance(value, str):
+        raise NotAllowed(
+            f"the value of the header {_shown(name)} is a list or an object: write a string"
+        )
+    # A line break would let a value add another header or another request.
+    if _UNSAFE_IN_VALUE.search(value):
+        raise NotAllowed(
+            f"the value of the header {_shown(name)} contains a character that is not allowed there"
+        )
+    return value
+
+
+def _shown(name: str) -> str:
+    return repr(name[:_SHOWN])
