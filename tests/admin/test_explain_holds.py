@@ -186,10 +186,8 @@ def test_a_target_that_is_not_allowed_says_that_a_retry_alone_is_no_help(
         enlisted.take(),
         Attempted(Answer(AnswerKind.NOT_ALLOWED, 0.0, error=refusal), time.monotonic()),
     )
-    assert (
-        "Start the service with --allow-network first"
-        in only(explained(database, delivery_id), "failed").text
-    )
+    failed = only(explained(database, delivery_id), "failed")
+    assert "start the service with --allow-network first" in failed.text
 
 
 def test_an_id_that_no_webhook_can_have_is_not_to_be_registered(
@@ -202,16 +200,16 @@ def test_an_id_that_no_webhook_can_have_is_not_to_be_registered(
     only(explained(database, delivery_id), "failed")
 
 
-def test_a_row_or_lane_that_somebody_else_has_locked_is_told(
+def test_a_row_or_lane_that_another_session_has_locked_is_named(
     database: Database, enlisted: Engine
 ) -> None:
     register(database, 1)
     [delivery_id] = insert(database, 1)
-    with database.connect(autocommit=False, application_name="somebody") as connection:
+    with database.connect(autocommit=False, application_name="report") as connection:
         connection.execute("SELECT FROM pggit.alert_delivery_queue FOR UPDATE")
         locked = only(explained(database, delivery_id), "locked")
         assert enlisted.take() == []
-        assert f"pid {connection.info.backend_pid}" in locked.text and "somebody" in locked.text
+        assert f"pid {connection.info.backend_pid}" in locked.text and "report" in locked.text
         assert locked.sql == (f"SELECT pg_terminate_backend({connection.info.backend_pid})",)
         connection.rollback()
         connection.execute("UPDATE pggit.webhook_health_metrics SET last_check_at = now()")

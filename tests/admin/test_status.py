@@ -1,18 +1,17 @@
-"""`webhookd status`: each baseline's verdict on a real database, the quantile, the exit code."""
+"""The daily health check: each baseline's verdict on a real database, the quantile, the report."""
 
-import json
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 from tests.support.engine import Engine, answered, engine, insert, register
+from tests.support.explained import set_lane
 from tests.support.postgres import Database
-from webhookd.cli.main import cli
-from webhookd.cli.status import Baseline
-from webhookd.errors import WebhookdError
+from webhookd.admin import database as admin_database
+from webhookd.admin import status
+from webhookd.admin.status import Baseline, HealthCount, Queue, Unregistered
+from webhookd.config.load import Config
 from webhookd.metrics.counts import DURATION_BUCKETS_S
-from webhookd.schema import migrate
 
 MINUTE = (
     "INSERT INTO pggit.worker_minutes (minute, worker_id, delivered, failed, timeouts, "
@@ -28,11 +27,15 @@ WORKER = (
 )
 
 
-def status(database: Database) -> tuple[dict[str, tuple[Any, str]], int]:
-    """Return value and verdict of each baseline, and the exit code."""
-    done = CliRunner().invoke(cli, ["status", "--json", "--dsn", database.dsn])
-    rows = json.loads(done.stdout)["baselines"]
-    return {row["name"]: (row["value"], row["verdict"]) for row in rows}, done.exit_code
+def report_of(database: Database) -> status.Report:
+    with admin_database.connect(Config(dsn=database.dsn)) as connection:
+        return status.read(connection)
+
+
+def verdicts(database: Database) -> tuple[dict[str, tuple[Any, str]], bool]:
+    """Return value and verdict of each baseline, and whether the report is critical."""
+    report = report_of(database)
+    return {one.name: (one.value, one.verdict) for one in report.baselines}, report.critical
 
 
 def durations(**counts: int) -> list[int]:
@@ -64,8 +67,8 @@ def busy(
 def test_a_quiet_night_with_living_workers_is_fine(database: Database) -> None:
     for number in (1, 2, 3):
         database.execute(WORKER, [f"worker-{number}", 2])
-    found, code = status(database)
-    assert code == 0
+    found, critical = verdicts(database)
+    assert not critical
     assert found == {
         "delivery latency p99, last hour": (None, "-"),
         "success rate, last hour": (None, "-"),
@@ -74,19 +77,6 @@ def test_a_quiet_night_with_living_workers_is_fine(database: Database) -> None:
         "circuit openings, last hour": (0.0, "ok"),
         "rate limit hits a minute, last 5": (0.0, "ok"),
     }
-
-
-@pytest.mark.parametrize(
-    "command", [["status"], ["metrics"], ["webhook", "list"], ["delivery", "list"]]
-)
-def test_an_old_schema_is_one_line_that_says_migrate_or_no_matter(
-    empty_database: Database, command: list[str]
-) -> None:
-    migrate.migrate(empty_database.dsn, migrations=migrate.load()[:1])
-    done = CliRunner().invoke(cli, [*command, "--dsn", empty_database.dsn])
-    refused = isinstance(done.exception, WebhookdError) and str(done.exception)
-    expected = "0002_monitoring is missing: run `webhookd migrate`"
-    assert expected in str(refused) if command[0] in ("status", "metrics") else done.exit_code == 0
 
 
 def test_the_last_hour_of_all_workers_is_added_up(database: Database) -> None:
@@ -110,15 +100,15 @@ def test_the_last_hour_of_all_workers_is_added_up(database: Database) -> None:
         hits=999,
         durations=durations(up_to_120=999),
     )
-    found, code = status(database)
-    assert code == 0
+    found, critical = verdicts(database)
+    assert not critical
     assert found["success rate, last hour"] == (97.0, "warning")
     assert found["circuit openings, last hour"] == (2.0, "warning")
     assert found["rate limit hits a minute, last 5"] == (15.0, "warning")
     # As histogram_quantile does: the 99th of 100 stands half-way through the two in (2, 5].
     assert found["delivery latency p99, last hour"] == (pytest.approx(3.5), "warning")
     database.execute("UPDATE pggit.worker_minutes SET slowest_seconds = 2.5")
-    assert status(database)[0]["delivery latency p99, last hour"] == (2.5, "warning")
+    assert verdicts(database)[0]["delivery latency p99, last hour"] == (2.5, "warning")
 
 
 @pytest.mark.parametrize(
@@ -140,13 +130,13 @@ def test_the_last_hour_of_all_workers_is_added_up(database: Database) -> None:
         ("rate limit hits a minute, last 5", {"hits": 505}),
     ],
 )
-def test_a_critical_baseline_makes_the_exit_code_1(
+def test_a_critical_baseline_makes_the_report_critical(
     database: Database, name: str, numbers: dict[str, Any]
 ) -> None:
     database.execute(WORKER, ["worker-1", 2])
     busy(database, **numbers)
-    found, code = status(database)
-    assert code == 1
+    found, critical = verdicts(database)
+    assert critical
     assert [one for one, (_, verdict) in found.items() if verdict == "critical"] == [name]
 
 
@@ -158,9 +148,9 @@ def test_a_silent_worker_is_a_warning_and_after_two_minutes_down(
 ) -> None:
     for number, silence_s in enumerate(silences_s):
         database.execute(WORKER, [f"worker-{number}", silence_s])
-    found, code = status(database)
+    found, critical = verdicts(database)
     assert found["worker health, longest silence"][1] == verdict
-    assert code == (verdict == "critical")
+    assert critical == (verdict == "critical")
 
 
 def test_what_waits_on_purpose_is_no_backlog(database: Database) -> None:
@@ -171,22 +161,48 @@ def test_what_waits_on_purpose_is_no_backlog(database: Database) -> None:
     insert(database, 2, 1500, due_in_s=3600)  # scheduled
     insert(database, 3, 1500)  # unregistered
     insert(database, 2, 101)
-    found, code = status(database)
-    assert (found["queue depth"], code) == ((101.0, "warning"), 0)
+    found, critical = verdicts(database)
+    assert (found["queue depth"], critical) == ((101.0, "warning"), False)
     insert(database, 2, 900)
-    found, code = status(database)
-    assert (found["queue depth"], code) == ((1001.0, "critical"), 1)
+    found, critical = verdicts(database)
+    assert (found["queue depth"], critical) == ((1001.0, "critical"), True)
 
 
-def test_the_screen_shows_queue_attention_and_the_hours_failures(database: Database) -> None:
+def test_the_report_names_what_stands_behind_the_baselines(database: Database) -> None:
     with engine(database) as worker:
         worker_fails(worker, database)
-    done = CliRunner().invoke(cli, ["status", "--dsn", database.dsn])
-    assert done.exit_code == 1  # no worker is registered
-    lines = [line.split() for line in done.stdout.splitlines()]
-    assert ["0", "0", "1", "1", "2", "1"] in lines
-    assert ["1", "degraded", "1", "50"] in [line[:4] for line in lines]
-    assert "at least 99 %" in done.stdout
+    insert(database, 9, 3)
+    set_lane(database, "circuit_state = 'open', circuit_until = now() + interval '1 minute'")
+    report = report_of(database)
+    assert report.queue == Queue(3, 0, 1, 1, 5)
+    assert [(one.cause, one.deliveries) for one in report.waiting] == [("unregistered", 3)]
+    assert report.health == [HealthCount("degraded", 1)]
+    [degraded] = report.attention
+    assert (degraded.webhook_id, degraded.consecutive_failures) == (1, 1)
+    assert degraded.success_rate_percent == 50.0
+    assert report.errors_1h == 1
+    [circuit] = report.circuits
+    assert (circuit.webhook_id, circuit.circuit_state) == (1, "open")
+    assert circuit.probe_in_s == pytest.approx(60.0, abs=30.0)
+    assert report.unregistered == [Unregistered(9, 3)]
+    assert report.workers == [] and report.critical
+
+
+@pytest.mark.parametrize(
+    ("counts", "slowest_s", "expected"),
+    [
+        ([], None, None),
+        ([0, 0], 1.0, None),
+        (durations(up_to_1=100), 1.0, 0.995),
+        (durations(up_to_1=100), 0.75, 0.75),
+        (durations(up_to_1=98, beyond=2), 300.0, 300.0),
+    ],
+)
+def test_a_quantile_lies_within_its_bucket_and_never_above_the_slowest(
+    counts: list[int], slowest_s: float | None, expected: float | None
+) -> None:
+    found = status.quantile(0.99, counts, slowest_s)
+    assert found == (None if expected is None else pytest.approx(expected))
 
 
 def worker_fails(worker: Engine, database: Database) -> None:

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: real processes, real exit codes, one line for every mistake."""
+"""The command line as a user meets it: real processes, real exit codes, one line a mistake."""
 
 import json
 import os
@@ -79,7 +79,7 @@ def test_under_a_service_manager_a_missing_dsn_is_refused() -> None:
         assert_refused(webhookd(env={variable: "1"}), "DATABASE_URL", "--embedded")
 
 
-def test_a_database_without_the_schema_is_refused_and_migrate_mends_it(
+def test_a_database_without_the_schema_is_refused_and_migrate_helps(
     empty_database: Database,
 ) -> None:
     assert_refused(webhookd("--metrics-port", "0", dsn=empty_database.dsn), "webhookd migrate")

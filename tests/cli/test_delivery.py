@@ -55,7 +55,10 @@ def test_the_load_of_the_seed_is_delivered_exactly_once_by_three_workers(
 
 
 def test_what_arrives_is_signed_and_is_the_body_byte_for_byte(database: Database) -> None:
-    body = '{"greeting": "grüß Gott", "big": 123456789012345678901234567890, "nested": {"a": [1, 2.50, null]}}'
+    body = (
+        '{"greeting": "grüß Gott", "big": 123456789012345678901234567890, '
+        '"nested": {"a": [1, 2.50, null]}}'
+    )
     with Receiver(answer_ok) as receiver, Daemon(database.dsn):
         database.execute(
             "INSERT INTO pggit.webhooks (webhook_id, url, secret, headers) VALUES (1, %s, %s, %s)",
@@ -148,7 +151,10 @@ def test_the_playbooks_update_closes_an_open_circuit_in_running_workers(database
     ):
         register(database, receiver, count=1)
         insert(database, 30, webhooks=1)
-        state = "SELECT circuit_state, health_status FROM pggit.webhook_health_metrics WHERE webhook_id = 2000"
+        state = (
+            "SELECT circuit_state, health_status FROM pggit.webhook_health_metrics "
+            "WHERE webhook_id = 2000"
+        )
         eventually(lambda: database.execute(state) == [("open", "unavailable")])
         eventually(lambda: "sending" not in statuses(database))
         # Each worker stops at its own fifth failure at the latest: a batch does not run on against

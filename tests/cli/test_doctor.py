@@ -40,7 +40,7 @@ def doctor(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[
     )
 
 
-def test_a_healthy_fleet_then_a_fault_and_its_mending(database: Database) -> None:
+def test_a_healthy_fleet_then_a_fault_and_its_fix(database: Database) -> None:
     environment = {"DATABASE_URL": database.dsn}
     with Receiver(answer_ok) as receiver, Daemon(database.dsn) as daemon:
         register(database, receiver)

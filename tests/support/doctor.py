@@ -1,4 +1,4 @@
-"""The doctor on a test's database: what it finds, and whether the command that it prints mends it."""
+"""The doctor on a test's database: what it finds, and whether the command that it prints helps."""
 
 import shlex
 from collections.abc import Iterator
@@ -62,7 +62,7 @@ def wrong(database: Database, **options: Any) -> list[Finding]:
 
 
 def run(finding: Finding) -> None:
-    """Run a finding's command as it is printed: with psql's meaning of -c, or as webhookd takes it."""
+    """Run the command of a finding as it is printed: as psql takes -c, or as webhookd takes it."""
     assert finding.run is not None
     words = shlex.split(finding.run)
     if words[0] == "webhookd":
@@ -74,9 +74,9 @@ def run(finding: Finding) -> None:
             connection.execute(statement.encode())
 
 
-def assert_found_and_mended(database: Database, name: str, *words: str, **options: Any) -> Finding:
-    """The doctor finds one thing wrong, says so in these *words*, and is content once its command
-    has been run.
+def assert_found_and_fixed(database: Database, name: str, *words: str, **options: Any) -> Finding:
+    """The doctor finds one thing wrong, says so in these *words*, and finds nothing once its
+    command was run.
     """
     with installed(database, **options) as installation:
         (finding,) = (finding for finding in examine(installation) if finding.severity.wrong)
@@ -88,9 +88,9 @@ def assert_found_and_mended(database: Database, name: str, *words: str, **option
     return finding
 
 
-def mend_all(database: Database, name: str, **options: Any) -> str:
-    """Run what the doctor prints until it is content, and return what it said; everything is of the
-    check *name*.
+def fix_all(database: Database, name: str, **options: Any) -> str:
+    """Run what the doctor prints until it finds nothing, and return what it said; every finding is
+    of the check *name*.
     """
     said = ""
     for _ in range(10):
@@ -102,7 +102,7 @@ def mend_all(database: Database, name: str, **options: Any) -> str:
             said += finding.detail + "\n"
             if finding.run:
                 run(finding)
-    raise AssertionError(f"not mended: {found}")
+    raise AssertionError(f"not fixed: {found}")
 
 
 # What the installation is like
@@ -124,7 +124,7 @@ def worker_role(server: Server, database: Database) -> Iterator[str]:
 def insert(
     database: Database, webhook_id: int = 1, *, due: str = "now()", change: str = ""
 ) -> None:
-    """Insert a delivery and *change* it as no trigger would let anybody."""
+    """Insert a delivery and *change* it without any trigger."""
     database.execute(
         "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, next_retry_at) "
         f"VALUES ({webhook_id}, '{{}}', {due})"

@@ -18,7 +18,7 @@ OUTCOMES: dict[str, Callable[[], Outcome]] = {
 
 @dataclass(slots=True)
 class Row:
-    """What a queue row should be. *holder*: whose result it takes, and nobody else's."""
+    """What a queue row should be. *holder*: the only one whose result it takes."""
 
     webhook_id: int
     status: str = "pending"

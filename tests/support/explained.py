@@ -9,8 +9,10 @@ import psycopg
 
 from tests.support.engine import STANDARD, unseen
 from tests.support.postgres import Database
+from webhookd.admin import database as database_of_admin
 from webhookd.admin import facts as delivery_facts
-from webhookd.admin.explain import Reason, reasons
+from webhookd.admin.explain import reasons
+from webhookd.admin.reason import Reason
 from webhookd.postgres.claim import WebhookDefaults
 
 LANE = "UPDATE pggit.webhook_health_metrics SET {} WHERE webhook_id = 1"
@@ -47,8 +49,7 @@ def explained(database: Database, delivery_id: int) -> list[Reason]:
 def explained_by(
     connection: psycopg.Connection[tuple[Any, ...]], delivery_id: int, defaults: WebhookDefaults
 ) -> list[Reason]:
-    connection.isolation_level, connection.read_only = psycopg.IsolationLevel.REPEATABLE_READ, True
-    with connection.transaction():
+    with database_of_admin.snapshot(connection):
         facts = delivery_facts.read(connection, delivery_id, defaults)
     assert facts is not None
     return reasons(facts)

@@ -1,1 +1,1 @@
-"""What an operator does: values in, values out. No click and no HTTP here; `cli` parses and prints."""
+"""What an operator does, without click and without HTTP: cli/ parses and prints."""

@@ -1,15 +1,15 @@
-"""The one-shot commands' way to the database: a connection, named statements, and one line for
-every fault.
-"""
+"""How admin functions reach the database: a connection, named statements, one line a fault."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import psycopg
-from psycopg import errors
+from psycopg import IsolationLevel, errors
 from psycopg.rows import dict_row
+from psycopg.types.datetime import TimestamptzLoader
 
 from webhookd.config.load import Config
 from webhookd.embedded import server
@@ -18,11 +18,24 @@ from webhookd.postgres import statements
 from webhookd.schema import identity, migrate
 
 Connection = psycopg.Connection[tuple[Any, ...]]
+# Text where no datetime can hold it: a column may also hold infinity, or the year 20000.
+Instant = datetime | str
+
+
+class LenientInstant(TimestamptzLoader):
+    """Loads an instant that no datetime can hold as the text that PostgreSQL writes. One such row
+    must not hide the others.
+    """
+
+    def load(self, data: Any) -> Any:
+        try:
+            return super().load(data)
+        except psycopg.DataError:
+            return bytes(data).decode()
 
 
 def dsn_of(config: Config) -> str:
-    """Return the DSN in force, or that of an embedded PostgreSQL that a webhookd on this machine
-    runs.
+    """Return the DSN in *config*, else that of an embedded PostgreSQL that runs on this machine.
 
     Raise `UnusableError` where there is neither.
     """
@@ -43,19 +56,33 @@ def dsn_of(config: Config) -> str:
 def connect(config: Config) -> Iterator[Connection]:
     """Open a connection in autocommit mode to a database that holds webhookd's schema.
 
-    Raise `UnusableError` where it does not, `WebhookdError` for a database that cannot be reached.
+    Raise `UnusableError` where it does not, `WebhookdError` for a database that cannot be reached
+    or goes away. Instants are read as `Instant`.
     """
     with identity.connect(dsn_of(config), role="cli") as connection:
+        connection.adapters.register_loader("timestamptz", LenientInstant)
         row = connection.execute("SELECT to_regclass('pggit.installation') IS NOT NULL").fetchone()
         if row is None or not row[0]:
             raise UnusableError("the database has no schema of webhookd's: run `webhookd migrate`")
         try:
             yield connection
         except (errors.UndefinedTable, errors.UndefinedColumn, errors.UndefinedFunction):
-            migrate.check(
-                connection
-            )  # of an old schema it says what workers say; else it is something else
+            # The schema may be too old, and then this raises the error that workers raise.
+            migrate.check(connection)
             raise
+
+
+@contextmanager
+def snapshot(connection: Connection) -> Iterator[None]:
+    """Run the body in a read-only transaction in which all statements see the same moment."""
+    before = connection.isolation_level, connection.read_only
+    connection.isolation_level, connection.read_only = IsolationLevel.REPEATABLE_READ, True
+    try:
+        with connection.transaction():
+            yield
+    finally:
+        if not connection.closed:
+            connection.isolation_level, connection.read_only = before
 
 
 def fetch(connection: Connection, statement: str, **parameters: object) -> list[dict[str, Any]]:

@@ -1,18 +1,16 @@
-"""What decides when one delivery goes out, read in one snapshot. explain.py says what it means.
+"""What decides when one delivery is sent, read in one snapshot. explain.py says what it means.
 
 All instants are epoch seconds of the database's clock.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-import psycopg
-from psycopg.types.datetime import TimestamptzLoader
-
 from webhookd.admin import database
+from webhookd.admin.database import Connection, Instant
 from webhookd.core.lane import Lane
 from webhookd.core.model import Status, WebhookSettings
 from webhookd.postgres import session, statements
@@ -21,23 +19,11 @@ from webhookd.text import duration, shown
 
 ALIVE_S = 20.0  # a worker reports every few seconds
 MOST_AHEAD = 10_000
-# What Python has words for; a column may also hold infinity, or a year that no datetime has.
+# What a datetime can hold; a column may also hold infinity, or the year 20000.
 FIRST, LAST = (
     datetime(1, 1, 1, tzinfo=UTC).timestamp(),
     datetime(9999, 12, 31, tzinfo=UTC).timestamp(),
 )
-
-
-class LenientInstant(TimestamptzLoader):
-    """Loads an instant that no datetime can hold as PostgreSQL writes it: one such row must not
-    hide the others.
-    """
-
-    def load(self, data: Any) -> Any:
-        try:
-            return super().load(data)
-        except psycopg.DataError:
-            return bytes(data).decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +66,8 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class OpenTransaction:
-    """Somebody else's transaction. *what* it holds; *open_s* None: this role may not see since
-    when.
+    """A transaction of another session. *what* it holds: delivery, lane or queue; *open_s* None:
+    this role may not see since when it is open.
     """
 
     what: str
@@ -110,12 +96,31 @@ class OpenTransaction:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """All that decides when a delivery goes out, as it was at *now*.
+class LoggedAttempt:
+    """A row of the attempt log. *event_details* is JSON: plain SQL, or an earlier pggit, may have
+    written anything there.
+    """
 
-    *settings* None: nobody registered the webhook; *lane* None: no worker has looked at it yet.
-    *in_flight* counts its leases, *ahead* the deliveries that go first (`MOST_AHEAD` and more look
-    alike). *log* are its attempts, the first first.
+    created_at: Instant
+    event_type: str
+    http_status: int | None
+    response_time_ms: int | None
+    worker_id: str | None
+    event_details: Any
+
+    @property
+    def details(self) -> Mapping[str, Any]:
+        """*event_details* where they are an object, else an empty one."""
+        return self.event_details if isinstance(self.event_details, dict) else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Everything that decides when a delivery is sent, as it was at *now*.
+
+    *settings* None: the webhook is not registered; *lane* None: no worker has looked at it yet.
+    *in_flight* counts its leases, *ahead* the deliveries that go first, up to `MOST_AHEAD`. *log*
+    holds its attempts, the oldest first.
     """
 
     now: float
@@ -127,25 +132,21 @@ class Facts:
     ahead: int
     workers: Sequence[Worker]
     lockers: Sequence[OpenTransaction]
-    log: Sequence[dict[str, Any]]
+    log: Sequence[LoggedAttempt]
 
     @property
     def last_reason(self) -> str | None:
-        """What the last attempt came to."""
-        details = self.log[-1]["event_details"] if self.log else None
-        return details.get("reason") if isinstance(details, dict) else None
+        """Why the last attempt failed, in the words of the attempt log."""
+        return self.log[-1].details.get("reason") if self.log else None
 
 
-def read(
-    connection: database.Connection, delivery_id: int, defaults: WebhookDefaults
-) -> Facts | None:
-    """Return what the database says of a delivery, None where it cannot be seen. Raises
+def read(connection: Connection, delivery_id: int, defaults: WebhookDefaults) -> Facts | None:
+    """Return what the database knows of a delivery, None where it cannot be seen. Raise
     `psycopg.Error`.
 
-    Call it in a REPEATABLE READ transaction: several statements must see the same moment.
+    Call it within `database.snapshot`: several statements must see the same moment.
     """
-    # As workers' sessions do: on a queue that was never analysed a planner would rather read all of
-    # it.
+    # Workers' sessions do the same: without statistics the planner would read the whole queue.
     connection.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off")
     found = database.fetch_one(connection, "delivery_explain", delivery_id=delivery_id)
     if found is None:
@@ -181,14 +182,18 @@ def read(
             Worker(**worker) for worker in database.fetch(connection, "delivery_explain_workers")
         ],
         lockers=[OpenTransaction(**locker) for locker in lockers],
-        log=database.fetch(connection, "delivery_attempts", delivery_id=delivery_id),
+        log=attempts(connection, delivery_id),
     )
 
 
-def producers(connection: database.Connection) -> list[OpenTransaction]:
-    """Return the open transactions that may have inserted deliveries, the oldest first. Raises
-    `psycopg.Error`.
-    """
+def attempts(connection: Connection, delivery_id: int) -> list[LoggedAttempt]:
+    """Return the attempts of a delivery that the log still holds, the oldest first."""
+    rows = database.fetch(connection, "delivery_attempts", delivery_id=delivery_id)
+    return [LoggedAttempt(**row) for row in rows]
+
+
+def producers(connection: Connection) -> list[OpenTransaction]:
+    """Return the open transactions that may have inserted deliveries, the oldest first."""
     return [
         OpenTransaction(what="queue", **row)
         for row in database.fetch(connection, "delivery_explain_producers")
@@ -196,6 +201,6 @@ def producers(connection: database.Connection) -> list[OpenTransaction]:
 
 
 def _first(
-    connection: database.Connection, statement: str, parameters: dict[str, Any]
+    connection: Connection, statement: str, parameters: dict[str, Any]
 ) -> tuple[Any, ...] | None:
     return connection.execute(statements.load(statement).encode(), parameters).fetchone()

@@ -24,26 +24,26 @@ def migrate(ctx: click.Context, /, **_: object) -> None:
 @click.option(
     "--discard-pending",
     is_flag=True,
-    help="This is a copy: fail what waits in it, and be an installation of its own.",
+    help="This is a copy: fail the deliveries that wait in it, and make it a new installation.",
 )
 @click.option(
     "--continue",
-    "go_on",
+    "moved",
     is_flag=True,
-    help="The database moved here: go on where the original stopped.",
+    help="The database moved here: continue where the original stopped.",
 )
 @connection_options
 @click.pass_context
-def adopt(ctx: click.Context, /, discard_pending: bool, go_on: bool, **_: object) -> None:
-    """Let workers work on a database that was copied or moved.
+def adopt(ctx: click.Context, /, discard_pending: bool, moved: bool, **_: object) -> None:
+    """Let workers use a database that was copied or moved.
 
-    They refuse to until then: a dump of production restored for staging must not send what
+    Until then they refuse: a dump of production restored for staging must not send what
     production sends.
     """
     from webhookd.admin.database import dsn_of
     from webhookd.schema.identity import adopt as take
 
-    if discard_pending == go_on:
+    if discard_pending == moved:
         raise click.UsageError(
             "give exactly one of --discard-pending (a copy) and --continue (the database moved)",
             ctx,
@@ -52,5 +52,5 @@ def adopt(ctx: click.Context, /, discard_pending: bool, go_on: bool, **_: object
     click.echo(
         f"adopted; {discarded} waiting deliveries discarded"
         if discard_pending
-        else "adopted; everything goes on"
+        else "adopted; workers may continue"
     )

@@ -1,30 +1,26 @@
-"""`webhookd delivery`: look at deliveries and send them again."""
+"""`webhookd delivery`: reads options for `admin.deliveries`, and prints what it returns."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
+from webhookd.cli.kinds import click_type
 from webhookd.cli.options import connection_options, load_settings
 from webhookd.config.kinds import Seconds
-from webhookd.config.load import LoadedConfig
+from webhookd.core.model import Status
 from webhookd.errors import WebhookdError
 from webhookd.text import shown
 
-_STATUSES = ("pending", "retrying", "sending", "delivered", "failed")
-_BATCH = 1000
-_WAITS_SHOWN = 5  # webhooks
+if TYPE_CHECKING:
+    from webhookd.admin.deliveries import Absence, Explanation
+    from webhookd.admin.facts import LoggedAttempt
+
+_STATUSES = [one.value for one in Status]
+_BODY_SHOWN = 2000  # characters
 _SINCE = Seconds(longest_s=3650 * 86400.0)
-
-
-def _duration(text: str) -> float:
-    # A function, not a ParamType of click's: that one is generic in the newest releases only.
-    try:
-        return _SINCE.parse(text)
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not {_SINCE.allowed}") from None
 
 
 @click.group(no_args_is_help=False)
@@ -33,7 +29,11 @@ def delivery() -> None:
 
 
 @delivery.command("list")
-@click.option("--status", type=click.Choice(_STATUSES), help="Only deliveries in this status.")
+@click.option(
+    "--status",
+    type=click.Choice(_STATUSES),
+    help="Only deliveries in this status.",
+)
 @click.option(
     "--webhook", "webhook_id", type=int, metavar="ID", help="Only deliveries of this webhook."
 )
@@ -58,15 +58,14 @@ def list_(
     **_: object,
 ) -> None:
     """List deliveries, newest first."""
-    from webhookd.admin import database
-    from webhookd.admin import facts as delivery_facts
+    from webhookd.admin import database, deliveries
     from webhookd.cli import output
 
     with database.connect(load_settings(ctx).config) as connection:
-        connection.adapters.register_loader("timestamptz", delivery_facts.LenientInstant)
-        rows = database.fetch(
-            connection, "delivery_list", status=status, webhook_id=webhook_id, limit=limit
+        found = deliveries.list_deliveries(
+            connection, status=status, webhook_id=webhook_id, limit=limit
         )
+    rows = [asdict(one) for one in found]
     if as_json:
         output.print_json(rows)
         return
@@ -89,27 +88,19 @@ def list_(
 @click.pass_context
 def show(ctx: click.Context, /, delivery_id: int, as_json: bool, **_: object) -> None:
     """Show one delivery, its body and every attempt."""
-    from webhookd.admin import database
-    from webhookd.admin import facts as delivery_facts
+    from webhookd.admin import database, deliveries
     from webhookd.cli import output
 
     with database.connect(load_settings(ctx).config) as connection:
-        connection.adapters.register_loader("timestamptz", delivery_facts.LenientInstant)
-        row = database.fetch_one(connection, "delivery_show", delivery_id=delivery_id)
-        if row is None:
-            raise WebhookdError(
-                f"no delivery has the id {delivery_id}: `webhookd delivery list` shows those "
-                "there are"
-            )
-        attempts = database.fetch(connection, "delivery_attempts", delivery_id=delivery_id)
+        found = deliveries.show(connection, delivery_id)
+    row = asdict(found)
     if as_json:
-        output.print_json({**row, "message_body": json.loads(row["message_body"]), "log": attempts})
+        output.print_json({**row, "message_body": json.loads(found.message_body)})
         return
-    output.print_table(
-        ("", ""), [(name, value) for name, value in row.items() if name != "message_body"]
-    )
-    click.echo(f"\nbody  {shown(row['message_body'][:2000])}\n")
-    _print_attempts(attempts, made=row["attempts"])
+    del row["message_body"], row["log"]
+    output.print_table(("", ""), list(row.items()))
+    click.echo(f"\nbody  {shown(found.message_body[:_BODY_SHOWN])}\n")
+    _print_attempts(found.log, made=found.attempts)
 
 
 @delivery.command()
@@ -118,123 +109,92 @@ def show(ctx: click.Context, /, delivery_id: int, as_json: bool, **_: object) ->
 @connection_options
 @click.pass_context
 def explain(ctx: click.Context, /, delivery_id: int, as_json: bool, **_: object) -> None:
-    """Say why a delivery has not gone out yet, what to run, and what happened so far.
+    """Say why a delivery has not been sent yet, what to run, and what happened so far.
 
     What holds it longest comes first. A limit that the webhook leaves open is read from this
     command's configuration: give it the one that the workers have.
     """
-    from psycopg import IsolationLevel
-
-    from webhookd.admin import database
-    from webhookd.admin import facts as delivery_facts
+    from webhookd.admin import database, deliveries
     from webhookd.admin.doctor.commands import commands_for
-    from webhookd.admin.explain import reasons
-    from webhookd.cli import output
-    from webhookd.postgres.claim import defaults_of
 
     settings = load_settings(ctx)
-    config = settings.config
-    commands = commands_for(settings, database.dsn_of(config))
-    with database.connect(config) as connection:
-        connection.adapters.register_loader("timestamptz", delivery_facts.LenientInstant)
-        connection.isolation_level, connection.read_only = IsolationLevel.REPEATABLE_READ, True
-        with connection.transaction():
-            facts = delivery_facts.read(connection, delivery_id, defaults_of(config))
-            if facts is None:
-                _explain_absence(connection, delivery_id, as_json=as_json)
-                missing = "it is not committed yet, was rolled back, or has been deleted"
-                raise WebhookdError(f"no delivery {delivery_id} can be seen: {missing}")
-    # Pasted as it is, a command must reach the database that was asked here.
-    found = [
-        replace(
-            reason,
-            run=(
-                *(commands.webhookd(words.removeprefix("webhookd ")) for words in reason.run),
-                *(commands.sql(statement) for statement in reason.sql),
-            ),
-        )
-        for reason in reasons(facts)
-    ]
-    row = facts.row
+    commands = commands_for(settings, database.dsn_of(settings.config))
+    with database.connect(settings.config) as connection:
+        found = deliveries.explain(connection, delivery_id, settings.config, commands)
+    if isinstance(found, deliveries.Absence):
+        _print_absence(found, as_json=as_json)
+        missing = "it is not committed yet, was rolled back, or has been deleted"
+        raise WebhookdError(f"no delivery {delivery_id} can be seen: {missing}")
+    _print_explanation(found, as_json=as_json)
+
+
+def _print_explanation(found: "Explanation", *, as_json: bool) -> None:
+    from webhookd.cli import output
+
     if as_json:
-        report = {
-            "delivery_id": row.delivery_id,
-            "webhook_id": row.webhook_id,
-            "delivery_status": row.status,
-        }
+        reasons = [
+            {"reason": one.name, "text": one.text, "until": one.until_at, "run": one.run}
+            for one in found.reasons
+        ]
         output.print_json(
-            {**report, "reasons": [reason.as_json() for reason in found], "log": facts.log}
+            {
+                "delivery_id": found.delivery_id,
+                "webhook_id": found.webhook_id,
+                "delivery_status": found.status,
+                "reasons": reasons,
+                "log": [asdict(attempt) for attempt in found.log],
+            }
         )
         return
-    url = f" ({shown(facts.settings.url)})" if facts.settings else ""
-    click.echo(f"delivery {row.delivery_id} for webhook {row.webhook_id}{url}: {row.status}\n")
-    for reason in found:
+    url = "" if found.url is None else f" ({shown(found.url)})"
+    click.echo(
+        f"delivery {found.delivery_id} for webhook {found.webhook_id}{url}: {found.status}\n"
+    )
+    for reason in found.reasons:
         click.echo(f"- {reason.text}")
         for command in reason.run:
             click.echo(f"    {command}")
     click.echo()
-    _print_attempts(facts.log, made=row.attempts)
+    _print_attempts(found.log, made=found.attempts)
 
 
-def _explain_absence(connection: Any, delivery_id: int, *, as_json: bool) -> None:
-    """Print what is known of a delivery that cannot be seen: the newest id there is, and who may
-    just be inserting it.
-    """
-    from webhookd.admin import database
-    from webhookd.admin import facts as delivery_facts
+def _print_absence(found: "Absence", *, as_json: bool) -> None:
     from webhookd.cli import output
 
-    newest = database.fetch_one(connection, "delivery_explain_newest")
-    open_ones = delivery_facts.producers(connection)
     if as_json:
-        newest_id = newest and newest["delivery_id"]
-        output.print_json(
-            {
-                "delivery_id": delivery_id,
-                "newest_id": newest_id,
-                "producers": [asdict(one) for one in open_ones],
-            }
-        )
+        output.print_json(asdict(found))
         return
-    click.echo(
-        f"the newest delivery is {newest['delivery_id']}" if newest else "the queue is empty"
-    )
-    for one in open_ones:
+    newest = f"the newest delivery is {found.newest_id}"
+    click.echo("the queue is empty" if found.newest_id is None else newest)
+    for producer in found.producers:
         click.echo(
-            f"{one} has the queue open for writing: what it inserted cannot be seen, nor sent, "
-            "before it commits"
+            f"{producer} has the queue open for writing: what it inserted cannot be seen, nor "
+            "sent, before it commits"
         )
-    if not open_ones:
+    if not found.producers:
         click.echo("no transaction that could have inserted it is open")
 
 
-def _print_attempts(attempts: Sequence[dict[str, Any]], *, made: int) -> None:
+def _print_attempts(attempts: "Sequence[LoggedAttempt]", *, made: int) -> None:
     from webhookd.cli import output
 
     if not attempts:
-        click.echo(
-            "its attempts are no longer in the attempt log (--keep-log)"
-            if made
-            else "no attempt yet"
-        )
+        gone = "its attempts are no longer in the attempt log (--keep-log)"
+        click.echo(gone if made else "no attempt yet")
         return
-    # Plain SQL, or an earlier pggit, may have logged anything.
-    details = [
-        found if isinstance(found := attempt["event_details"], dict) else {} for attempt in attempts
-    ]
     output.print_table(
         ("at", "event", "http", "ms", "worker", "reason", "answer"),
         [
             (
-                attempt["created_at"],
-                attempt["event_type"],
-                attempt["http_status"],
-                attempt["response_time_ms"],
-                attempt["worker_id"],
-                detail.get("reason"),
-                detail.get("excerpt"),
+                one.created_at,
+                one.event_type,
+                one.http_status,
+                one.response_time_ms,
+                one.worker_id,
+                one.details.get("reason"),
+                one.details.get("excerpt"),
             )
-            for attempt, detail in zip(attempts, details, strict=True)
+            for one in attempts
         ],
     )
 
@@ -247,7 +207,7 @@ def _print_attempts(attempts: Sequence[dict[str, Any]], *, made: int) -> None:
 )
 @click.option(
     "--since",
-    type=_duration,
+    type=click_type(_SINCE),
     metavar="DURATION",
     help="With --failed: only what failed within 15m, 2h, 7d, ...",
 )
@@ -262,73 +222,26 @@ def retry(
     since: float | None,
     **_: object,
 ) -> None:
-    """Send deliveries again: those given by id (whatever became of them), or all that failed."""
-    from webhookd.admin import database
+    """Send deliveries again: those given by id (in any status), or all that failed."""
+    from webhookd.admin import database, deliveries
+    from webhookd.admin.doctor.commands import commands_for
 
-    if bool(delivery_ids) == failed or (
-        not failed and (webhook_id is not None or since is not None)
-    ):
+    narrowed = webhook_id is not None or since is not None
+    if bool(delivery_ids) == failed or (narrowed and not failed):
         raise click.UsageError(
             "give either ids, or --failed with --webhook and --since where wanted", ctx
         )
     settings = load_settings(ctx)
-    first: dict[int, int] = {}  # of each webhook, the first delivery
     with database.connect(settings.config) as connection:
-        if delivery_ids:
-            ids = sorted(set(delivery_ids))
-            rows = database.fetch(connection, "delivery_retry", delivery_ids=ids)
-            for row in rows:
-                first.setdefault(row["webhook_id"], row["delivery_id"])
-            found = {row["delivery_id"] for row in rows}
-            missing, count = [str(one) for one in ids if one not in found], len(found)
+        if failed:
+            done = deliveries.retry_failed(connection, webhook_id=webhook_id, since_s=since)
         else:
-            missing, count, after = [], 0, -1
-            while True:
-                rows = database.fetch(
-                    connection,
-                    "delivery_retry_failed",
-                    after=after,
-                    webhook_id=webhook_id,
-                    since_s=since,
-                    limit=_BATCH,
-                )
-                count += len(rows)
-                for row in rows:
-                    first.setdefault(row["webhook_id"], row["delivery_id"])
-                if len(rows) < _BATCH:
-                    break
-                after = max(row["delivery_id"] for row in rows)
-        click.echo(f"{count} will be sent again")
-        _print_waits(connection, settings, list(first.values()))
-    if missing:
-        raise WebhookdError(f"not there, or being sent just now: {', '.join(missing)}")
-
-
-def _print_waits(connection: Any, settings: LoadedConfig, delivery_ids: Sequence[int]) -> None:
-    """Say of some of these deliveries, one a webhook, what keeps them from being sent now."""
-    from psycopg import IsolationLevel, errors
-
-    from webhookd.admin import database
-    from webhookd.admin import facts as delivery_facts
-    from webhookd.admin.doctor.commands import commands_for
-    from webhookd.admin.explain import reasons
-    from webhookd.postgres.claim import defaults_of
-
-    commands = commands_for(settings, database.dsn_of(settings.config))
-    connection.isolation_level, connection.read_only = IsolationLevel.REPEATABLE_READ, True
-    for delivery_id in delivery_ids[:_WAITS_SHOWN]:
-        try:
-            with connection.transaction():
-                facts = delivery_facts.read(connection, delivery_id, defaults_of(settings.config))
-        except errors.InsufficientPrivilege:
-            return  # whoever may write the queue need not read the registry
-        if facts is None or facts.row.status not in ("pending", "retrying"):
-            continue  # a worker was quicker
-        held = [
-            reason.text
-            for reason in reasons(facts)
-            if reason.until is not None and reason.until > facts.now
-        ]
-        if held:
-            click.echo(f"delivery {delivery_id} waits. {held[0]}")
-            click.echo(f"    {commands.webhookd(f'delivery explain {delivery_id}')}")
+            done = deliveries.retry(connection, delivery_ids)
+        click.echo(f"{done.count} will be sent again")
+        commands = commands_for(settings, database.dsn_of(settings.config))
+        for wait in deliveries.waits(connection, done.samples, settings.config, commands):
+            click.echo(f"delivery {wait.delivery_id} waits. {wait.text}")
+            click.echo(f"    {wait.run}")
+    if done.missing:
+        missing = ", ".join(map(str, done.missing))
+        raise WebhookdError(f"not there, or being sent just now: {missing}")

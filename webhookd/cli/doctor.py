@@ -1,30 +1,19 @@
-"""`webhookd doctor`: prints what `webhookd.doctor` finds."""
+"""`webhookd doctor`: prints what `admin.doctor` finds."""
 
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
 from webhookd.cli.options import config_file_option, config_options, load_settings
-from webhookd.config.load import LoadedConfig
-from webhookd.errors import UnusableError, WebhookdError
 from webhookd.text import shown
 
 if TYPE_CHECKING:
     from webhookd.admin.doctor.findings import Finding
 
 _OPTIONS = (
-    *(
-        "dsn",
-        "listen_dsn",
-        "embedded",
-        "workers",
-        "metrics_host",
-        "metrics_port",
-        "allow_http",
-        "allow_network",
-    ),
+    *("dsn", "listen_dsn", "embedded"),
+    *("workers", "metrics_host", "metrics_port"),
+    *("allow_http", "allow_network"),
     *("keep_delivered", "keep_failed", "keep_log"),
 )
 
@@ -35,15 +24,16 @@ _OPTIONS = (
 @config_options(_OPTIONS)
 @click.pass_context
 def doctor(ctx: click.Context, /, as_json: bool, **_: object) -> None:
-    """Check everything that can be wrong, and print what mends it. Exit 1 if anything is wrong.
+    """Check everything that can be wrong, and print what fixes it. Exit 1 if anything is wrong.
 
     It only reads. Give it the options that the service has: they decide what may be delivered,
     which ports are needed and for how long rows are kept.
     """
+    from webhookd.admin.doctor import diagnose
     from webhookd.cli import output
 
     findings = []
-    for finding in _examined(load_settings(ctx)):
+    for finding in diagnose(load_settings(ctx)):
         findings.append(finding)
         if not as_json:
             _print(finding)
@@ -57,24 +47,7 @@ def doctor(ctx: click.Context, /, as_json: bool, **_: object) -> None:
     ctx.exit(1 if wrong else 0)
 
 
-def _examined(settings: LoadedConfig) -> "Iterator[Finding]":
-    from webhookd.admin import database, doctor
-    from webhookd.admin.doctor.commands import commands_for
-    from webhookd.admin.doctor.findings import error
-    from webhookd.admin.doctor.installation import open_installation
-
-    dsn = database.dsn_of(settings.config)
-    try:
-        with open_installation(dsn, settings.config, commands_for(settings, dsn)) as installation:
-            yield from doctor.examine(installation)
-    except UnusableError:
-        raise
-    except WebhookdError as failure:
-        yield replace(error(str(failure)), name="server")
-
-
 def _print(finding: "Finding") -> None:
-
     click.echo(f"{finding.severity:<8} {finding.name:<14} {shown(finding.detail)}".rstrip())
     if finding.run is not None:
         click.echo(f"{'':<23} run: {shown(finding.run)}")

@@ -1,4 +1,4 @@
-"""`webhookd listen` and `webhookd demo`: what runs on one's own machine."""
+"""`webhookd listen` and `webhookd demo`: for trying webhookd out on one machine."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ import click
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object an arrival.")
 def listen(host: str, port: int, secret: str | None, status: int, as_json: bool) -> None:
-    """Receive webhooks on this machine: print each and whether its signature holds."""
+    """Receive webhooks on this machine: print each and whether its signature is valid."""
     from webhookd.core.signing import parse_secret
     from webhookd.demo.receiver import Receiver, printer
     from webhookd.errors import UnusableError

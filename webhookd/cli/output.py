@@ -18,7 +18,7 @@ _WIDE = 10_000  # a pipe has no width: nothing is wrapped or cut for it
 
 
 def console() -> Console:
-    """Return a console on stdout that takes text as it is: no markup, no emoji, no guessed colours."""
+    """Return a console on stdout that prints text unchanged: no markup, no emoji, no highlights."""
     width = None if sys.stdout.isatty() else _WIDE
     return Console(width=width, highlight=False, markup=False, emoji=False)
 
@@ -26,7 +26,7 @@ def console() -> Console:
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None
 ) -> Table:
-    """Return a borderless table; numbers stand to the right."""
+    """Return a table without borders; columns of numbers are right-aligned."""
     cells = list(rows)
     made = Table(
         title=title,
@@ -45,7 +45,7 @@ def table(
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a borderless table."""
+    """Print a table without borders."""
     console().print(table(columns, rows))
 
 

@@ -1,4 +1,4 @@
-"""The doctor's findings about the workers and their hosts, each provoked and mended."""
+"""The doctor's findings about the workers and their hosts, each provoked and fixed."""
 
 import socket
 
@@ -6,7 +6,7 @@ from tests.support.doctor import (
     DEAD,
     ELSEWHERE,
     add_worker,
-    assert_found_and_mended,
+    assert_found_and_fixed,
     findings,
     insert,
     wrong,
@@ -15,7 +15,7 @@ from tests.support.postgres import Database
 from webhookd.admin.doctor.findings import Severity
 
 
-def test_nobody_delivers(patient: Database) -> None:
+def test_no_worker_delivers(patient: Database) -> None:
     patient.execute("DELETE FROM pggit.workers")
     assert [finding.name for finding in findings(patient) if finding.severity is Severity.NOTE] == [
         "workers"
@@ -25,12 +25,12 @@ def test_nobody_delivers(patient: Database) -> None:
     )
     insert(patient)
     (finding,) = wrong(patient)
-    assert "no worker lives and deliveries are due" in finding.detail
+    assert "no worker is alive and deliveries are due" in finding.detail
 
 
 def test_a_worker_that_died(patient: Database) -> None:
     add_worker(patient, "worker-2", seen_s=DEAD)
-    assert_found_and_mended(patient, "workers", "worker-2", ELSEWHERE, "has been silent for 12")
+    assert_found_and_fixed(patient, "workers", "worker-2", ELSEWHERE, "has been silent for 12")
 
 
 def test_a_worker_that_is_silent(patient: Database) -> None:
@@ -55,7 +55,7 @@ def test_two_hosts_with_one_name_for_a_worker(patient: Database) -> None:
 
 def test_a_worker_that_does_not_answer(patient: Database) -> None:
     with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))  # and nobody listens
+        bound.bind(("127.0.0.1", 0))  # bound, but not listening
         address = f"127.0.0.1:{bound.getsockname()[1]}"
         add_worker(patient, "worker-1", socket.gethostname(), address=address)
         patient.execute(f"DELETE FROM pggit.workers WHERE host = '{ELSEWHERE}'")

@@ -1,5 +1,5 @@
 """The doctor's findings about the queue, its lanes and webhooks, and its history, each provoked and
-mended.
+fixed.
 """
 
 from contextlib import nullcontext
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.doctor import assert_found_and_mended, findings, insert, register, run, wrong
+from tests.support.doctor import assert_found_and_fixed, findings, insert, register, run, wrong
 from tests.support.postgres import Database
 from webhookd.admin.doctor import queue
 from webhookd.admin.doctor.findings import Severity
@@ -18,7 +18,7 @@ from webhookd.postgres import session
 from webhookd.postgres.retention import Keep, Retention
 
 
-def test_deliveries_for_a_webhook_that_nobody_registered(patient: Database) -> None:
+def test_deliveries_for_a_webhook_that_is_not_registered(patient: Database) -> None:
     insert(patient, 7)
     insert(patient, 9)
     (finding,) = wrong(patient)
@@ -26,7 +26,7 @@ def test_deliveries_for_a_webhook_that_nobody_registered(patient: Database) -> N
     assert "webhooks 7, 9" in finding.detail
     run(replace(finding, run=(finding.run or "").replace("URL", "https://receiver.example/")))
     (finding,) = wrong(patient)
-    assert "webhook 9, which nobody registered" in finding.detail
+    assert "webhook 9: not registered" in finding.detail
 
 
 def test_deliveries_for_a_paused_webhook_are_a_note(patient: Database) -> None:
@@ -47,9 +47,9 @@ def test_deliveries_for_a_webhook_that_answered_410(patient: Database) -> None:
     assert [finding for finding in findings(patient) if finding.severity is Severity.NOTE] == []
 
 
-def test_deliveries_for_an_id_that_nobody_can_register(patient: Database) -> None:
+def test_deliveries_for_an_id_that_cannot_be_registered(patient: Database) -> None:
     insert(patient, 0)
-    assert_found_and_mended(patient, "waiting", "webhook 0", "below 1")
+    assert_found_and_fixed(patient, "waiting", "webhook 0", "below 1")
 
 
 def test_circuits_that_are_open(patient: Database) -> None:
@@ -69,7 +69,7 @@ def test_circuits_that_are_open(patient: Database) -> None:
         "UPDATE pggit.webhook_health_metrics SET circuit_state = 'open', circuit_until = now() "
         "WHERE webhook_id = 5"
     )
-    assert_found_and_mended(
+    assert_found_and_fixed(
         patient,
         "circuits",
         "circuit of webhooks 4, 3",
@@ -86,11 +86,11 @@ def test_circuits_that_are_open(patient: Database) -> None:
 
 
 @pytest.mark.parametrize("blocked_by", ["NULL", "'paused'"])
-def test_a_lane_that_nobody_will_look_at(patient: Database, blocked_by: str) -> None:
+def test_a_lane_that_no_worker_will_look_at(patient: Database, blocked_by: str) -> None:
     register(patient)
     insert(patient, due="now() - interval '2 minutes'", change="routed = true")
     patient.execute(f"UPDATE pggit.webhook_health_metrics SET blocked_by = {blocked_by}")
-    assert_found_and_mended(patient, "waiting", "webhook 1", "lost its timer")
+    assert_found_and_fixed(patient, "waiting", "webhook 1", "lost its timer")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_deliveries_that_have_been_due_for_long(
     assert not overdue or "for up to 60" in found[0].detail
 
 
-def test_leases_that_ran_out(patient: Database) -> None:
+def test_leases_that_expired(patient: Database) -> None:
     register(patient)
     patient.execute("UPDATE pggit.webhook_health_metrics SET in_flight = 1")
     insert(
@@ -124,10 +124,10 @@ def test_leases_that_ran_out(patient: Database) -> None:
     )
     (expired,) = wrong(patient)
     assert expired.name == "leases"
-    assert "ran out" in expired.detail
+    assert "expired over a minute ago" in expired.detail
     run(expired)
     # The row's counter is the sweep's business; without workers, the next finding's.
-    assert_found_and_mended(patient, "lanes", "webhook 1")
+    assert_found_and_fixed(patient, "lanes", "webhook 1")
 
 
 def test_a_claim_without_a_lease(patient: Database) -> None:
@@ -145,13 +145,13 @@ def test_a_claim_without_a_lease(patient: Database) -> None:
 def test_a_delivery_that_kills_workers(patient: Database) -> None:
     register(patient)
     insert(patient, change="leases_lost = 4, routed = true")
-    assert_found_and_mended(patient, "suspects", "lost 4 leases")
+    assert_found_and_fixed(patient, "quarantine", "lost 4 leases")
 
 
 def test_a_counter_that_lies(patient: Database) -> None:
     register(patient)
     patient.execute("UPDATE pggit.webhook_health_metrics SET in_flight = 50")
-    assert_found_and_mended(patient, "lanes", "webhook 1")
+    assert_found_and_fixed(patient, "lanes", "webhook 1")
 
 
 def test_a_counter_that_was_only_moving(patient: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +171,7 @@ def test_a_counter_that_was_only_moving(patient: Database, monkeypatch: pytest.M
 )
 def test_a_finished_row_that_does_not_look_like_one(patient: Database, change: str) -> None:
     insert(patient, change=change)
-    assert_found_and_mended(patient, "rows", "1 of the newest deliveries")
+    assert_found_and_fixed(patient, "rows", "1 of the newest deliveries")
 
 
 def test_an_attempt_that_was_recorded_twice(patient: Database) -> None:
@@ -196,7 +196,7 @@ def test_a_foreign_key_without_an_index_stops_retention(patient: Database) -> No
         'CREATE TABLE public.invoice ("Delivery" bigint REFERENCES pggit.alert_delivery_queue)'
     )
     assert wrong(patient, keep_delivered=0.0, keep_failed=0.0) == []
-    assert_found_and_mended(
+    assert_found_and_fixed(
         patient, "retention", "invoice_Delivery_fkey of public.invoice has no index"
     )
     (kept,) = (finding for finding in findings(patient) if finding.name == "retention")
@@ -206,7 +206,10 @@ def test_a_foreign_key_without_an_index_stops_retention(patient: Database) -> No
 
 @pytest.mark.parametrize("table", ["alert_delivery_queue", "alert_delivery_log"])
 def test_retention_that_does_not_keep_up(patient: Database, table: str) -> None:
-    late = "UPDATE pggit.retention SET turned_at = now() - interval '8 days', lap_started_at = turned_at WHERE table_name = %s"
+    late = (
+        "UPDATE pggit.retention SET turned_at = now() - interval '8 days', "
+        "lap_started_at = turned_at WHERE table_name = %s"
+    )
     patient.execute(late, [table])
     patient.execute("UPDATE pggit.retention SET lap_started_at = turned_at")
     (finding,) = wrong(patient)
@@ -249,14 +252,14 @@ def test_a_secret_that_cannot_sign(patient: Database) -> None:
     register(patient, secret=format_secret(b"k" * 32))
     assert wrong(patient) == []
     patient.execute("UPDATE pggit.webhooks SET secret = 'whsec_tooshort'")
-    assert_found_and_mended(patient, "secrets", "webhook 1")
+    assert_found_and_fixed(patient, "secrets", "webhook 1")
 
 
 def test_headers_that_cannot_be_sent(patient: Database) -> None:
     register(patient, headers='{"x-team": "billing", "Content-Type": "text/plain"}')
     assert wrong(patient) == []
     patient.execute("""UPDATE pggit.webhooks SET headers = '{"Webhook_Id": "hunter2"}'""")
-    finding = assert_found_and_mended(patient, "headers", "webhook 1", "'Webhook_Id'")
+    finding = assert_found_and_fixed(patient, "headers", "webhook 1", "'Webhook_Id'")
     assert finding.severity is Severity.ERROR
     assert "hunter2" not in finding.detail
 
@@ -288,6 +291,6 @@ def test_a_thousand_faults_are_a_screen(patient: Database) -> None:
         "generate_series(2, 60) n"
     )
     found = wrong(patient)
-    assert {finding.name for finding in found} == {"suspects"}
+    assert {finding.name for finding in found} == {"quarantine"}
     assert len(found) == 11
     assert "50 more" in found[-1].detail

@@ -1,13 +1,13 @@
-"""The doctor's findings about the schema and the rights there, each provoked and mended."""
+"""The doctor's findings about the schema and the rights there, each provoked and fixed."""
 
 import psycopg
 import pytest
 
 from tests.support.doctor import (
     SCHEMA,
-    assert_found_and_mended,
+    assert_found_and_fixed,
     findings,
-    mend_all,
+    fix_all,
     register,
     run,
     worker_role,
@@ -29,7 +29,7 @@ def test_triggers_that_are_disabled_or_missing(patient: Database, fault: str) ->
     patient.execute(
         "; ".join(fault.format(table=table, name=name) for table, name in SCHEMA.triggers)
     )
-    said = mend_all(patient, "triggers")
+    said = fix_all(patient, "triggers")
     for table, name in SCHEMA.triggers:
         assert (
             f"{name} on pggit.{table} is {'disabled' if 'DISABLE' in fault else 'missing'}: "
@@ -49,7 +49,7 @@ def definitions(database: Database) -> list[tuple[object, ...]]:
 def test_indexes_that_are_missing(patient: Database) -> None:
     before = definitions(patient)
     patient.execute("DROP INDEX " + ", ".join(f"pggit.{name}" for name in SCHEMA.indexes))
-    said = mend_all(patient, "indexes")
+    said = fix_all(patient, "indexes")
     assert all(f"the index {name} is missing" in said for name in SCHEMA.indexes)
     assert definitions(patient) == before
 
@@ -61,9 +61,9 @@ def test_an_index_that_is_invalid(patient: Database) -> None:
         patient.execute("CREATE UNIQUE INDEX CONCURRENTLY queue_new_2 ON pggit.webhooks (url)")
     patient.execute("DROP INDEX pggit.queue_new; ALTER INDEX pggit.queue_new_2 RENAME TO queue_new")
     patient.execute("DELETE FROM pggit.webhooks WHERE webhook_id = 2")
-    assert_found_and_mended(patient, "indexes", "queue_new", "invalid")
+    assert_found_and_fixed(patient, "indexes", "queue_new", "invalid")
     patient.execute("DROP INDEX pggit.queue_new")
-    mend_all(patient, "indexes")
+    fix_all(patient, "indexes")
 
 
 def test_every_trigger_index_and_table_of_the_schema_is_expected(patient: Database) -> None:
@@ -88,7 +88,7 @@ def test_sessions_without_triggers(embedded_server: Server, patient: Database) -
     role = f"ROLE {embedded_server.create_role()}"
     who = {role, f"{role} IN DATABASE {patient.name}", f"DATABASE {patient.name}"}
     patient.execute("; ".join(f"ALTER {one} SET session_replication_role = replica" for one in who))
-    said = mend_all(patient, "triggers")
+    said = fix_all(patient, "triggers")
     assert {line.partition(" has ")[0] for line in said.splitlines()} == who
 
 
@@ -102,12 +102,12 @@ def test_a_table_that_was_renamed(patient: Database) -> None:
 
 def test_a_table_of_another_owner(embedded_server: Server, patient: Database) -> None:
     patient.execute(f"ALTER TABLE pggit.chores OWNER TO {embedded_server.create_role()}")
-    assert_found_and_mended(patient, "tables", "pggit.chores", "belongs to")
+    assert_found_and_fixed(patient, "tables", "pggit.chores", "belongs to")
 
 
 def test_autovacuum_off_for_a_table(patient: Database) -> None:
     patient.execute("ALTER TABLE pggit.alert_delivery_queue SET (autovacuum_enabled = off)")
-    assert_found_and_mended(patient, "vacuum", "autovacuum is off for pggit.alert_delivery_queue")
+    assert_found_and_fixed(patient, "vacuum", "autovacuum is off for pggit.alert_delivery_queue")
 
 
 def test_autovacuum_that_does_not_keep_up(patient: Database) -> None:
@@ -151,7 +151,7 @@ def test_a_schema_that_is_old(empty_database: Database) -> None:
 
 def test_a_copied_database(patient: Database) -> None:
     patient.execute("UPDATE pggit.installation SET database_oid = 1; DELETE FROM pggit.workers")
-    assert_found_and_mended(patient, "schema", "copy of another one")
+    assert_found_and_fixed(patient, "schema", "copy of another one")
 
 
 # Rights
@@ -174,8 +174,8 @@ def test_rights_that_a_worker_lacks(embedded_server: Server, patient: Database) 
             )
             kind = "SEQUENCE " if "wake_flag" in objects else ""
             patient.execute(f"REVOKE {privileges} ON {kind}{objects} FROM {role}")
-        # All at once, and one command mends it.
-        found = assert_found_and_mended(patient, "rights", role, dsn=dsn)
+        # All at once, and one command fixes it.
+        found = assert_found_and_fixed(patient, "rights", role, dsn=dsn)
         assert set(found.detail.partition(" lacks ")[2].partition(": ")[0].split("; ")) == lacking
 
 
@@ -190,7 +190,7 @@ def test_rights_are_judged_for_the_role_that_workers_connect_as(
             application_name="webhookd/a-node/worker-1/work",
             autocommit=True,
         ):
-            assert_found_and_mended(patient, "rights", role, "DELETE on pggit.workers")
+            assert_found_and_fixed(patient, "rights", role, "DELETE on pggit.workers")
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_rights_are_judged_for_the_role_that_workers_connect_as(
 )
 def test_rights_that_producers_lack(patient: Database, grant: str) -> None:
     patient.execute(f"REVOKE {grant} FROM PUBLIC")
-    assert_found_and_mended(patient, "rights", "PUBLIC lacks")
+    assert_found_and_fixed(patient, "rights", "PUBLIC lacks")
 
 
 def test_a_role_without_any_right_gets_notes_and_no_fault(

@@ -53,7 +53,7 @@ def test_autovacuum_off_for_all(own_database: Database) -> None:
     eventually(lambda: wrong(own_database) == [], what="autovacuum is on again")
 
 
-def test_a_replication_slot_that_nobody_uses(
+def test_a_replication_slot_that_is_not_used(
     own_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own_database.execute("SELECT pg_create_logical_replication_slot('left_behind', 'pgoutput')")

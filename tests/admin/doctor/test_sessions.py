@@ -1,5 +1,5 @@
 """The doctor's findings about the way to the server and the sessions there, each provoked and
-mended.
+fixed.
 """
 
 import time
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 
-from tests.support.doctor import assert_found_and_mended, findings, worker_role, wrong
+from tests.support.doctor import assert_found_and_fixed, findings, worker_role, wrong
 from tests.support.postgres import Database, Server
 from webhookd.admin.doctor import queue, server
 from webhookd.admin.doctor.findings import Severity
@@ -46,7 +46,7 @@ def test_a_limit_on_connections(embedded_server: Server, patient: Database) -> N
     with worker_role(embedded_server, patient) as role:
         dsn = embedded_server.dsn(patient.name, user=role)
         patient.execute(f"ALTER ROLE {role} CONNECTION LIMIT 3")
-        finding = assert_found_and_mended(
+        finding = assert_found_and_fixed(
             patient, "connections", f"limit of role {role}", "of 3", dsn=dsn
         )
         assert finding.severity is Severity.WARNING
@@ -81,12 +81,12 @@ def test_what_keeps_dead_rows(patient: Database, monkeypatch: pytest.MonkeyPatch
     with transaction(
         patient, "SELECT count(*) FROM pggit.webhooks", name="nightly report"
     ) as connection:
-        assert_found_and_mended(
+        assert_found_and_fixed(
             patient, "snapshots", "nightly report", f"session {connection.info.backend_pid}"
         )
     with transaction(patient, "CREATE TABLE for_a_transaction_id ()") as connection:
-        connection.execute("PREPARE TRANSACTION 'somebody''s own'")
-    assert_found_and_mended(patient, "snapshots", "somebody", "prepared")
+        connection.execute("PREPARE TRANSACTION 'another''s own'")
+    assert_found_and_fixed(patient, "snapshots", "another", "prepared")
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_transaction_that_stands_in_the_way(
 ) -> None:
     monkeypatch.setattr(queue, "HELD_S", 0.0)
     with transaction(patient, statement, name="shop"):
-        assert_found_and_mended(patient, "locks", "shop", "idle in transaction")
+        assert_found_and_fixed(patient, "locks", "shop", "idle in transaction")
 
 
 def test_a_check_that_cannot_run_does_not_stop_the_others(

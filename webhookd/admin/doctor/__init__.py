@@ -1,7 +1,7 @@
-"""`webhookd doctor`: what can be wrong with an installation, and the command that mends it.
+"""`webhookd doctor`: what can be wrong with an installation, and the command that fixes it.
 
-A check is a function from an `Installation` to findings; none means that all is well. Every check
-stands in one of the two tables below. Checks only read: each statement is a read-only transaction
+A check is a function from an `Installation` to findings; no finding means that all is well. Every
+check is in one of the two tables below. Checks only read: each statement is a read-only transaction
 of its own with a timeout, and what one check cannot see does not stop the others.
 """
 
@@ -11,10 +11,17 @@ from dataclasses import replace
 import psycopg
 from psycopg import errors
 
+from webhookd.admin import database
 from webhookd.admin.doctor import queue, schema, server, workers
-from webhookd.admin.doctor.findings import Finding, Severity, note, ok, warning
-from webhookd.admin.doctor.installation import STATEMENT_TIMEOUT_S, Installation
-from webhookd.errors import WebhookdError
+from webhookd.admin.doctor.commands import commands_for
+from webhookd.admin.doctor.findings import Finding, Severity, error, note, ok, warning
+from webhookd.admin.doctor.installation import (
+    STATEMENT_TIMEOUT_S,
+    Installation,
+    open_installation,
+)
+from webhookd.config.load import LoadedConfig
+from webhookd.errors import UnusableError, WebhookdError
 from webhookd.schema import identity
 
 Check = Callable[[Installation], Iterable[Finding]]
@@ -43,7 +50,7 @@ OF_THE_SCHEMA: Mapping[str, Check] = {
     "waiting": queue.waiting,
     "circuits": queue.circuits,
     "leases": queue.leases,
-    "suspects": queue.suspects,
+    "quarantine": queue.quarantine,
     "lanes": queue.lanes,
     "rows": queue.rows,
     "attempts": queue.attempts,
@@ -53,6 +60,22 @@ OF_THE_SCHEMA: Mapping[str, Check] = {
     "headers": queue.headers,
 }
 MOST_FINDINGS = 10  # of one check: a screen is for reading
+
+
+def diagnose(settings: LoadedConfig) -> Iterator[Finding]:
+    """Connect to the database that *settings* lead to, and yield what all checks find.
+
+    A database that cannot be reached or goes away is a finding, too. Raise `UnusableError` where
+    no database is named.
+    """
+    dsn = database.dsn_of(settings.config)
+    try:
+        with open_installation(dsn, settings.config, commands_for(settings, dsn)) as installation:
+            yield from examine(installation)
+    except UnusableError:
+        raise
+    except WebhookdError as failure:
+        yield replace(error(str(failure)), name="server")
 
 
 def examine(installation: Installation) -> Iterator[Finding]:

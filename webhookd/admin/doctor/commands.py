@@ -20,7 +20,7 @@ class Commands:
 
     *service*: what only the service takes besides, for all that the doctor was given. Without it a
     service that is started again would refuse targets that it is meant to deliver to, and fail
-    their deliveries for good.
+    their deliveries.
     """
 
     database: str

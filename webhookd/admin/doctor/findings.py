@@ -19,7 +19,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """*detail*: what is so, and what it means. *run*: the command that mends it. *name*: the
+    """*detail*: what is so, and what it means. *run*: the command that fixes it. *name*: the
     check's, set by `examine`.
     """
 

@@ -18,9 +18,9 @@ CONNECT_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_S = 5.0
 APPLICATION_NAME = "webhookd/doctor"
 
-# Set for a transaction and never for the session: behind a pooler the next transaction is somebody
-# else's. The planner is held to the indexes like a worker's, since the history is long and the
-# statistics of a queue are old.
+# Set for a transaction and never for the session: behind a pooler the session's next transaction
+# may be another client's. The planner must use indexes, as in a worker's session: the history is
+# long, and the statistics of a queue are old.
 _BEGIN = f"""
 BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL application_name = '{APPLICATION_NAME}';
 SET LOCAL search_path = pg_catalog; SET LOCAL TimeZone = 'UTC';
@@ -71,7 +71,7 @@ class Installation:
 @contextmanager
 def open_installation(dsn: str, config: Config, commands: Commands) -> Iterator[Installation]:
     """Connect to *dsn*. Blocks for at most `CONNECT_TIMEOUT_S` a host; raise `WebhookdError` where
-    nobody answers.
+    no server answers.
     """
     try:
         connection = psycopg.connect(

@@ -24,15 +24,15 @@ MOST_CIRCUITS = 5
 
 
 def waiting(installation: Installation) -> Iterator[Finding]:
-    """Deliveries that wait for something that does not come by itself."""
+    """Deliveries that wait for something that does not happen by itself."""
     commands = installation.commands
     for row in installation.rows("doctor_waiting", overdue_s=OVERDUE_S):
         first, which = row["webhook_ids"][0], _some(row["webhook_ids"], row["webhooks"])
         match row["cause"]:
             case "impossible":
                 yield warning(
-                    f"deliveries wait for {which}, and nobody can register an id below 1: "
-                    "correct theirs, or give them up",
+                    f"deliveries wait for {which}, and ids below 1 cannot be registered: correct "
+                    "their webhook_id, or give them up",
                     commands.sql(
                         "UPDATE pggit.alert_delivery_queue SET delivery_status = 'failed'"
                         " WHERE webhook_id < 1 AND delivery_status IN ('pending', 'retrying')"
@@ -40,13 +40,13 @@ def waiting(installation: Installation) -> Iterator[Finding]:
                 )
             case "unregistered":
                 yield warning(
-                    f"deliveries wait for {which}, which nobody registered",
+                    f"deliveries wait for {which}: not registered",
                     commands.webhookd(f"webhook add URL --id {first}"),
                 )
             case "gone":
                 yield note(
                     f"deliveries wait for {which}, disabled since the receiver answered 410 "
-                    "Gone; once it takes them again:",
+                    "Gone; once it accepts them again:",
                     commands.webhookd(f"webhook resume {first}"),
                 )
             case "paused":
@@ -74,7 +74,7 @@ def waiting(installation: Installation) -> Iterator[Finding]:
 
 
 def circuits(installation: Installation) -> Iterator[Finding]:
-    """Receivers that failed several times in a row, and get nothing until a probe is delivered."""
+    """Receivers that failed several times in a row, and get nothing until a probe succeeds."""
     found = installation.rows("doctor_circuits", limit=MOST_CIRCUITS)
     if not found:
         return
@@ -98,30 +98,33 @@ def _last_success(seconds_ago: float | None) -> str:
 
 
 def leases(installation: Installation) -> Iterator[Finding]:
-    """Claims that nobody works on and nobody released."""
+    """Claims that no worker works on and no worker released."""
     found = installation.row("doctor_leases")
-    again = "UPDATE pggit.alert_delivery_queue SET delivery_status = 'pending' WHERE delivery_status = 'sending' AND "
+    again = (
+        "UPDATE pggit.alert_delivery_queue SET delivery_status = 'pending' "
+        "WHERE delivery_status = 'sending' AND "
+    )
     if found["expired"]:
         yield warning(
-            f"{found['expired']} leases ran out over a minute ago and no worker released them: "
-            "none lives, or lanes are locked",
+            f"{found['expired']} leases expired over a minute ago and no worker released them: "
+            "none is alive, or lanes are locked",
             installation.commands.sql(again + "lease_until < now() - interval '1 minute'"),
         )
     if found["unleased"]:
         yield error(
-            f"{found['unleased']} deliveries are 'sending' without a lease: nobody sends them, "
+            f"{found['unleased']} deliveries are 'sending' without a lease: they are not sent, "
             "now or later",
             installation.commands.sql(again + "(lease_until IS NULL OR lease_token IS NULL)"),
         )
 
 
-def suspects(installation: Installation) -> Iterator[Finding]:
-    """Deliveries that may be what kills workers."""
+def quarantine(installation: Installation) -> Iterator[Finding]:
+    """Deliveries in quarantine: each may be what kills workers."""
     for row in installation.rows("doctor_suspects"):
         yield warning(
             f"delivery {row['delivery_id']} for webhook {row['webhook_id']} lost "
             f"{row['leases_lost']} leases: workers died while"
-            " they sent it; it is tried alone, and fails after 6; this gives it up now",
+            " they sent it; it is tried alone, and fails after 6; this fails it now",
             installation.commands.sql(
                 "UPDATE pggit.alert_delivery_queue SET delivery_status = 'failed' WHERE "
                 f"delivery_id = {row['delivery_id']}"
@@ -143,7 +146,7 @@ def locks(installation: Installation) -> Iterator[Finding]:
 
 
 def lanes(installation: Installation) -> Iterator[Finding]:
-    """Whether the counters behind --max-in-flight are true."""
+    """Whether the counters behind --max-in-flight are correct."""
 
     def wrong() -> set[int]:
         return {row["webhook_id"] for row in installation.rows("doctor_lanes")}
@@ -158,7 +161,7 @@ def lanes(installation: Installation) -> Iterator[Finding]:
         yield warning(
             f"the count of exchanges in flight is wrong for {_some(lasting, len(lasting))}, "
             "which may be held back for it;"
-            " workers mend it within 30 s",
+            " workers correct it within 30 s",
             installation.commands.sql(
                 "UPDATE pggit.webhook_health_metrics h SET in_flight = (SELECT count(*) FROM "
                 "pggit.alert_delivery_queue q"
@@ -169,7 +172,7 @@ def lanes(installation: Installation) -> Iterator[Finding]:
 
 
 def rows(installation: Installation) -> Iterator[Finding]:
-    """Whether finished deliveries read like finished ones."""
+    """Whether finished deliveries have the columns of finished ones."""
     found = installation.row("doctor_rows")
     update, newest = "UPDATE pggit.alert_delivery_queue SET ", f"delivery_id >= {found['first_id']}"
     if found["undated"]:
@@ -203,14 +206,14 @@ def attempts(installation: Installation) -> Iterator[Finding]:
         yield warning(
             f"{len(found)} of the newest attempts are in the attempt log more than once, the "
             f"first: attempt {first['attempt']} of"
-            f" delivery {first['delivery_id']}; somebody inserted there or set `attempts` back, "
+            f" delivery {first['delivery_id']}; something else wrote there or set `attempts` back, "
             "or this is a fault of webhookd's",
             installation.commands.webhookd(f"delivery show {first['delivery_id']}"),
         )
 
 
 def retention(installation: Installation) -> Iterator[Finding]:
-    """Whether what was kept for long enough goes, as the doctor's own --keep-... options say."""
+    """Whether old rows are removed, by the doctor's own --keep-... options."""
     try:
         took_s = {row["table_name"]: row["lap_s"] for row in installation.rows("doctor_retention")}
     except errors.UndefinedTable:
@@ -242,8 +245,8 @@ def retention(installation: Installation) -> Iterator[Finding]:
             yield warning(
                 f"old rows of {table} stay: workers should go through it in "
                 f"{removal.round_s:.0f} s and have been at it for"
-                f" {took_s[removal.table_name]:.0f} s; none runs, somebody locks it, or more "
-                "comes than they can remove"
+                f" {took_s[removal.table_name]:.0f} s; none runs, a session locks it, or more "
+                "rows come than they can remove"
                 " (give doctor the service's --keep-... options)",
                 installation.commands.start(),
             )
@@ -318,7 +321,7 @@ def _only_the_newest(rows: list[dict[str, Any]]) -> Iterator[Finding]:
 def _refused(
     rows: list[dict[str, Any]], column: str, judge: Callable[[str], None]
 ) -> dict[str, list[int]]:
-    """Return the reasons that *judge* raises (`NotAllowed` or ValueError), and for which webhooks."""
+    """Return the webhooks that *judge* refuses (`NotAllowed` or ValueError), by its reason."""
     refused: dict[str, list[int]] = {}
     for row in rows[:MOST_WEBHOOKS]:
         try:

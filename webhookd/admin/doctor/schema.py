@@ -18,7 +18,7 @@ from webhookd.schema.expected import Schema, expected_schema
 STARVED_FACTOR, STARVED_S = 10, 600
 
 _WITHOUT_TRIGGER = {
-    "wake_after_insert": "inserts wake nobody, and deliveries start up to 30 s late",
+    "wake_after_insert": "inserts wake no worker, and deliveries start up to 30 s late",
     "fill_in_defaults": "inserts with NULLs fail, and what is inserted as finished is not counted",
     "requeue": "a delivery that is changed by plain SQL is not sent again",
     "reset_circuit": "setting a webhook healthy does not close its circuit",
@@ -71,7 +71,7 @@ def triggers(installation: Installation) -> Iterator[Finding]:
         for row in installation.rows("doctor_triggers")
     }
     for (table, name), statement in _schema(installation).triggers.items():
-        meaning = _WITHOUT_TRIGGER.get(name, "what it keeps right goes wrong")
+        meaning = _WITHOUT_TRIGGER.get(name, "what it keeps correct becomes wrong")
         if (table, name) not in found:
             yield error(
                 f"the trigger {name} on pggit.{table} is missing: {meaning}",
@@ -92,7 +92,7 @@ def triggers(installation: Installation) -> Iterator[Finding]:
 
 
 def indexes(installation: Installation) -> Iterator[Finding]:
-    """Whether every index is there and can be used: without them a claim reads the whole history."""
+    """Whether every index exists and is valid: without them a claim reads the whole history."""
     found = {row["name"]: row["valid"] for row in installation.rows("doctor_indexes")}
     for name, statement in _schema(installation).indexes.items():
         if name not in found:
@@ -114,7 +114,7 @@ def vacuum(installation: Installation) -> Iterator[Finding]:
     for name in ("autovacuum", "track_counts"):
         if settings[name] == "off":
             yield error(
-                f"{name} is off: nobody removes dead rows, and every claim slows down",
+                f"{name} is off: dead rows are not removed, and every claim slows down",
                 sql(f"ALTER SYSTEM SET {name} = on", "SELECT pg_reload_conf()"),
             )
     for row in installation.rows("doctor_vacuum", tables=_schema(installation).tables):
@@ -138,7 +138,7 @@ def vacuum(installation: Installation) -> Iterator[Finding]:
 
 
 def rights(installation: Installation) -> Iterator[Finding]:
-    """Whether the workers' role may do what they do, and whether everybody may insert without
+    """Whether the workers' role may do what they do, and whether every role may insert without
     further rights.
     """
     lacked = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Checks of the database server and the way to it."""
+"""Checks of the database server and of the connection to it."""
 
 import time
 from collections.abc import Iterator
@@ -17,13 +17,13 @@ from webhookd.postgres import session
 from webhookd.schema import identity
 
 OLDEST_MAJOR, NEWEST_MAJOR = 14, 18
-# Receivers bear five minutes between a signature's time and their own (Standard Webhooks).
+# Receivers accept five minutes between a signature's time and their own (Standard Webhooks).
 SKEW_WARNING_S, SKEW_ERROR_S = 1.0, 60.0
 NOTIFY_S = 2.0
 NOTIFICATIONS_WARNING, NOTIFICATIONS_ERROR = 0.1, 0.5
 CONNECTIONS_A_WORKER = 3
 OLD_SNAPSHOT_S, VERY_OLD_SNAPSHOT_S = 600, 3600
-# What a replica may be behind in a busy minute; nothing says since when it is.
+# How far a replica may be behind in a busy minute; its age is not known.
 OLD_SNAPSHOT_XIDS = 1_000_000
 
 
@@ -50,7 +50,7 @@ def server(installation: Installation) -> Iterator[Finding]:
 
 
 def embedded_server(installation: Installation) -> Iterator[Finding]:
-    """Whether this is the PostgreSQL that webhookd starts by itself."""
+    """Whether this is the PostgreSQL that webhookd starts for trying it out."""
     config = installation.config
     running = embedded.running_dsn(Path(config.embedded) if config.embedded else None)
     if config.dsn is None or (
@@ -80,7 +80,8 @@ def clock(installation: Installation) -> Iterator[Finding]:
     assert best is not None
     uncertain_s, ahead_s = best
     sure_s = abs(ahead_s) - uncertain_s
-    text = f"this host's clock is {abs(ahead_s):.3g} s {'ahead of' if ahead_s > 0 else 'behind'} the database's"
+    way = "ahead of" if ahead_s > 0 else "behind"
+    text = f"this host's clock is {abs(ahead_s):.3g} s {way} the database's"
     if sure_s > SKEW_ERROR_S:
         yield error(
             f"{text}: receivers reject signatures that are 5 min off", "timedatectl set-ntp true"
@@ -90,12 +91,12 @@ def clock(installation: Installation) -> Iterator[Finding]:
 
 
 def listen(installation: Installation) -> Iterator[Finding]:
-    """A notification's way from one session to another."""
+    """Whether a notification reaches another session."""
     dsn, option = installation.config.listen_dsn, "--listen-dsn"
     if dsn is None:
         dsn, option = installation.dsn, "--dsn"
     try:
-        ear = psycopg.connect(
+        listener = psycopg.connect(
             dsn, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S, prepare_threshold=None
         )
     except psycopg.OperationalError as failure:
@@ -104,14 +105,14 @@ def listen(installation: Installation) -> Iterator[Finding]:
             "to 2 s late"
         )
         return
-    with ear:
-        lent = session.lent_by_transaction(ear, lambda: nullcontext(installation.connection))
-        if not lent and _hears(ear, installation.connection):
+    with listener:
+        lent = session.lent_by_transaction(listener, lambda: nullcontext(installation.connection))
+        if not lent and _hears(listener, installation.connection):
             return
-        other = not lent and _place(ear) != _place(installation.connection)
+        other = not lent and _place(listener) != _place(installation.connection)
     if other:
         yield error(
-            f"{option} leads to another database than --dsn: workers hear of no insert there"
+            f"{option} leads to another database than --dsn: workers are not notified of inserts"
         )
         return
     yield error(
@@ -121,14 +122,14 @@ def listen(installation: Installation) -> Iterator[Finding]:
     )
 
 
-def _hears(ear: psycopg.Connection[Any], sender: psycopg.Connection[Any]) -> bool:
+def _hears(listener: psycopg.Connection[Any], sender: psycopg.Connection[Any]) -> bool:
     channel = f"webhookd_doctor_{uuid4().hex}"
-    ear.execute(session.listen_statement(channel))
+    listener.execute(session.listen_statement(channel))
     with sender.transaction():
         sender.execute(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT_S:g}s'".encode())
         sender.execute("SELECT pg_notify(%s, '')", [channel])
-    heard = any(True for _ in ear.notifies(timeout=NOTIFY_S, stop_after=1))
-    ear.execute(f"UNLISTEN {channel}".encode())  # behind a pooler the session may live on
+    heard = any(True for _ in listener.notifies(timeout=NOTIFY_S, stop_after=1))
+    listener.execute(f"UNLISTEN {channel}".encode())  # behind a pooler the session may stay open
     return heard
 
 
@@ -140,11 +141,14 @@ def _place(connection: psycopg.Connection[tuple[object, ...]]) -> tuple[object, 
 
 
 def notifications(installation: Installation) -> Iterator[Finding]:
-    """A full queue of notifications fails the COMMIT of everybody who notifies."""
+    """A full queue of notifications fails every COMMIT that notifies."""
     found = installation.row("doctor_notifications")
     if found["usage"] < NOTIFICATIONS_WARNING:
         return
-    detail = f"the server's queue of notifications is {found['usage']:.0%} full; once it is full, applications' commits fail"
+    detail = (
+        f"the server's queue of notifications is {found['usage']:.0%} full; once it is full, "
+        "applications' commits fail"
+    )
     run = None
     if found["pid"] is not None:
         detail += (
@@ -157,8 +161,8 @@ def notifications(installation: Installation) -> Iterator[Finding]:
 
 
 def connections(installation: Installation) -> Iterator[Finding]:
-    """Whether as many connections are left as workers need: all of them where none lives, else one
-    replacement's.
+    """Whether as many connections are left as workers need: those of all workers where none is
+    alive, else those of one replacement.
     """
     alive = any(
         row["seen_s_ago"] < identity.LIVING_S for row in installation.rows("doctor_workers")
@@ -191,13 +195,16 @@ def insight(installation: Installation) -> Iterator[Finding]:
 
 
 def snapshots(installation: Installation) -> Iterator[Finding]:
-    """Old transactions and their like: dead rows pile up behind them, and every claim has to step
-    over them.
+    """Old transactions and the like: dead rows accumulate behind them, and every claim has to skip
+    them.
     """
     for row in installation.rows(
         "doctor_snapshots", old_s=OLD_SNAPSHOT_S, old_xids=OLD_SNAPSHOT_XIDS
     ):
         since = f"{row['xids']} transactions" if row["age_s"] is None else f"{row['age_s']:.0f} s"
-        detail = f"{row['holder']} for {since}: dead rows of the queue cannot be removed, and claims slow down"
+        detail = (
+            f"{row['holder']} for {since}: dead rows of the queue cannot be removed, and claims "
+            "slow down"
+        )
         finding = error if (row["age_s"] or 0) >= VERY_OLD_SNAPSHOT_S else warning
         yield finding(detail, installation.commands.sql(row["command"]))

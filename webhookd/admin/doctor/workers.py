@@ -1,4 +1,4 @@
-"""Checks of the fleet: who lives, who answers, whose ports."""
+"""Checks of the fleet: which workers are alive, which answer, and their ports."""
 
 import errno
 import http.client
@@ -15,15 +15,15 @@ from webhookd.admin.doctor.queue import OVERDUE_S
 from webhookd.schema import identity
 
 HEALTHZ_S = 1.0
-SILENT_S = 20.0  # a living worker reports every few seconds
+SILENT_S = 20.0  # a live worker reports every few seconds
 
 
 def workers(installation: Installation) -> Iterator[Finding]:
-    """Whether anybody delivers, who died, and who is mixed up with whom."""
+    """Whether workers are alive, which died, and whether any two can be confused."""
     rows = installation.rows("doctor_workers")
-    living = [row for row in rows if row["seen_s_ago"] < identity.LIVING_S]
+    live = [row for row in rows if row["seen_s_ago"] < identity.LIVING_S]
     for row in rows:
-        if row not in living:
+        if row not in live:
             yield warning(
                 f"{row['worker_id']} on {row['host']} (pid {row['pid']}) has been silent for "
                 f"{row['seen_s_ago']:.0f} s: it died,"
@@ -39,23 +39,23 @@ def workers(installation: Installation) -> Iterator[Finding]:
                 f" it died, or it cannot reach the database; from {identity.LIVING_S} s on it "
                 "counts as dead"
             )
-    if not living:
+    if not live:
         causes = {row["cause"] for row in installation.rows("doctor_waiting", overdue_s=OVERDUE_S)}
         finding = error if causes & {"due", "blocked", "parked"} else note
         waits = "and deliveries are due" if finding is error else "and nothing is due"
         yield finding(
-            f"no worker lives {waits}: start the service as it is started here, or",
+            f"no worker is alive {waits}: start the service as it is started here, or",
             installation.commands.start(),
         )
         return
-    yield from _versions(living)
-    yield from _namesakes(installation, living)
-    yield ok(f"{len(living)} alive")
+    yield from _versions(live)
+    yield from _namesakes(installation, live)
+    yield ok(f"{len(live)} alive")
 
 
-def _versions(living: list[dict[str, Any]]) -> Iterator[Finding]:
+def _versions(live: list[dict[str, Any]]) -> Iterator[Finding]:
     others = defaultdict(set)
-    for row in living:
+    for row in live:
         if row["version"] != __version__:
             others[row["version"], row["host"]].add(row["worker_id"])
     for (version, host), names in sorted(others.items()):
@@ -66,9 +66,9 @@ def _versions(living: list[dict[str, Any]]) -> Iterator[Finding]:
         )
 
 
-def _namesakes(installation: Installation, living: list[dict[str, Any]]) -> Iterator[Finding]:
+def _namesakes(installation: Installation, live: list[dict[str, Any]]) -> Iterator[Finding]:
     hosts = defaultdict(set)
-    for row in living:
+    for row in live:
         hosts[row["worker_id"]].add(row["host"])
     shared = {name: sorted(where) for name, where in hosts.items() if len(where) > 1}
     if shared:
@@ -81,13 +81,13 @@ def _namesakes(installation: Installation, living: list[dict[str, Any]]) -> Iter
 
 
 def endpoints(installation: Installation) -> Iterator[Finding]:
-    """Whether the living workers of this host answer /healthz where they say."""
-    living = [
+    """Whether the live workers of this host answer /healthz where they say."""
+    live = [
         row
         for row in installation.rows("doctor_workers")
         if row["seen_s_ago"] < identity.LIVING_S and row["metrics_address"]
     ]
-    here = [row for row in living if row["host"] == socket.gethostname()]
+    here = [row for row in live if row["host"] == socket.gethostname()]
     with ThreadPoolExecutor(max_workers=16) as pool:
         answers = list(pool.map(_healthz, [row["metrics_address"] for row in here]))
     for row, answer in zip(here, answers, strict=True):
@@ -97,7 +97,7 @@ def endpoints(installation: Installation) -> Iterator[Finding]:
                 f"{row['metrics_address']}: {answer}",
                 f"kill -HUP $(ps -o ppid= -p {row['pid']})",
             )
-    elsewhere = sorted({row["host"] for row in living} - {socket.gethostname()})
+    elsewhere = sorted({row["host"] for row in live} - {socket.gethostname()})
     if elsewhere:
         yield note(f"workers on other hosts were not asked: {', '.join(elsewhere)}")
 
@@ -116,8 +116,8 @@ def _healthz(address: str) -> str | None:
 
 
 def ports(installation: Installation) -> Iterator[Finding]:
-    """Whether workers could serve metrics where the configuration says, while none live on this
-    host.
+    """Whether workers could serve metrics where the configuration says, while none is alive on
+    this host.
     """
     config = installation.config
     hosts = {

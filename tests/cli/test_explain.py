@@ -22,6 +22,9 @@ def test_the_command_prints_causes_what_to_run_and_the_attempts(
     [delivery_id] = insert(database, 1)
     enlisted.finish(enlisted.take(), answered(503, excerpt="down for maintenance"))
     database.execute("UPDATE pggit.webhooks SET enabled = false, disabled_reason = 'by ops'")
+    database.execute(
+        "UPDATE pggit.alert_delivery_queue SET next_retry_at = now() + interval '1 h'"
+    )  # however slow this machine is
     done = webhookd("delivery", "explain", str(delivery_id), dsn=database.dsn)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -59,12 +62,14 @@ def test_a_retry_says_what_the_delivery_then_waits_for(
     lines = CliRunner().invoke(cli, [*retry, *ids], catch_exceptions=False).output.splitlines()
     assert lines[0] == "3 will be sent again"
     for number, words in zip(
-        ids, ("410 Gone", "circuit of webhook 2 is open", "registered webhook 3"), strict=True
+        ids,
+        ("410 gone", "circuit of webhook 2 is open", "webhook 3 is not registered"),
+        strict=True,
     ):
         told = next(
             at for at, line in enumerate(lines) if line.startswith(f"delivery {number} waits.")
         )
-        assert words in lines[told]
+        assert words in lines[told].lower()
         assert f"delivery explain {number}" in lines[told + 1]
     database.execute(
         "UPDATE pggit.alert_delivery_queue SET delivery_status = 'failed' WHERE webhook_id <> 2"
@@ -86,7 +91,8 @@ def test_instants_that_no_calendar_has_are_shown_all_the_same(
     register(database, 1, 2)
     [waiting], [done] = insert(database, 1), insert(database, 2)
     enlisted.finish(enlisted.take(), answered(200))
-    columns = "created_at = %(at)s, next_retry_at = %(at)s, attempted_at = %(at)s, delivered_at = %(at)s, lease_until = %(at)s"
+    instants = ("created_at", "next_retry_at", "attempted_at", "delivered_at", "lease_until")
+    columns = ", ".join(f"{name} = %(at)s" for name in instants)
     for status, number in (("pending", waiting), ("sending", waiting), ("delivered", done)):
         database.execute(
             f"UPDATE pggit.alert_delivery_queue SET {columns}, delivery_status = %(status)s "

@@ -1,0 +1,40 @@
+"""The options of `webhookd webhook add` for the limits that a webhook may have of its own."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+from webhookd.admin.limits import LIMITS
+from webhookd.cli.kinds import click_type
+
+# The option and its meaning, by column.
+_OPTIONS: Mapping[str, tuple[str, str]] = {
+    "timeout_seconds": ("--timeout", "For one exchange."),
+    "max_in_flight": ("--max-in-flight", "Exchanges at a time."),
+    "rate_limit_per_second": ("--rate", "Attempts a second; 0 is unlimited."),
+    "rate_limit_burst": ("--rate-burst", "Attempts at once after a pause."),
+    "retry_base_seconds": ("--retry-base", "The first retry's delay."),
+    "retry_max_seconds": ("--retry-max", "The longest delay."),
+    "circuit_failure_threshold": ("--circuit-threshold", "Failures that open it."),
+    "circuit_open_seconds": ("--circuit-open", "Wait for its probe."),
+}
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def limit_options(command: F) -> F:
+    """Give a command an option for each of `admin.limits.LIMITS`."""
+    for limit in reversed(LIMITS):
+        option, meaning = _OPTIONS[limit.column]
+        text = f"{meaning} [default: the daemon's]"
+        command = click.option(option, limit.column, type=click_type(limit.kind), help=text)(
+            command
+        )
+    return command
+
+
+def own_limits(options: Mapping[str, Any]) -> dict[str, float]:
+    """Return, by column, those that were given among a command's *options*."""
+    given = {limit.column: options[limit.column] for limit in LIMITS}
+    return {column: value for column, value in given.items() if value is not None}
