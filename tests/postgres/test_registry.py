@@ -134,9 +134,7 @@ def test_the_configurations_word_is_bounded_like_a_rows(database: Database) -> N
     assert statuses(database) == {"retrying": 1, "pending": 1}
 
 
-@pytest.mark.parametrize(
-    "headers", [TOO_DEEP, "[1]", "null"], ids=["too deep", "a list", "null"]
-)
+@pytest.mark.parametrize("headers", [TOO_DEEP, "[1]", "null"], ids=["too deep", "a list", "null"])
 def test_headers_that_cannot_be_read_fail_their_own_webhooks_deliveries_and_say_so(
     database: Database, sender: Transport, headers: str
 ) -> None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from webhookd.cli.kinds import click_type
 from webhookd.cli.options import connection_options, load_settings
 from webhookd.config.kinds import Seconds
 from webhookd.core.model import Status
@@ -207,7 +206,7 @@ def _print_attempts(attempts: "Sequence[LoggedAttempt]", *, made: int) -> None:
 )
 @click.option(
     "--since",
-    type=click_type(_SINCE),
+    type=_SINCE,
     metavar="DURATION",
     help="With --failed: only what failed within 15m, 2h, 7d, ...",
 )

@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 import click
 
 from webhookd.admin.limits import LIMITS
-from webhookd.cli.kinds import click_type
 
 # The option and its meaning, by column.
 _OPTIONS: Mapping[str, tuple[str, str]] = {
@@ -28,9 +27,7 @@ def limit_options(command: F) -> F:
     for limit in reversed(LIMITS):
         option, meaning = _OPTIONS[limit.column]
         text = f"{meaning} [default: the daemon's]"
-        command = click.option(option, limit.column, type=click_type(limit.kind), help=text)(
-            command
-        )
+        command = click.option(option, limit.column, type=limit.kind, help=text)(command)
     return command
 
 
