@@ -69,7 +69,7 @@ class Room:
             return cls([("unregistered", None)], 0, 0)
         rows = setting.max_in_flight - lane.in_flight
         level = lane.bucket.level(NOW, rate=setting.rate, burst=setting.burst)
-        circuit_until = lane.breaker.until or 0.0
+        circuit_until = lane.breaker.next_probe_at or 0.0
         found: list[tuple[bool, str, float | None]] = [
             (not setting.enabled, "paused", None),
             ((lane.hold_until or 0.0) > NOW, "hold", lane.hold_until),

@@ -27,7 +27,9 @@ TICK_S = 2.0**-10
 
 
 class Tap(RuleBasedStateMachine):
-    """One bucket; its taker never takes more than the whole tokens that are there, as a claim does."""
+    """One bucket; its taker never takes more than the whole tokens that are there, as a claim
+    does.
+    """
 
     core: ModuleType = bucket
     properties: Sequence[Callable[["Tap"], None]] = ()

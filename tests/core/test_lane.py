@@ -205,10 +205,10 @@ def a_trip_parks_the_lane(backlog: Backlog) -> None:
         breaker.state is CircuitState.OPEN
         and breaker.generation != backlog.before.breaker.generation
     ):
-        assert breaker.until == backlog.now + OPEN_S
+        assert breaker.next_probe_at == backlog.now + OPEN_S
         assert backlog.lane.runnable_at is not None
         assert (
-            backlog.lane.runnable_at >= breaker.until
+            backlog.lane.runnable_at >= breaker.next_probe_at
             or backlog.lane.runnable_at == backlog.lane.hold_until
         )
         assert backlog.lane.blocked_by in (BlockedBy.CIRCUIT, BlockedBy.HOLD)

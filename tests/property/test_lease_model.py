@@ -125,7 +125,7 @@ CORE_MUTANTS = (
     (
         Mutant(
             "lane",
-            "in_flight=max(0, lane.in_flight - len(settled))",
+            "in_flight=max(0, lane.in_flight - len(settlements))",
             "in_flight=lane.in_flight",
             "",
         ),

@@ -117,7 +117,7 @@ class Supervisor:
         now = time.monotonic()
         if wake_at is not None and now - wake_at > _OVERSLEPT_S:
             for place, _ in self._fleet.children():
-                place.restart = place.restart.excused(now)
+                place.restart = place.restart.forget_silence(now)
         for key, _ in events:
             if isinstance(key.data, Slot):
                 self._fleet.hear(key.data, now)
