@@ -103,11 +103,11 @@ def test_defaults_of_the_role_and_the_database_do_not_matter(
 def test_a_changed_migration_is_refused_by_migrate_and_by_workers(empty_database: Database) -> None:
     migrate(empty_database.dsn)
     changed = [parse(load()[0].name, load()[0].text + "-- edited later\n")]
-    with pytest.raises(UnusableError, match=f"{load()[0].name}.*another content"):
+    with pytest.raises(UnusableError, match=f"{load()[0].name}.*other content"):
         migrate(empty_database.dsn, migrations=changed)
     with (
         empty_database.connect() as connection,
-        pytest.raises(UnusableError, match="another content"),
+        pytest.raises(UnusableError, match="other content"),
     ):
         check(connection, migrations=changed)
 

@@ -156,7 +156,10 @@ def test_nobody_borrows_the_owners_rights_from_a_trigger_function(
     with psycopg.connect(server.dsn(database.name, user=role), autocommit=True) as anybody:
         anybody.execute("CREATE TEMP TABLE mine (webhook_id bigint)")
         for (name,) in functions:
-            statement = f"CREATE TRIGGER borrowed AFTER INSERT ON mine FOR EACH STATEMENT EXECUTE FUNCTION pggit.{name}()"
+            statement = (
+                "CREATE TRIGGER borrowed AFTER INSERT ON mine FOR EACH STATEMENT"
+                f" EXECUTE FUNCTION pggit.{name}()"
+            )
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 anybody.execute(statement.encode())
 
@@ -202,7 +205,8 @@ def long_history(embedded_server: Any) -> Iterator[Database]:
     register(database, *range(1, 51))
     database.execute(
         f"""
-        INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, delivery_status, routed, created_at)
+        INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, delivery_status, routed,
+                                                created_at)
         SELECT 1 + n % 50, '{{}}', CASE WHEN n % 100 = 0 THEN 'failed' ELSE 'delivered' END, false,
                now() - interval '30 days' * (1 - n::float8 / {HISTORY})
           FROM generate_series(1, {HISTORY}) n;
@@ -210,7 +214,8 @@ def long_history(embedded_server: Any) -> Iterator[Database]:
         SELECT n, 1 + n % 50, CASE WHEN n % 20 = 0 THEN 'retrying' ELSE 'delivered' END,
                now() - interval '30 days' * (1 - n::float8 / {HISTORY})
           FROM generate_series(1, {HISTORY}) n;
-        INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) SELECT 1 + n % 60, '{{}}' FROM generate_series(1, 500) n
+        INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body)
+        SELECT 1 + n % 60, '{{}}' FROM generate_series(1, 500) n
         """
     )
     with database.connect() as connection:
@@ -258,7 +263,10 @@ def test_a_fleet_leaves_its_minutes_and_serves_the_list_of_its_endpoints(
         insert(database, 1, 30)
         insert(database, 2, 5)
         with Daemon(database.dsn, "--circuit-threshold", "2") as daemon:
-            finished = "SELECT count(*) = 30 FROM pggit.alert_delivery_queue WHERE delivery_status = 'delivered'"
+            finished = (
+                "SELECT count(*) = 30 FROM pggit.alert_delivery_queue"
+                " WHERE delivery_status = 'delivered'"
+            )
             eventually(lambda: database.execute(finished) == [(True,)])
             served = eventually(lambda: targets(daemon.metrics_ports()[0]))
             rows = database.execute(statements.load("worker_targets"))
