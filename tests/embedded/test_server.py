@@ -24,7 +24,7 @@ from webhookd.embedded.directory import default_directory
 from webhookd.errors import UnusableError, WebhookdError
 
 ROOT = os.geteuid() == 0
-# Starts a server on a folder, says so, and stays until it is killed or its input ends.
+# Starts a server on a folder, prints its pid, and runs until it is killed or its input ends.
 HOLDER = """
 import sys, pathlib
 from webhookd.embedded import server as embedded

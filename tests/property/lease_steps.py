@@ -85,7 +85,7 @@ class Model:
             )
         if Defect.RELEASE_BEFORE_DEATH in self._defects:
             marked = state._replace(dead=state.dead | {(worker.incarnation, number)})
-            yield Move("is taken for dead", marked, Kind.FAULT)
+            yield Move("is reported dead while alive", marked, Kind.FAULT)
 
     # Claim and exchange: the dispatcher and its senders
 

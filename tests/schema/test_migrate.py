@@ -164,7 +164,7 @@ def test_a_failing_migration_leaves_the_schema_as_it_was_and_says_what_failed(
     assert len(history(empty_database)) == 1
 
 
-def test_a_lock_that_somebody_holds_is_tried_again_until_it_is_free(
+def test_a_lock_that_is_held_is_tried_again_until_it_is_free(
     empty_database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     migrate(empty_database.dsn, migrations=load()[:1])

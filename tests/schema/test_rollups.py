@@ -73,7 +73,7 @@ CHANGES = (
 
 
 @pytest.mark.every_postgres
-def test_the_counts_agree_with_the_rows_whoever_changes_them(
+def test_the_counts_agree_with_the_rows_after_any_change(
     database: Database, worker: Engine
 ) -> None:
     register(database, 1)
@@ -143,7 +143,7 @@ def test_a_workers_own_role_may_use_what_a_migration_adds(
     assert counted(empty_database) == (1, 0)
 
 
-def test_nobody_borrows_the_owners_rights_from_a_trigger_function(
+def test_no_other_role_borrows_the_owners_rights_from_a_trigger_function(
     database: Database, server: Server
 ) -> None:
     role = server.create_role()
@@ -153,15 +153,15 @@ def test_nobody_borrows_the_owners_rights_from_a_trigger_function(
         "AND prorettype = 'trigger'::regtype"
     )
     assert {"count_truncated", "unpark_lane"} < {name for (name,) in functions}
-    with psycopg.connect(server.dsn(database.name, user=role), autocommit=True) as anybody:
-        anybody.execute("CREATE TEMP TABLE mine (webhook_id bigint)")
+    with psycopg.connect(server.dsn(database.name, user=role), autocommit=True) as other:
+        other.execute("CREATE TEMP TABLE mine (webhook_id bigint)")
         for (name,) in functions:
             statement = (
                 "CREATE TRIGGER borrowed AFTER INSERT ON mine FOR EACH STATEMENT"
                 f" EXECUTE FUNCTION pggit.{name}()"
             )
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                anybody.execute(statement.encode())
+                other.execute(statement.encode())
 
 
 def fold(database: Database) -> None:

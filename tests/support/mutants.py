@@ -32,8 +32,8 @@ class Mutant:
     """webhookd.core.*module* with *was* replaced by *becomes*; the property *killed_by* must fail
     on it.
 
-    *was* fits whatever white space the source has between its words and symbols, and a comma that
-    the formatter puts before a bracket.
+    *was* matches with any white space between its words and symbols, and with a comma that the
+    formatter puts before a bracket.
     """
 
     module: str

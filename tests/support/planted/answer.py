@@ -41,7 +41,7 @@ MUTANTS = {
         ("(when - now_at)", "(now_at - when)"),
         ("max(0.0, (when - now_at).total_seconds())", "(when - now_at).total_seconds()"),
     ],
-    "garbage_is_no_wish": [
+    "a_malformed_header_is_ignored": [
         ("(ValueError, TypeError, OverflowError)", "(TypeError, OverflowError)"),
         ("(ValueError, TypeError, OverflowError)", "(ValueError, TypeError)"),
         ("text.isascii() and ", ""),

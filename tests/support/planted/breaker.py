@@ -29,11 +29,11 @@ MUTANTS = {
             "self.next_probe_at or 0.0",
         ),
     ],
-    "an_attempt_of_another_epoch_changes_nothing": [
+    "an_attempt_of_another_generation_changes_nothing": [
         ("if generation != self.generation:", "if False:"),
         ("if generation == self.generation and self.state is", "if self.state is"),
     ],
-    "an_attempt_that_says_nothing_lets_the_next_probe_go": [
+    "a_neutral_attempt_lets_the_next_probe_go": [
         ("return self.abandon_probe(generation=generation, now=now)", "return self"),
         ("if vote is CircuitVote.NEUTRAL:", "if False:"),
         ("and self.state is CircuitState.HALF_OPEN:", ":"),
@@ -54,7 +54,7 @@ MUTANTS = {
             "return self\n\n    def health",
         ),
     ],
-    "each_transition_starts_an_epoch": [
+    "each_transition_starts_a_generation": [
         ("generation=self.generation + 1, next_probe_at", "next_probe_at"),
         ("CircuitState.OPEN, self.generation + 1", "CircuitState.OPEN, self.generation"),
     ],

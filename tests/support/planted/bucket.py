@@ -11,7 +11,7 @@ MUTANTS = {
             "self.level(now, rate=rate, burst=burst) - count",
         ),
     ],
-    "is_never_below_nothing": [
+    "is_never_below_zero": [
         ("- count)", "- count - 1)"),
         ("max(0.0, now - self.at)", "(now - self.at)"),
     ],
@@ -32,7 +32,7 @@ MUTANTS = {
         ("now + missing / rate", "now + missing * rate"),
         ("if missing <= 0", "if missing < 1"),
     ],
-    "rate_nought_is_unlimited": [
+    "rate_zero_is_unlimited": [
         ("return math.inf", "return float(burst)"),
         ("return Bucket(None, now)", "return Bucket(0.0, now)"),
     ],

@@ -16,7 +16,7 @@ MUTANTS = {
         ("burst=settings.burst) < 1:", "burst=settings.burst) <= 0:"),
         ("if lane.in_flight >= settings.max_in_flight:", "if False:"),
     ],
-    "gives_all_that_wish_room_and_tokens_allow": [
+    "gives_what_wish_room_and_tokens_allow": [
         ("min(wish, room, tokens)", "min(wish, room)"),
         ("min(wish, room, tokens)", "min(wish, tokens)"),
         ("min(wish, room, tokens)", "min(room, tokens, 20)"),
@@ -49,7 +49,7 @@ MUTANTS = {
         ("in (Status.PENDING, Status.RETRYING)", "in (Status.PENDING,)"),
         ("lane.breaker.generation != before.breaker.generation or", ""),
     ],
-    "a_trip_parks_the_lane": [
+    "an_open_circuit_parks_the_lane": [
         (
             "if lane.breaker.state is not CircuitState.CLOSED and lane.breaker != before.breaker:",
             "if False:",
@@ -77,7 +77,7 @@ MUTANTS = {
     "a_reset_is_not_undone": [
         ("settlement.vote, generation=delivery.", "settlement.vote, generation="),
     ],
-    "the_breaker_hears_every_vote_in_order": [
+    "the_breaker_gets_every_vote_in_order": [
         (
             "abandon_probe(generation=delivery.breaker.generation, now=now)",
             "abandon_probe(generation=breaker.generation, now=now)",
@@ -87,7 +87,7 @@ MUTANTS = {
         ("open_s=settings.circuit_open_s", "open_s=60.0"),
         ("in settlements:", "in reversed(settlements):"),
     ],
-    "what_is_given_back_returns_its_token": [
+    "a_returned_delivery_returns_its_token": [
         ("bucket.take(-1,", "bucket.take(1,"),
         ("if isinstance(result.outcome, GivenBack):", "if True:"),
     ],

@@ -34,29 +34,29 @@ MUTANTS = {
     "only_throttling_ends_after_a_day": [
         ("if throttled and delivery.age_s", "if delivery.age_s"),
     ],
-    "what_was_given_back_is_as_it_was": [
+    "a_returned_delivery_is_unchanged": [
         ('"given back", None)', '"given back", None, loses_lease=True)'),
         ('"given back", None)', '"given back", None, delay_s=5.0)'),
     ],
-    "without_an_attempt_nothing_is_said_or_spent": [
+    "without_an_attempt_no_vote_and_no_retry": [
         ('"given back", None)', '"given back", None, spends_retry=True)'),
         ('"lease lost", None,', '"lease lost", CircuitVote.FAILURE,'),
         ("if delivery.attempts else", "if delivery.leases_lost else"),
     ],
-    "a_row_that_loses_leases_is_tried_alone_and_given_up": [
+    "a_row_that_loses_leases_is_tried_alone_and_fails": [
         ("GIVE_UP_AFTER = 6", "GIVE_UP_AFTER = 7"),
         ("QUARANTINE_AFTER = 3", "QUARANTINE_AFTER = 2"),
         ("backoff_s( lost - QUARANTINE_AFTER,", "backoff_s(lost,"),
         ("delay_s=delay_s, loses_lease=True", "delay_s=delay_s"),
     ],
-    "the_delay_is_the_receivers_wish_or_the_backoff": [
+    "the_delay_is_retry_after_or_the_backoff": [
         ("min(asked_s, settings.retry_max_s)", "asked_s"),
         ("own_s if asked_s is None else asked_s", "own_s"),
         ("own_s if asked_s is None else asked_s", "asked_s or own_s"),
         ("delivery.attempts if throttled else delivery.retry_count", "delivery.retry_count"),
         ("delivery.attempts if throttled else delivery.retry_count", "delivery.attempts"),
     ],
-    "a_wish_holds_the_whole_webhook": [
+    "retry_after_holds_the_whole_webhook": [
         ("asked_s if verdict.holds_webhook else None", "asked_s"),
         ("asked_s if verdict.holds_webhook else None", "None"),
         ('"failed", failure, verdict.vote, hold_s=hold_s', '"failed", failure, verdict.vote'),

@@ -57,7 +57,7 @@ STORED = (
     StoredMutant("reset_circuit", "NEW.circuit_until := NULL;", ""),
     StoredMutant("reset_circuit", "NEW.runnable_at := now();", "", rare=True),
     StoredMutant("reset_circuit", "BEGIN", "BEGIN RETURN NEW;"),
-    # Leases that nobody recorded.
+    # Leases that no worker recorded.
     StoredMutant("leases_of", "THEN h.circuit_epoch ELSE -1 END", "THEN -1 ELSE -1 END"),
     StoredMutant(
         "leases_of",
