@@ -175,11 +175,10 @@ def test_no_function_is_too_long() -> None:
 
 def test_no_line_is_too_long() -> None:
     # Released migrations never change; a row of a Markdown table cannot be broken.
-    texts = [
-        path
-        for pattern in ("sql/adopt/*.sql", "sql/queries/*.sql", "tests/**/*.sql", "*.md")
-        for path in [*ROOT.glob(pattern), *(ROOT / "docs").glob(pattern)]
-    ]
+    patterns = (
+        "sql/adopt/*.sql sql/queries/*.sql tests/**/*.sql *.md docs/*.md bench/*.md *.cfg *.toml"
+    )
+    texts = [path for pattern in patterns.split() for path in ROOT.glob(pattern)]
     too_long = [
         f"{path.relative_to(ROOT)}:{number}"
         for path in [*CODE, *texts]
