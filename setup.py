@@ -1,5 +1,5 @@
-"""Finds the packages, which setup.cfg cannot do while webhookd.sql lives in ./sql; the rest is
-there.
+"""Finds the packages. `find:` in setup.cfg cannot: it does not look for webhookd.sql in ./sql. All
+other metadata is in setup.cfg.
 """
 
 from setuptools import find_packages, setup

@@ -316,7 +316,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _refuse_taken_ports(options: argparse.Namespace) -> None:
     for option in ("metrics_port", "prometheus_port", "alertmanager_port", "alerts_port"):
         first = getattr(options, option)
-        for port in local.taken(range(first, first + (3 if option == "metrics_port" else 1))):
+        for port in local.ports_in_use(
+            range(first, first + (3 if option == "metrics_port" else 1))
+        ):
             raise WebhookdError(
                 f"port {port} is taken: stop what listens there, or give "
                 f"--{option.replace('_', '-')} "

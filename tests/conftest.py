@@ -1,4 +1,4 @@
-"""Fixtures for every test. The server is started once a run; each test gets a database of its own."""
+"""Fixtures for all tests. The server starts once; each test gets a database of its own."""
 
 import signal
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from webhookd.transport.client import Transport
 
 EMBEDDED = "embedded"
 SYSTEM = "system"
-# These run programs with the default --metrics-port, for moments at least.
+# These tests run programs with the default --metrics-port, at least for moments.
 DEFAULT_PORT = ("test_commands.py", "test_mistakes.py", "test_doctor.py", "test_monitor_role.py")
 
 
@@ -33,17 +33,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """Undo what a shell does that runs the tests in the background: it ignores these, and so would
-    all that they start.
+    """Restore the handlers of these signals. A shell ignores them for a command in the background,
+    and all that the tests start would inherit that.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that is marked `every_postgres` on the embedded PostgreSQL and on the system's
-    own.
-    """
+    """Run a test marked `every_postgres` on the embedded PostgreSQL and on the system's own."""
     if "server" in metafunc.fixturenames and metafunc.definition.get_closest_marker(
         "every_postgres"
     ):
@@ -70,8 +68,8 @@ def system_server() -> Iterator[Server]:
 
 @pytest.fixture
 def server(request: pytest.FixtureRequest) -> Server:
-    """The PostgreSQL that all tests share: never stop it or change its settings (`private_server`
-    is for that).
+    """The PostgreSQL that all tests share. Never stop it or change its settings: `private_server`
+    is for that.
     """
     param: str = getattr(request, "param", EMBEDDED)
     server: Server = request.getfixturevalue(f"{param}_server")
@@ -80,14 +78,14 @@ def server(request: pytest.FixtureRequest) -> Server:
 
 @pytest.fixture
 def private_server() -> Iterator[Server]:
-    """A PostgreSQL for this test alone, to be killed, halted and restarted."""
+    """A PostgreSQL for this test only, which it may kill, halt and restart."""
     with running_server() as server:
         yield server
 
 
 @pytest.fixture
 def database(server: Server) -> Iterator[Database]:
-    """A database with webhookd's schema, empty, for this test alone."""
+    """An empty database with webhookd's schema, for this test only."""
     database = server.create_migrated()
     yield database
     server.drop(database)
@@ -95,7 +93,7 @@ def database(server: Server) -> Iterator[Database]:
 
 @pytest.fixture
 def empty_database(server: Server) -> Iterator[Database]:
-    """A database without any schema of ours, for this test alone."""
+    """A database without webhookd's schema, for this test only."""
     database = server.create()
     yield database
     server.drop(database)
@@ -130,7 +128,7 @@ def connection(database: Database) -> Iterator[session.Connection]:
 
 @pytest.fixture(scope="module")
 def module_database(embedded_server: Server) -> Iterator[Database]:
-    """One database for the module; every test mends what it breaks, or begins by emptying it."""
+    """One database for the module. Every test repairs what it breaks, or empties it first."""
     database = embedded_server.create_migrated()
     yield database
     embedded_server.drop(database)
@@ -138,8 +136,8 @@ def module_database(embedded_server: Server) -> Iterator[Database]:
 
 @pytest.fixture
 def patient(module_database: Database, monkeypatch: pytest.MonkeyPatch) -> Database:
-    """For the doctor: nothing in the queue, and one living worker; nothing moves, so nothing needs
-    to be waited for.
+    """For the doctor: an empty queue and one living worker. Nothing changes, so the checks need not
+    wait.
     """
     monkeypatch.setattr(server_checks, "NOTIFY_S", 0.3)
     monkeypatch.setattr(queue_checks, "SETTLE_S", 0.0)
@@ -165,8 +163,8 @@ def sender() -> Iterator[Transport]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one process of pytest-xdist run what belongs together: a file, users of the busy stack,
-    those of the default port.
+    """Let one process of pytest-xdist run the tests that belong together: those of a file, of the
+    busy stack, of the default port.
     """
     for item in items:
         group = (

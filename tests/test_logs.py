@@ -1,4 +1,4 @@
-"""The lines of the log: their keys, their quoting, and what never gets into them."""
+"""The lines of the log: their keys, their quoting, and what is never in them."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 @pytest.fixture
 def stderr(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
-    """Reads what was logged through `configure`; the process's logging is put back in the end."""
+    """Reads what was logged after `configure`; at the end the process's logging is as before."""
     root, ours = logging.getLogger(), logging.getLogger("webhookd")
     pool = logging.getLogger("psycopg.pool")
     before = root.handlers[:], root.level, ours.level, pool.level
@@ -52,7 +52,7 @@ def parse_logfmt(line: str) -> dict[str, str]:
     return found
 
 
-def test_a_text_line_holds_the_event_its_fields_and_who_speaks() -> None:
+def test_a_text_line_has_the_event_its_fields_and_the_worker() -> None:
     line = parse_logfmt(
         TextFormatter("node/worker-1").format(
             record(webhook_id=3, reason="HTTP 503; no retries left")
@@ -154,12 +154,62 @@ def test_secrets_are_redacted_wherever_they_stand(text: str, hidden: str) -> Non
     assert hidden not in JsonFormatter(None).format(record(nested=[{"a": text}]))
 
 
-def test_words_around_a_redaction_stay() -> None:
+def test_the_text_around_a_redaction_stays() -> None:
     assert redact("host=db password=abc user=me") == "host=db password=(hidden) user=me"
     assert (
         redact("see https://example.org/x?a=b for more")
         == "see https://example.org/x?(hidden) for more"
     )
+
+
+def test_the_logger_writes_an_event_with_its_fields_at_its_level(stderr: Callable[[], str]) -> None:
+    logs.configure("json", "info")
+    log = logs.Logger("webhookd.example")
+    log.debug("not seen")
+    for write in (log.info, log.warning, log.error):
+        write("row recorded", delivery_id=7, url="https://example.org/x?token=abc")
+    lines = [json.loads(line) for line in stderr().splitlines()]
+    assert [line["level"] for line in lines] == ["info", "warning", "error"]
+    for line in lines:
+        assert (line["logger"], line["event"]) == ("webhookd.example", "row recorded")
+        assert (line["delivery_id"], line["url"]) == (7, "https://example.org/x?(hidden)")
+        assert "traceback" not in line
+
+
+def test_the_logger_adds_the_traceback_that_is_asked_for(stderr: Callable[[], str]) -> None:
+    logs.configure("json", "info")
+    log = logs.Logger("webhookd.example")
+    given = ValueError("given")
+    try:
+        raise LookupError("handled")
+    except LookupError:
+        log.exception("one", n=1)
+        log.critical("two", exc_info=True, n=2)
+        log.critical("three", exc_info=given, n=3)
+        log.critical("four", n=4)
+    lines = [json.loads(line) for line in stderr().splitlines()]
+    assert [(line["level"], line["n"]) for line in lines] == [
+        ("error", 1),
+        ("critical", 2),
+        ("critical", 3),
+        ("critical", 4),
+    ]
+    assert [line.get("traceback", "").splitlines()[-1:] for line in lines] == [
+        ["LookupError: handled"],
+        ["LookupError: handled"],
+        ["ValueError: given"],
+        [],
+    ]
+
+
+def test_a_field_of_the_logger_cannot_replace_a_key_of_every_line(
+    stderr: Callable[[], str],
+) -> None:
+    logs.configure("json", "info", worker="worker-1")
+    logs.Logger("webhookd.example").info("real", event="fake", worker="fake", fields="fake")
+    line = json.loads(stderr())
+    assert (line["event"], line["worker"]) == ("real", "worker-1")
+    assert (line["event_"], line["worker_"], line["fields"]) == ("fake", "fake", "fake")
 
 
 def test_configure_logs_ours_from_the_level_on_and_libraries_only_when_something_is_wrong(
@@ -169,7 +219,7 @@ def test_configure_logs_ours_from_the_level_on_and_libraries_only_when_something
     logging.getLogger("webhookd.worker").debug("seen", extra={"fields": {"n": 1}})
     logging.getLogger("urllib3.connectionpool").info("not seen")
     logging.getLogger("urllib3.connectionpool").warning("seen as well")
-    logging.getLogger("psycopg.pool").warning("said by the dispatcher already")
+    logging.getLogger("psycopg.pool").warning("the dispatcher has logged this")
     lines = [json.loads(line) for line in stderr().splitlines()]
     assert [(line["event"], line["worker"]) for line in lines] == [
         ("seen", "worker-2"),

@@ -1,8 +1,8 @@
-"""Structured logs on stderr: one line an event, as key=value or as JSON.
+"""Structured logs on stderr: one line for each event, as key=value or as JSON.
 
-`log.info("event", key=value)`: the event is a constant text, and what varies travels as fields.
-Whatever ends up in a line passes `redact` first, so that neither a secret nor the query of a URL
-gets into a log by way of an exception.
+`log.info("event", key=value)`: the event is a constant text; what varies goes into fields. All text
+passes `redact` before it is written, so that no secret and no query of a URL gets into a log, not
+even through the message of an exception.
 """
 
 import json
@@ -18,7 +18,7 @@ from webhookd.text import printable
 
 _REDACTIONS = (
     (re.compile(r"whsec_[A-Za-z0-9+/=_-]+"), "whsec_(hidden)"),
-    # The user and password, then the query and fragment, of whatever looks like a URL.
+    # In all that looks like a URL: the user and password, then the query and fragment.
     (re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/?#@]*@"), r"\1"),
     (re.compile(r"""(?i)\b([a-z][a-z0-9+.-]*://[^\s"'<>?#]*)[?#][^\s"'<>]*"""), r"\1?(hidden)"),
     (re.compile(r"""(?i)\b((?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)"""), r"\1(hidden)"),
@@ -27,33 +27,33 @@ _BARE = re.compile(r"[\w./:+@,()\[\]-]+", re.ASCII)
 
 
 class Logger:
-    """Writes events with fields to the standard library's logger called *name*. Threads may share it.
+    """Writes events to the standard library's logger *name*. Threads may share it.
 
-    A field is JSON, or is shown as text. *exc_info* adds the traceback of the exception at hand (True)
-    or of the one given.
+    A field is a value of JSON; any other value is written as its text. *exc_info* adds a traceback:
+    of the exception that is being handled (True), or of the given one.
     """
 
     def __init__(self, name: str) -> None:
         self._logger = logging.getLogger(name)
 
-    def debug(self, event: str, **fields: object) -> None:
+    def debug(self, event: str, /, **fields: object) -> None:
         self.write(logging.DEBUG, event, fields)
 
-    def info(self, event: str, **fields: object) -> None:
+    def info(self, event: str, /, **fields: object) -> None:
         self.write(logging.INFO, event, fields)
 
-    def warning(self, event: str, **fields: object) -> None:
+    def warning(self, event: str, /, **fields: object) -> None:
         self.write(logging.WARNING, event, fields)
 
-    def error(self, event: str, **fields: object) -> None:
+    def error(self, event: str, /, **fields: object) -> None:
         self.write(logging.ERROR, event, fields)
 
-    def exception(self, event: str, **fields: object) -> None:
+    def exception(self, event: str, /, **fields: object) -> None:
         """Write an error with the traceback of the exception that is being handled."""
         self.write(logging.ERROR, event, fields, exc_info=True)
 
     def critical(
-        self, event: str, *, exc_info: bool | BaseException | None = None, **fields: object
+        self, event: str, /, *, exc_info: bool | BaseException | None = None, **fields: object
     ) -> None:
         self.write(logging.CRITICAL, event, fields, exc_info=exc_info)
 
@@ -70,10 +70,11 @@ class Logger:
 
 
 def configure(log_format: str, level: str, *, worker: str | None = None) -> None:
-    """Send the process's logs to stderr as *log_format* (`text` or `json`), webhookd's own from
-    *level* on.
+    """Write the process's logs to stderr as *log_format* (`text` or `json`); those of webhookd
+    itself from *level* on.
 
-    Replaces what an earlier call has set up: a worker calls it again after the fork, with its name.
+    It replaces the handler of an earlier call: a worker calls it again after the fork, with its
+    name.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(worker) if log_format == "json" else TextFormatter(worker))
@@ -81,21 +82,18 @@ def configure(log_format: str, level: str, *, worker: str | None = None) -> None
     for former in root.handlers[:]:
         root.removeHandler(former)
     root.addHandler(handler)
-    # Libraries speak up when something is wrong; at debug level urllib3 would log every URL in
-    # full.
+    # Libraries log only when something is wrong: at debug level urllib3 logs every URL in full.
     root.setLevel(logging.WARNING)
     logging.getLogger("webhookd").setLevel(level.upper())
-    # The pool reports each failed connection in several lines; the dispatcher and the recorder say
-    # it once.
+    # The pool writes several lines for each failed connection; the dispatcher and the recorder
+    # write one.
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
-    # Python's own warnings (a deprecated call in a library) belong into the same stream.
+    # Warnings of Python itself (a deprecated call in a library) go to the same stream.
     logging.captureWarnings(True)
 
 
 def safe_url(url: str) -> str:
-    """Return *url* as it may be shown: scheme, host, port and path, without user, password, query
-    and fragment.
-    """
+    """Return *url* without what may be secret: user, password, query and fragment."""
     try:
         parts = urlsplit(url)
         port = f":{parts.port}" if parts.port is not None else ""
@@ -108,14 +106,14 @@ def safe_url(url: str) -> str:
 
 
 def redact(text: str) -> str:
-    """Return *text* without secrets, passwords, and the users and queries of URLs."""
+    """Return *text* without secrets, passwords, and the users, passwords and queries of URLs."""
     for pattern, replacement in _REDACTIONS:
         text = pattern.sub(replacement, text)
     return text
 
 
 class _Formatter(logging.Formatter):
-    """What both formats share: which keys a line has, and in what order."""
+    """What both formats share: the keys of a line and their order."""
 
     def __init__(self, worker: str | None) -> None:
         super().__init__()
@@ -133,7 +131,7 @@ class _Formatter(logging.Formatter):
             line["worker"] = self._worker
         line["pid"] = record.process
         fields = getattr(record, "fields", {})
-        # A field must not pose as one of the keys above.
+        # A field with the name of one of these keys must not replace it.
         line.update(
             (f"{name}_" if name in line else name, _plain(value)) for name, value in fields.items()
         )
@@ -147,8 +145,8 @@ class _Formatter(logging.Formatter):
 
 
 class TextFormatter(_Formatter):
-    """`key=value` pairs; values that are not plain words are quoted like JSON strings. Tracebacks
-    follow, indented.
+    """`key=value` pairs. A value that is not a plain word is quoted as a JSON string. A traceback
+    follows on lines of its own, indented.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -160,7 +158,7 @@ class TextFormatter(_Formatter):
 
 
 class JsonFormatter(_Formatter):
-    """One JSON object a line; a traceback is the field `traceback`."""
+    """One JSON object in each line; a traceback is the field `traceback`."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = self._keys(record)
@@ -171,7 +169,7 @@ class JsonFormatter(_Formatter):
 
 
 def _plain(value: object) -> Any:
-    """Return *value* as JSON can hold it, redacted."""
+    """Return *value* as JSON can express it, redacted."""
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
@@ -188,8 +186,8 @@ def _quoted(value: object) -> str:
     if isinstance(value, str):
         if _BARE.fullmatch(value):
             return value
-        # Escaped throughout where anything is unprintable: a receiver's answer must not steer
-        # somebody's terminal.
+        # With any unprintable character, all others than ASCII are escaped: a receiver's answer
+        # must not control a terminal.
         return json.dumps(value, ensure_ascii=not value.isprintable())
     if isinstance(value, list | dict):
         text = json.dumps(value)

@@ -1,10 +1,10 @@
-"""How values read for people: on one line, and so that foreign text cannot steer a terminal."""
+"""Values as text for people: on one line, and safe for a terminal."""
 
 from datetime import UTC, datetime
 
 
 def shown(value: object) -> str:
-    """Return *value* as a table cell shows it."""
+    """Return *value* as the text of a table's cell."""
     match value:
         case None:
             return "-"
@@ -19,9 +19,7 @@ def shown(value: object) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Return a duration as people read it, with two digits or so: `0.8 s`, `12 s`, `3 min`, `5 h`,
-    `2 d`.
-    """
+    """Return a duration with about two digits: `0.8 s`, `12 s`, `3 min`, `5 h`, `2 d`."""
     if seconds is None:
         return "-"
     for size, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
@@ -31,8 +29,8 @@ def duration(seconds: float | None) -> str:
 
 
 def printable(text: str) -> str:
-    """Return *text* with everything escaped that is not printable, so that foreign text cannot
-    steer a terminal.
+    """Return *text* with all unprintable characters escaped, so that text from outside cannot
+    control a terminal.
     """
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii")

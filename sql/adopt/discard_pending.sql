@@ -1,4 +1,4 @@
--- What waits in a copied database belongs to the original, which sends it itself.
+-- The deliveries that wait in a copied database belong to the original, which sends them itself.
 WITH discarded AS (
     UPDATE pggit.alert_delivery_queue
        SET delivery_status = 'failed'  -- the schema's trigger ends the leases

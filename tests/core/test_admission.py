@@ -55,8 +55,8 @@ wishes = st.integers(1, 5)
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """A lane's state in the words of CONTRACT: what blocks it (the first of them counts), and what
-    it has to give.
+    """A lane's state in the words of CONTRACT: what blocks it (the first of them counts), and the
+    rows and tokens that are free.
     """
 
     blocks: Sequence[tuple[str, float | None]]
@@ -69,7 +69,7 @@ class Room:
             return cls([("unregistered", None)], 0, 0)
         rows = setting.max_in_flight - lane.in_flight
         level = lane.bucket.level(NOW, rate=setting.rate, burst=setting.burst)
-        circuit_until = lane.breaker.until or 0.0
+        circuit_until = lane.breaker.next_probe_at or 0.0
         found: list[tuple[bool, str, float | None]] = [
             (not setting.enabled, "paused", None),
             ((lane.hold_until or 0.0) > NOW, "hold", lane.hold_until),
@@ -104,7 +104,7 @@ def the_first_block_is_named_with_its_end(core: ModuleType, how: settings) -> No
     holds()
 
 
-def gives_all_that_wish_room_and_tokens_allow(core: ModuleType, how: settings) -> None:
+def gives_what_wish_room_and_tokens_allow(core: ModuleType, how: settings) -> None:
     @how
     @given(lane_states, registered, wishes)
     def holds(lane: Lane, setting: WebhookSettings, wish: int) -> None:
@@ -151,7 +151,7 @@ def a_probe_needs_room_and_a_token_too(core: ModuleType, how: settings) -> None:
 
 
 def says_what_the_lane_waits_for_next(core: ModuleType, how: settings) -> None:
-    """Once the quota is taken, another look now brings a row exactly if the admission named nothing
+    """Once the quota is taken, another look now finds a row exactly if the admission names nothing
     to wait for.
     """
 
@@ -172,7 +172,7 @@ def says_what_the_lane_waits_for_next(core: ModuleType, how: settings) -> None:
 def unblocked(
     lane: Lane, setting: WebhookSettings, breaker: Breaker
 ) -> tuple[Lane, WebhookSettings]:
-    """Return the two with *breaker*, and changed as far as something blocks them."""
+    """Return the two with *breaker*, without anything that blocks them."""
     return replace(
         lane,
         breaker=breaker,
@@ -191,7 +191,7 @@ ADMIT: dict[str, Callable[[ModuleType, settings], None]] = {
     holds.__name__: holds
     for holds in (
         the_first_block_is_named_with_its_end,
-        gives_all_that_wish_room_and_tokens_allow,
+        gives_what_wish_room_and_tokens_allow,
         a_probe_is_one_row,
         a_probe_needs_room_and_a_token_too,
         says_what_the_lane_waits_for_next,

@@ -1,5 +1,5 @@
-"""The circuit breaker through claims, votes, resets and time; each property is shown to catch the
-mistakes planted for it.
+"""The circuit breaker through claims, votes, resets and time; each property must catch the
+mutants planted for it.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,8 +40,8 @@ class Event(Enum):
 
 
 class Circuit(RuleBasedStateMachine):
-    """One webhook's breaker. Every step leaves what was, what happened and what is, and the
-    properties look at that.
+    """One webhook's breaker. Every step stores the state before, the event and the state
+    after, and then checks the properties.
     """
 
     core: ModuleType = breaker
@@ -55,15 +55,15 @@ class Circuit(RuleBasedStateMachine):
     )
     def start(self, threshold: int, under_way: int, failed: int, waited_s: float) -> None:
         """Begin anywhere between a new breaker and one that is being probed, with attempts of the
-        first epoch under way.
+        first generation under way.
         """
         self.threshold = threshold
         self.now = 1000.0
         self.before = self.after = self.core.Breaker()
         self.event = Event.NOTHING
         self.vote: CircuitVote | None = None
-        self.flying: list[int] = []  # the epochs that attempts were claimed under
-        self.counts = False  # the attempt that ended belongs to the present epoch
+        self.flying: list[int] = []  # the generations that attempts were claimed under
+        self.counts = False  # the attempt that ended belongs to the present generation
         self.failures = 0  # in a row, since the breaker last closed
         self.opened = 0.0
         self.probe_until = 0.0
@@ -115,7 +115,7 @@ class Circuit(RuleBasedStateMachine):
 
     @precondition(lambda self: self.flying)
     @rule(which=st.integers(0, 3))
-    def attempt_is_given_back(self, which: int) -> None:
+    def attempt_is_returned(self, which: int) -> None:
         generation = self.flying.pop(-1 - which % len(self.flying))
         self.step(
             Event.ABANDON,
@@ -146,7 +146,7 @@ class Circuit(RuleBasedStateMachine):
             self.failures = 0
         elif self.counts and vote is CircuitVote.FAILURE:
             self.failures += 1
-        if self.trips_here():
+        if self.opens_now():
             self.opened = self.now
         if self.counts and self.before.state == "half_open" and vote in (None, CircuitVote.NEUTRAL):
             self.probe_until = self.now
@@ -154,14 +154,14 @@ class Circuit(RuleBasedStateMachine):
         for holds in self.properties:
             holds(self)
 
-    def trips_here(self) -> bool:
+    def opens_now(self) -> bool:
         return bool(self.after.state == "open" and self.before.state != "open")
 
 
 def opens_exactly_at_the_threshold(circuit: Circuit) -> None:
     if circuit.before.state == "closed":
         failed = circuit.counts and circuit.vote is CircuitVote.FAILURE
-        assert circuit.trips_here() == (failed and circuit.failures >= circuit.threshold)
+        assert circuit.opens_now() == (failed and circuit.failures >= circuit.threshold)
 
 
 def failures_in_a_row_are_counted(circuit: Circuit) -> None:
@@ -187,12 +187,12 @@ def attempts_flow_freely_while_closed(circuit: Circuit) -> None:
     assert (circuit.after.blocked_until is None) == (circuit.after.state == "closed")
 
 
-def an_attempt_of_another_epoch_changes_nothing(circuit: Circuit) -> None:
+def an_attempt_of_another_generation_changes_nothing(circuit: Circuit) -> None:
     if circuit.event in (Event.VOTE, Event.ABANDON) and not circuit.counts:
         assert circuit.after == circuit.before
 
 
-def an_attempt_that_says_nothing_lets_the_next_probe_go(circuit: Circuit) -> None:
+def a_neutral_attempt_lets_the_next_probe_go(circuit: Circuit) -> None:
     says_nothing = circuit.event is Event.ABANDON or circuit.vote is CircuitVote.NEUTRAL
     if says_nothing and circuit.counts:
         assert (circuit.after.state, circuit.after.failures) == (
@@ -232,7 +232,7 @@ def a_reset_closes(circuit: Circuit) -> None:
         )
 
 
-def each_transition_starts_an_epoch(circuit: Circuit) -> None:
+def each_transition_starts_a_generation(circuit: Circuit) -> None:
     moved = circuit.before.state != circuit.after.state or circuit.event in (
         Event.PROBE,
         Event.RESET,
@@ -258,12 +258,12 @@ PROPERTIES: dict[str, Callable[[Circuit], None]] = {
         admits_one_probe_until_its_lease_ends,
         a_probe_makes_the_breaker_half_open,
         attempts_flow_freely_while_closed,
-        an_attempt_of_another_epoch_changes_nothing,
-        an_attempt_that_says_nothing_lets_the_next_probe_go,
+        an_attempt_of_another_generation_changes_nothing,
+        a_neutral_attempt_lets_the_next_probe_go,
         a_probe_that_succeeds_closes,
         a_probe_that_fails_opens_again,
         a_reset_closes,
-        each_transition_starts_an_epoch,
+        each_transition_starts_a_generation,
         health_follows_the_circuit,
     )
 }
@@ -274,7 +274,7 @@ def drive(core: ModuleType, properties: Sequence[Callable[[Circuit], None]], how
     run_state_machine_as_test(machine, settings=how)
 
 
-def test_the_breaker_keeps_its_properties_whatever_happens() -> None:
+def test_the_breaker_keeps_its_properties() -> None:
     drive(breaker, list(PROPERTIES.values()), CHECK)
 
 

@@ -1,7 +1,7 @@
 """The token bucket under any order of takes, returns and clocks, and under the mistakes planted for
 each property.
 
-Rates and times are dyadic fractions, so that sums are exact and "never above" can be asked without
+Rates and times are dyadic fractions, so that sums are exact and "never above" can be tested without
 a tolerance.
 """
 
@@ -27,7 +27,7 @@ TICK_S = 2.0**-10
 
 
 class Tap(RuleBasedStateMachine):
-    """One bucket; its taker never takes more than the whole tokens that are there, as a claim does."""
+    """One bucket; like a claim, `take` never takes more than the whole tokens in it."""
 
     core: ModuleType = bucket
     properties: Sequence[Callable[["Tap"], None]] = ()
@@ -81,13 +81,13 @@ def is_never_above_the_burst(tap: Tap) -> None:
     assert tap.bucket.tokens is None or tap.bucket.tokens <= tap.burst
 
 
-def is_never_below_nothing(tap: Tap) -> None:
+def is_never_below_zero(tap: Tap) -> None:
     assert tap.level() >= 0
 
 
 def lets_through_at_most_burst_and_rate(tap: Tap) -> None:
-    """In every interval that begins and ends with a take. Tokens that were given back may go out
-    once more.
+    """In every interval that begins and ends with a take. Tokens that were returned may go out
+    again.
     """
     for first, (since_s, _) in enumerate(tap.taken):
         through = 0
@@ -124,7 +124,7 @@ def names_the_first_instant_of_the_next_token(tap: Tap) -> None:
         assert at > tap.now
 
 
-def rate_nought_is_unlimited(tap: Tap) -> None:
+def rate_zero_is_unlimited(tap: Tap) -> None:
     assert tap.bucket.level(tap.now, rate=0.0, burst=tap.burst) == math.inf
     emptied = tap.bucket.take(10**9, tap.now, rate=0.0, burst=tap.burst)
     assert emptied.level(tap.now, rate=0.0, burst=tap.burst) == math.inf
@@ -143,12 +143,12 @@ PROPERTIES: dict[str, Callable[[Tap], None]] = {
     holds.__name__: holds
     for holds in (
         is_never_above_the_burst,
-        is_never_below_nothing,
+        is_never_below_zero,
         lets_through_at_most_burst_and_rate,
         gains_nothing_from_a_clock_that_steps_back,
         refills_at_its_rate,
         names_the_first_instant_of_the_next_token,
-        rate_nought_is_unlimited,
+        rate_zero_is_unlimited,
         a_new_bucket_is_full,
     )
 }
@@ -159,7 +159,7 @@ def drive(core: ModuleType, properties: Sequence[Callable[[Tap], None]], how: se
     run_state_machine_as_test(machine, settings=how)
 
 
-def test_the_bucket_keeps_its_properties_whatever_happens() -> None:
+def test_the_bucket_keeps_its_properties() -> None:
     drive(bucket, list(PROPERTIES.values()), CHECK)
 
 

@@ -1,8 +1,8 @@
 """A backlog that is claimed and settled in any order, and its lane; and planted mistakes.
 
 `Backlog` does to its rows what claim.sql does to the queue's, so that the two halves of the lane,
-`admit` and `settle_lane`, are seen together: a row that comes back must be looked at in time,
-whatever blocked its lane meanwhile.
+`admit` and `settle_lane`, are tested together: a row that is due again must be looked at in time,
+no matter what blocked its lane meanwhile.
 
 A mutated module has enums of its own, so members of `BlockedBy` are compared with ==.
 """
@@ -92,11 +92,11 @@ class Backlog(RuleBasedStateMachine):
         self.settings = PLAIN._replace(rate=rate, max_in_flight=cap, circuit_threshold=threshold)
         self.now = NOW
         self.lane = self.before = FRESH
-        self.new = [NOW] * rows  # nobody has looked at them yet
+        self.new = [NOW] * rows  # not looked at yet
         self.waiting: list[float] = []
         self.flying: list[Delivery] = []
         self.ended: list[tuple[Delivery, Outcome]] = []
-        self.reset_epoch = 0
+        self.reset_generation = 0
         self.look(3)
         while rows == 6 and self.flying and self.lane.breaker.state is CircuitState.CLOSED:
             self.claims_end(0, [bad], 0.0)
@@ -114,7 +114,7 @@ class Backlog(RuleBasedStateMachine):
 
     @rule(wish=st.integers(1, 4))
     def look(self, wish: int) -> None:
-        """Claim, if anything calls for a look at this lane."""
+        """Claim, if new rows or runnable_at ask for a look at this lane."""
         asked = self.lane.runnable_at is not None and self.lane.runnable_at <= self.now
         if not (self.new or asked):
             return
@@ -173,7 +173,7 @@ class Backlog(RuleBasedStateMachine):
             blocked_by=None,
             health="healthy",
         )
-        self.reset_epoch = closed.generation
+        self.reset_generation = closed.generation
 
     def outcomes(self) -> list[Outcome]:
         return [outcome for _, outcome in self.ended]
@@ -199,16 +199,16 @@ def waiting_rows_are_looked_at_in_time(backlog: Backlog) -> None:
     assert lane.runnable_at <= latest
 
 
-def a_trip_parks_the_lane(backlog: Backlog) -> None:
+def an_open_circuit_parks_the_lane(backlog: Backlog) -> None:
     breaker = backlog.lane.breaker
     if (
         breaker.state is CircuitState.OPEN
         and breaker.generation != backlog.before.breaker.generation
     ):
-        assert breaker.until == backlog.now + OPEN_S
+        assert breaker.next_probe_at == backlog.now + OPEN_S
         assert backlog.lane.runnable_at is not None
         assert (
-            backlog.lane.runnable_at >= breaker.until
+            backlog.lane.runnable_at >= breaker.next_probe_at
             or backlog.lane.runnable_at == backlog.lane.hold_until
         )
         assert backlog.lane.blocked_by in (BlockedBy.CIRCUIT, BlockedBy.HOLD)
@@ -227,8 +227,8 @@ def a_hold_is_the_longest_that_was_asked_for(backlog: Backlog) -> None:
 
 
 def a_block_that_still_holds_is_kept(backlog: Backlog) -> None:
-    """An attempt of another epoch ends while a circuit or a hold blocks the lane: nothing looks at
-    it any earlier.
+    """An attempt of another generation ends, and a circuit or a hold blocks the lane: no look is
+    earlier than planned.
     """
     before, lane = backlog.before, backlog.lane
     untouched = (lane.breaker, lane.hold_until) == (before.breaker, before.hold_until)
@@ -245,11 +245,11 @@ def room_is_used_at_once(backlog: Backlog) -> None:
 
 
 def a_reset_is_not_undone(backlog: Backlog) -> None:
-    if all(delivery.breaker.generation < backlog.reset_epoch for delivery, _ in backlog.ended):
+    if all(delivery.breaker.generation < backlog.reset_generation for delivery, _ in backlog.ended):
         assert backlog.lane.breaker == backlog.before.breaker
 
 
-def the_breaker_hears_every_vote_in_order(backlog: Backlog) -> None:
+def the_breaker_gets_every_vote_in_order(backlog: Backlog) -> None:
     breaker = backlog.before.breaker
     for delivery, outcome in backlog.ended:
         generation = delivery.breaker.generation
@@ -264,7 +264,7 @@ def the_breaker_hears_every_vote_in_order(backlog: Backlog) -> None:
     assert backlog.lane.breaker == breaker
 
 
-def what_is_given_back_returns_its_token(backlog: Backlog) -> None:
+def a_returned_delivery_returns_its_token(backlog: Backlog) -> None:
     rate, burst = backlog.settings.rate, backlog.settings.burst
     if rate:
         before = backlog.before.bucket.level(backlog.now, rate=rate, burst=burst)
@@ -275,8 +275,8 @@ def what_is_given_back_returns_its_token(backlog: Backlog) -> None:
 
 
 def only_a_success_makes_healthy(backlog: Backlog) -> None:
-    """What was healthy stays so after attempts from before a reset, but not after an answer that
-    says nothing.
+    """A healthy webhook stays healthy after attempts from before a reset, but not after a neutral
+    answer.
     """
     if backlog.lane.health == "healthy" and good not in backlog.outcomes():
         assert backlog.before.health == "healthy"
@@ -295,14 +295,14 @@ SETTLE: dict[str, Callable[[Backlog], None]] = {
     for holds in (
         every_claim_that_ends_makes_room,
         waiting_rows_are_looked_at_in_time,
-        a_trip_parks_the_lane,
+        an_open_circuit_parks_the_lane,
         a_hold_parks_the_lane,
         a_hold_is_the_longest_that_was_asked_for,
         a_block_that_still_holds_is_kept,
         room_is_used_at_once,
         a_reset_is_not_undone,
-        the_breaker_hears_every_vote_in_order,
-        what_is_given_back_returns_its_token,
+        the_breaker_gets_every_vote_in_order,
+        a_returned_delivery_returns_its_token,
         only_a_success_makes_healthy,
         health_follows_the_circuit,
     )
@@ -314,7 +314,7 @@ def drive(core: ModuleType, properties: Sequence[Callable[[Backlog], None]], how
     run_state_machine_as_test(machine, settings=how)
 
 
-def test_a_backlog_keeps_its_properties_whatever_happens() -> None:
+def test_a_backlog_keeps_its_properties() -> None:
     drive(lanes, list(SETTLE.values()), settings(CHECK, max_examples=200))
 
 

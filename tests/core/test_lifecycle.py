@@ -1,6 +1,4 @@
-"""One delivery from its insert to its end, through every outcome in any order; and planted
-mistakes.
-"""
+"""One delivery from its insert to its end, through every outcome in any order; and mutants."""
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -97,7 +95,7 @@ class Life(RuleBasedStateMachine):
 
     @precondition(lambda self: self.status in WAITING)
     @rule(outcome=st.sampled_from([Lost(), Lost(), GivenBack()]), count=st.integers(1, 3), u=draws)
-    def nobody_knows(self, outcome: Outcome, count: int, u: float) -> None:
+    def the_outcome_is_unknown(self, outcome: Outcome, count: int, u: float) -> None:
         for _ in range(count):
             if self.status in WAITING:
                 self.step(outcome, u)
@@ -175,7 +173,7 @@ def only_throttling_ends_after_a_day(life: Life) -> None:
         assert (life.http_status, life.status) == (429, "failed")
 
 
-def what_was_given_back_is_as_it_was(life: Life) -> None:
+def a_returned_delivery_is_unchanged(life: Life) -> None:
     if isinstance(life.outcome, GivenBack):
         assert life.delivery == life.before
         assert (life.settlement.delay_s, life.settlement.hold_s) == (None, None), (
@@ -183,7 +181,7 @@ def what_was_given_back_is_as_it_was(life: Life) -> None:
         )
 
 
-def without_an_attempt_nothing_is_said_or_spent(life: Life) -> None:
+def without_an_attempt_no_vote_and_no_retry(life: Life) -> None:
     if life.answer is None:
         assert (life.delivery.retry_count, life.delivery.attempts) == (
             life.before.retry_count,
@@ -193,7 +191,7 @@ def without_an_attempt_nothing_is_said_or_spent(life: Life) -> None:
         assert life.status in (("retrying" if life.before.attempts else "pending"), "failed")
 
 
-def a_row_that_loses_leases_is_tried_alone_and_given_up(life: Life) -> None:
+def a_row_that_loses_leases_is_tried_alone_and_fails(life: Life) -> None:
     assert life.settlement.loses_lease == isinstance(life.outcome, Lost)
     if isinstance(life.outcome, Lost):
         lost = life.before.leases_lost + 1
@@ -207,7 +205,7 @@ def a_row_that_loses_leases_is_tried_alone_and_given_up(life: Life) -> None:
             assert (life.settlement.event, life.settlement.reason) == ("failed", "lost 6 leases")
 
 
-def the_delay_is_the_receivers_wish_or_the_backoff(life: Life) -> None:
+def the_delay_is_retry_after_or_the_backoff(life: Life) -> None:
     if life.answer is None or life.status != "retrying":
         return
     if life.answer.retry_after is not None:
@@ -220,7 +218,7 @@ def the_delay_is_the_receivers_wish_or_the_backoff(life: Life) -> None:
         )
 
 
-def a_wish_holds_the_whole_webhook(life: Life) -> None:
+def retry_after_holds_the_whole_webhook(life: Life) -> None:
     wished = (
         life.http_status in (429, 503)
         and life.answer is not None
@@ -258,11 +256,11 @@ PROPERTIES: dict[str, Callable[[Life], None]] = {
         refusals_fail_at_once,
         throttling_spends_nothing_and_ends_after_a_day,
         only_throttling_ends_after_a_day,
-        what_was_given_back_is_as_it_was,
-        without_an_attempt_nothing_is_said_or_spent,
-        a_row_that_loses_leases_is_tried_alone_and_given_up,
-        the_delay_is_the_receivers_wish_or_the_backoff,
-        a_wish_holds_the_whole_webhook,
+        a_returned_delivery_is_unchanged,
+        without_an_attempt_no_vote_and_no_retry,
+        a_row_that_loses_leases_is_tried_alone_and_fails,
+        the_delay_is_retry_after_or_the_backoff,
+        retry_after_holds_the_whole_webhook,
         every_attempt_is_logged_and_votes,
     )
 }
@@ -273,7 +271,7 @@ def drive(core: ModuleType, properties: Sequence[Callable[[Life], None]], how: s
     run_state_machine_as_test(machine, settings=how)
 
 
-def test_a_delivery_keeps_its_properties_whatever_happens() -> None:
+def test_a_delivery_keeps_its_properties() -> None:
     drive(lifecycle, list(PROPERTIES.values()), CHECK)
 
 

@@ -13,12 +13,12 @@ from hypothesis import Phase as HypothesisPhase
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from webhookd.core.restart import BACKOFF_MAX_S, HEALTHY_LIFE_S, Phase, Restart, backoff_s
+from webhookd.core.restart import HEALTHY_LIFE_S, PAUSE, Phase, Restart, pause_s
 
 SETTINGS = settings(
     max_examples=60, stateful_step_count=40, deadline=None, database=None, derandomize=True
 )
-# A mutant has to be caught, not to be explained.
+# A mutant must be caught; a short example that explains it is not needed.
 HUNT = settings(
     SETTINGS,
     max_examples=300,
@@ -35,8 +35,8 @@ spans = st.one_of(short_spans, st.floats(1.0, 100.0))
 
 
 class Slot(RuleBasedStateMachine):
-    """One place through starts, beats and deaths. The model keeps plain lists and works everything
-    out from them.
+    """One slot through starts, beats and deaths. The model keeps plain lists and computes
+    everything from them.
     """
 
     kind: type[Restart] = Restart
@@ -45,11 +45,10 @@ class Slot(RuleBasedStateMachine):
         super().__init__()
         self.now = 1000.0
         self.restart = self.kind.fresh(self.now)
-        assert self.restart.since == self.now, "a new place is filled at once"
+        assert self.restart.since == self.now, "a new slot is filled at once"
         self.beats: list[float] = []
-        self.lives: list[
-            float
-        ] = []  # each ended worker's healthy life, from its first beat to its last
+        # The healthy life of each worker that ended, from its first beat to its last.
+        self.lives: list[float] = []
 
     @precondition(lambda self: self.restart.phase is Phase.WAITING)
     @rule(late_s=short_spans)
@@ -93,13 +92,13 @@ class Slot(RuleBasedStateMachine):
 
     @precondition(lambda self: self.restart.phase is not Phase.WAITING)
     @rule(span_s=spans)
-    def excuse(self, span_s: float) -> None:
+    def parent_could_not_listen(self, span_s: float) -> None:
         self.now += span_s
         before = self.restart
-        # In the model an excuse is no beat; only silence up to here is forgotten.
-        excused = before.forget_silence(self.now)
-        assert excused.silent_at(7.0) == self.now + 7.0
-        assert (excused.phase, excused.since, excused.failures) == (
+        # Not a beat: only the silence up to now is forgotten.
+        heard = before.forget_silence(self.now)
+        assert heard.silent_at(7.0) == self.now + 7.0
+        assert (heard.phase, heard.since, heard.failures) == (
             before.phase,
             before.since,
             before.failures,
@@ -107,12 +106,12 @@ class Slot(RuleBasedStateMachine):
 
 
 def property_model(kind: type[Restart], how: settings) -> None:
-    run_state_machine_as_test(type("PlaceOfKind", (Slot,), {"kind": kind}), settings=how)
+    run_state_machine_as_test(type("SlotOfKind", (Slot,), {"kind": kind}), settings=how)
 
 
 def property_crash_loop_never_spins(kind: type[Restart], how: settings) -> None:
     """A worker that dies at its start is started at most 30 times in the first five minutes,
-    whatever the dice.
+    for every jitter.
     """
 
     @how
@@ -134,7 +133,7 @@ def property_comes_back_within_half_a_minute(kind: type[Restart], how: settings)
     @given(st.integers(1, 3000), instants, draws)
     def holds(failures: int, now: float, u: float) -> None:
         restart = replace(kind.fresh(now).started(now), failures=failures).died(now, u=u)
-        assert now <= restart.since <= now + BACKOFF_MAX_S
+        assert now <= restart.since <= now + PAUSE.max_s
 
     holds()
 
@@ -164,7 +163,7 @@ def property_wrong_order_is_refused(kind: type[Restart], how: settings) -> None:
 class FirstRestartWaits(Restart):
     def died(self, now: float, *, u: float) -> Self:
         after = super().died(now, u=u)
-        return replace(after, since=now + backoff_s(after.failures + 1, u=u))
+        return replace(after, since=now + pause_s(after.failures + 1, u=u))
 
 
 class NeverBacksOff(Restart):
@@ -201,7 +200,7 @@ class ForgivesAnyLife(Restart):
 
 class CountsSilenceAsLife(Restart):
     def died(self, now: float, *, u: float) -> Self:
-        # What `heard` stood for is lost: the hung time up to the death counts too.
+        # Here the time that the worker hung before its death counts as life too.
         return super(CountsSilenceAsLife, replace(self, heard=now)).died(now, u=u)
 
 
@@ -220,7 +219,7 @@ class DeafToBeats(Restart):
         return replace(super().beat(now), heard=self.heard)
 
 
-class NoExcuse(Restart):
+class RemembersSilence(Restart):
     def forget_silence(self, now: float) -> Self:
         return self
 
@@ -257,7 +256,7 @@ PROPERTIES: dict[Callable[[type[Restart], settings], None], tuple[type[Restart],
         CountsBootAsLife,
         LifeBeginsWithEachBeat,
         DeafToBeats,
-        NoExcuse,
+        RemembersSilence,
         NoBootGrace,
         LateFirstStart,
     ),

@@ -39,13 +39,13 @@ def test_an_interrupted_demo_stops_what_it_started() -> None:
             try:
                 shown += os.read(terminal, 65536)
             except OSError:  # the other end is closed
-                raise AssertionError(f"the demo ended by itself:\n{shown.decode()}") from None
+                raise AssertionError(f"the demo ended early:\n{shown.decode()}") from None
         demo.send_signal(signal.SIGINT)
         while True:
             try:
                 if not os.read(terminal, 65536):
                     break
-            except OSError:  # the other end is closed: Linux says EIO
+            except OSError:  # the other end is closed: EIO on Linux
                 break
         assert demo.wait(60) == 130
     os.close(terminal)

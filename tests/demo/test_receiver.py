@@ -1,5 +1,5 @@
-"""`webhookd listen`: a local receiver that prints what arrives and says whether the signature
-holds.
+"""`webhookd listen`: a local receiver that prints what arrives and whether its signature is
+valid.
 """
 
 import http.client
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import pytest
 
 from webhookd.core.signing import sign
-from webhookd.demo.receiver import LARGEST_BODY, Arrival, Receiver, printer
+from webhookd.demo.receiver import MAX_BODY, Arrival, Receiver, printer
 from webhookd.errors import WebhookdError
 from webhookd.text import printable
 
@@ -60,7 +60,7 @@ def test_an_arrival_is_shown_with_its_path_id_and_body() -> None:
     arrivals: list[Arrival] = []
     with receiver(arrivals) as address:
         assert post(address, signed(KEY), path="/hook?x=1") == 200
-    assert [(one.path, one.webhook_id, one.signature, one.body) for one in arrivals] == [
+    assert [(one.path, one.message_id, one.signature, one.body) for one in arrivals] == [
         ("/hook?x=1", "msg_1", "valid", BODY)
     ]
 
@@ -95,13 +95,13 @@ def test_without_a_secret_nothing_is_checked() -> None:
     assert [one.signature for one in arrivals] == ["unchecked"]
 
 
-def test_the_status_asked_for_is_answered() -> None:
+def test_the_given_status_is_answered() -> None:
     with receiver([], status=503) as address:
         assert post(address, {}) == 503
 
 
-@pytest.mark.parametrize("length", ["-1", str(LARGEST_BODY + 1), "many"])
-def test_a_length_that_cannot_be_is_refused_and_the_next_request_served(length: str) -> None:
+@pytest.mark.parametrize("length", ["-1", str(MAX_BODY + 1), "many"])
+def test_an_impossible_length_is_refused_and_the_next_request_served(length: str) -> None:
     arrivals: list[Arrival] = []
     with receiver(arrivals) as address:
         with socket.create_connection(address, timeout=20) as raw:
@@ -116,7 +116,7 @@ def test_a_port_in_use_is_one_line_that_says_what_to_do() -> None:
         Receiver(host, port, key=None, status=200, show=lambda arrival: None)
 
 
-def test_lines_for_people_are_bounded_and_cannot_steer_the_terminal(
+def test_lines_for_people_are_bounded_and_cannot_control_the_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     show = printer(as_json=False, printable=printable)
@@ -126,7 +126,9 @@ def test_lines_for_people_are_bounded_and_cannot_steer_the_terminal(
     assert len(out) < 10_000
 
 
-def test_lines_for_programs_are_json_one_an_arrival(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_for_programs_are_one_json_object_for_each_arrival(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     show = printer(as_json=True, printable=printable)
     show(Arrival(1.5, "/hook", "msg_1", "valid", BODY))
     show(Arrival(2.5, "/hook", "msg_2", "missing", b"not json\n\xff"))

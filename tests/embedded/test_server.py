@@ -1,5 +1,5 @@
-"""The launcher of the embedded PostgreSQL: who may use a folder, what survives, and what dies with
-whom.
+"""The embedded PostgreSQL: who may use a directory, what survives, and which process ends with
+which.
 """
 
 import os
@@ -20,13 +20,14 @@ import pytest
 from tests.support.waiting import eventually
 from webhookd.embedded import programs
 from webhookd.embedded import server as embedded
+from webhookd.embedded.directory import default_directory
 from webhookd.errors import UnusableError, WebhookdError
 
 ROOT = os.geteuid() == 0
-# Starts a server on a folder, says so, and stays until it is killed or its input ends.
+# Starts a server on a folder, prints its pid, and runs until it is killed or its input ends.
 HOLDER = """
 import sys, pathlib
-from webhookd import embedded
+from webhookd.embedded import server as embedded
 server = embedded.start(pathlib.Path(sys.argv[1]))
 print(server.pid, flush=True)
 sys.stdin.read()
@@ -45,7 +46,7 @@ def home() -> Iterator[Path]:
 
 @contextmanager
 def running(folder: Path, **options: object) -> Iterator[embedded.Embedded]:
-    server = embedded.start(folder, **options)  # type: ignore[arg-type]  # handed through
+    server = embedded.start(folder, **options)  # type: ignore[arg-type]  # passed on as they are
     try:
         yield server
     finally:
@@ -69,7 +70,7 @@ def held_by_another_process(folder: Path) -> Iterator[tuple[subprocess.Popen[str
 
 
 def dead(pid: int) -> bool:
-    """A zombie is dead: in a container nobody may reap it for seconds."""
+    """A zombie is dead too: in a container it may be reaped seconds later."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
@@ -87,7 +88,7 @@ def test_data_survives_a_restart(home: Path) -> None:
         assert connection.execute("SELECT answer FROM kept").fetchall() == [(42,)]
 
 
-def test_nobody_else_can_reach_the_server(home: Path) -> None:
+def test_no_other_user_can_reach_the_server(home: Path) -> None:
     with running(home / "pg") as server, psycopg.connect(server.dsn) as connection:
         assert connection.execute("SHOW listen_addresses").fetchone() == ("",)
         for folder in (server.directory, server.directory / "data", server.directory / "socket"):
@@ -113,7 +114,7 @@ def test_a_killed_parent_leaves_no_server_behind(home: Path) -> None:
         eventually(lambda: dead(server_pid), what="the server ends")
 
 
-def test_a_second_start_on_a_folder_is_refused_and_names_who_has_it(home: Path) -> None:
+def test_a_second_start_on_a_folder_is_refused_and_names_its_user(home: Path) -> None:
     with held_by_another_process(home / "pg") as (holder, server_pid):
         with pytest.raises(UnusableError) as refused:
             embedded.start(home / "pg")
@@ -155,7 +156,7 @@ def test_a_crashed_server_is_launched_again_with_the_same_dsn(home: Path) -> Non
             assert connection.execute("SELECT count(*) FROM kept").fetchone() == (0,)
 
 
-def test_the_pid_file_of_a_crash_is_no_obstacle_when_its_pid_belongs_to_somebody_else(
+def test_the_pid_file_of_a_crash_is_no_obstacle_when_its_pid_belongs_to_another_process(
     home: Path,
 ) -> None:
     with running(home / "pg") as server:
@@ -200,7 +201,7 @@ def test_a_server_that_does_not_start_says_why_in_one_line(home: Path) -> None:
     assert "nonsense" in str(failed.value)
     assert "postgres.log" in str(failed.value)
     assert "\n" not in str(failed.value)
-    with running(home / "pg") as server:  # the failure gave the folder free
+    with running(home / "pg") as server:  # the failure released the folder
         assert server.alive()
 
 
@@ -238,14 +239,10 @@ def test_a_thread_other_than_the_main_one_cannot_start_it(home: Path) -> None:
 
 
 def test_the_default_folder_follows_the_xdg_specification() -> None:
-    assert embedded.default_directory({}, root=True) == Path("/var/lib/webhookd/postgres")
-    assert embedded.default_directory({"XDG_DATA_HOME": "/d"}, root=False) == Path(
-        "/d/webhookd/postgres"
-    )
+    assert default_directory({}, root=True) == Path("/var/lib/webhookd/postgres")
+    assert default_directory({"XDG_DATA_HOME": "/d"}, root=False) == Path("/d/webhookd/postgres")
     for unset in ({}, {"XDG_DATA_HOME": ""}, {"XDG_DATA_HOME": "relative"}):
-        assert embedded.default_directory(unset, root=False) == Path(
-            "~/.local/share/webhookd/postgres"
-        )
+        assert default_directory(unset, root=False) == Path("~/.local/share/webhookd/postgres")
 
 
 @pytest.mark.skipif(not ROOT, reason="NOT ROOT: only root switches to another account")
@@ -282,7 +279,7 @@ def test_an_ordinary_user_can_start_it(home: Path) -> None:
     user = {"user": 65534, "group": 65534, "extra_groups": []}
     try:
         subprocess.run(
-            [sys.executable, "-c", "import webhookd.embedded"],
+            [sys.executable, "-c", "import webhookd.embedded.server"],
             check=True,
             capture_output=True,
             **user,

@@ -29,7 +29,7 @@ def free_ports() -> list[int]:
     def found() -> list[int]:
         first = random.randrange(20000, 30000)
         ports = list(range(first, first + 6))
-        return [] if local.taken(ports) else ports
+        return [] if local.ports_in_use(ports) else ports
 
     return eventually(found, what="six free ports in a row")
 
@@ -88,7 +88,7 @@ def test_one_command_starts_a_fleet_under_load_and_all_that_it_tells_to_open_is_
         assert "worker-3" in shown.stdout, shown.stderr
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0, log.read_text()
-    assert local.taken(ports) == []
+    assert local.ports_in_use(ports) == []
     home = re.search(r"logs are in (\S+)\.", told)
     assert home and Path(home[1]).parent == Path(tempfile.gettempdir())
     assert not Path(home[1]).exists()

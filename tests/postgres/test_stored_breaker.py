@@ -39,7 +39,8 @@ from tests.support.engine import (
     replaced,
     unseen,
 )
-from tests.support.mutants import CHECK, HUNT, STORED, Mutant, StoredMutant
+from tests.support.mutants import CHECK, HUNT, Mutant, StoredMutant
+from tests.support.planted.stored import STORED
 from tests.support.postgres import Database, Server
 from webhookd.core.answer import CircuitVote
 from webhookd.core.breaker import Breaker, CircuitState
@@ -298,10 +299,10 @@ class Fleet(RuleBasedStateMachine):
             self.health,
         )
         assert row["in_flight"] == len(self.held)
-        assert (row["circuit_in_s"] is None) == (self.breaker.until is None)
+        assert (row["circuit_in_s"] is None) == (self.breaker.next_probe_at is None)
         assert (
-            self.breaker.until is None
-            or abs(row["circuit_in_s"] - (self.breaker.until - self.now)) < NEAR_S
+            self.breaker.next_probe_at is None
+            or abs(row["circuit_in_s"] - (self.breaker.next_probe_at - self.now)) < NEAR_S
         )
 
     def may_go(self, wish: int, due: int) -> int:

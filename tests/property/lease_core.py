@@ -1,4 +1,4 @@
-"""The product's own decisions about a claim's end, as the model of leases asks for them."""
+"""The decisions of webhookd.core about the end of a claim, for lease_model.py."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ from webhookd.core.model import (
 
 
 class Core:
-    """The product's decisions, remembered: there are few, and they are asked for a million times."""
+    """The decisions, cached: there are few, and the model needs them a million times."""
 
     _NOW_AT = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -84,6 +84,6 @@ class Core:
 _OUTCOMES: dict[End, Outcome] = {
     End.DELIVERED: Attempted(Answer(AnswerKind.RESPONSE, 0.1, http_status=200), 0.0),
     End.RETRY: Attempted(Answer(AnswerKind.RESPONSE, 0.1, http_status=500), 0.0),
-    End.GIVEN_BACK: GivenBack(),
+    End.RETURNED: GivenBack(),
     End.LOST: Lost(),
 }

@@ -1,25 +1,27 @@
-"""A model of claim, lease, fence, record, give back, release and reap, small enough to try every
-interleaving of it.
+"""A model of claim, lease, fence, record, return, release and reap, small enough to explore every
+interleaving.
 
-One webhook's lane, its rows, and workers that may die between any two steps. Each step is what
-happens at one instant: a transaction commits (or fails, or commits and its answer is lost), a POST
-ends, a lease runs out, a process dies. A claim and a record lock the lane before they look at
-anything, so nothing comes between their parts, and a death inside of one is a death before it. What
-a row and a lane become is not modelled: `settle`, `admit` and `settle_lane` of webhookd.core say so
-(lease_core.py). What guards them (lease_steps.py) follows webhookd/claims.py, webhookd/records.py,
-webhookd/housekeeping.py and the statements behind them; tests/integration/test_fence.py and
+It has one webhook's lane, its rows, and workers that may die between any two steps. Each step is
+what happens at one instant: a transaction commits (or fails, or commits and its answer is lost), a
+POST ends, a lease expires, a process dies. A claim and a record lock the lane before they read
+anything, so nothing happens between their parts, and a death inside one is a death before it. What
+a row and a lane become is not modelled: `settle`, `admit` and `settle_lane` of webhookd.core decide
+that (lease_core.py). What protects them (lease_steps.py) follows webhookd/postgres/claim.py and
+record.py, the worker's reaper and the statements behind them; tests/postgres/test_fence.py and
 test_lease_schedules.py hold the statements to the same rules.
 
-Left out: time (whatever waits is due, and a lane may always be looked at: test_lane.py sees to
-that), so also `start_before`, which makes a POST after its lease rare and is not what makes it
-harmless; the wakeup (wakeup_model.py); circuit, tokens and holds (test_lane.py,
-test_stored_breaker.py); who tells whom of a death (webhookd/lost.py: here every worker may ask the
-supervisor who died); a COMMIT that arrives after its sender's death was seen (its leases run out,
-as after a death that nobody saw); the sweep of the lanes, since a counter that only the sweep mends
-blocks its lane too long.
+Not in the model:
 
-What a row or claim has beyond its columns, so that the invariants can be told: `owner`, `serial`,
-`posted`, `torn`, `requeued`, `stranded`.
+- time: every waiting row is due, and a lane may always be looked at (test_lane.py tests that). So
+  also `start_before`, which makes a POST after the end of its lease rare, but not harmless;
+- the wakeup (wakeup_model.py); circuit, tokens and holds (test_lane.py, test_stored_breaker.py);
+- the handover of leases: here every worker may ask the supervisor which workers died;
+- a COMMIT that arrives after its sender's death was seen: its leases expire, as after a death that
+  was not seen;
+- the sweep of the lanes: a counter that only the sweep corrects blocks its lane too long.
+
+What a row or claim has beyond its columns, so that the invariants can be checked: `owner`,
+`serial`, `posted`, `torn`, `requeued`, `stranded`.
 """
 
 from array import array
@@ -28,19 +30,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
+from tests.property.lease_defects import Defect
 from tests.property.lease_state import Fleet, Kind, Row, State, Worker
-from tests.property.lease_steps import Defect, Model
+from tests.property.lease_steps import Model
 from webhookd.core import lane as lanes
 from webhookd.core import lifecycle
 
 
 @dataclass(frozen=True, slots=True)
 class Exploration:
-    """*broken*: the invariant that failed first, None if all hold, with the *steps* to where it
-    did. *seen*: how many states.
+    """*broken*: the first invariant that failed, None if all hold; *steps* lead to it. *seen*: how
+    many states.
 
-    *reached*: the places that matter and were come to; an exploration could be right because
-    nothing happened.
+    *reached*: the labels of all steps, since an exploration could find nothing because nothing
+    happened.
     """
 
     seen: int
@@ -54,13 +57,13 @@ def explore(
     *defects: Defect,
     settles: ModuleType = lifecycle,
     settles_lane: ModuleType = lanes,
-    most: int = 2_000_000,
+    max_states: int = 2_000_000,
 ) -> Exploration:
-    """Try every interleaving of *fleet* until an invariant fails; then ask of every state whether
-    its rows can still end.
+    """Explore every interleaving of *fleet* until an invariant fails; then check for every state
+    that its rows can still end.
 
-    *settles* and *settles_lane* stand for the product's modules of those names. Raises
-    `OverflowError` past *most* states.
+    *settles* and *settles_lane* replace webhookd.core.lifecycle and lane. Raise `OverflowError`
+    after *max_states* states.
     """
     start = State(
         rows=(Row(),) * fleet.rows,
@@ -73,7 +76,7 @@ def explore(
     model = Model(fleet, frozenset(defects), settles, settles_lane)
     number: dict[State, int] = {start: 0}
     came_from: list[tuple[int, str]] = [(0, "")]
-    backwards = {kind: (array("i"), array("i")) for kind in (Kind.ORDINARY, Kind.RUNS_OUT)}
+    backwards = {kind: (array("i"), array("i")) for kind in (Kind.ORDINARY, Kind.EXPIRES)}
     ended: list[int] = []
     reached: set[str] = set()
     queue = deque([start])
@@ -96,21 +99,21 @@ def explore(
                 froms, tos = backwards[kind]
                 froms.append(here)
                 tos.append(number[after])
-        if len(number) > most:
-            raise OverflowError(f"more than {most} states")
-    for broken, kinds in _ends_that_must_be_near(fleet):
+        if len(number) > max_states:
+            raise OverflowError(f"more than {max_states} states")
+    for broken, kinds in _required_ends(fleet):
         stuck = _stuck(len(number), ended, [backwards[kind] for kind in kinds])
         if stuck is not None:
             return Exploration(len(number), broken, _path(came_from, stuck), frozenset(reached))
     return Exploration(len(number), None, (), frozenset(reached))
 
 
-def _ends_that_must_be_near(fleet: Fleet) -> list[tuple[str, tuple[Kind, ...]]]:
+def _required_ends(fleet: Fleet) -> list[tuple[str, tuple[Kind, ...]]]:
     ends: list[tuple[str, tuple[Kind, ...]]] = [
-        ("a row is nobody's for ever", (Kind.ORDINARY, Kind.RUNS_OUT))
+        ("a row is never claimed again", (Kind.ORDINARY, Kind.EXPIRES))
     ]
-    if not fleet.needs_leases_to_run_out:
-        ends.append(("a row has to wait until a lease runs out", (Kind.ORDINARY,)))
+    if not fleet.needs_leases_to_expire:
+        ends.append(("a row must wait until a lease expires", (Kind.ORDINARY,)))
     return ends
 
 
@@ -129,7 +132,7 @@ def _stuck(
         if not can_end[state]:
             can_end[state] = 1
             stack.extend(before[state])
-    nearest = can_end.find(0)  # states are numbered as they were reached
+    nearest = can_end.find(0)  # numbers follow the order in which states were reached
     return None if nearest < 0 else nearest
 
 

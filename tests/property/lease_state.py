@@ -1,5 +1,5 @@
-"""What lease_model.py and lease_steps.py are about: rows, claims, workers, faults, and what must
-hold of them in every state.
+"""The states of lease_model.py: rows, claims, workers and faults, and the invariants of every
+state.
 """
 
 from collections.abc import Iterable
@@ -8,63 +8,60 @@ from typing import NamedTuple
 
 from webhookd.core.model import Status
 
-SUSPECT_AFTER = 3  # as the statements have it
-ENDS_AFTER = 6
-NOBODY = 0
+QUARANTINE_AFTER = 3  # the same number as in the statements
+GIVE_UP_AFTER = 6
+NO_ID = 0
 WAITING = (Status.PENDING, Status.RETRYING)
 FINAL = (Status.DELIVERED, Status.FAILED)
 
 
 class Kind(Enum):
-    """What a step needs: nothing out of the ordinary, that a lease runs out, or that something goes
-    wrong.
-    """
+    """What a step needs: nothing special, the end of a lease, or a fault."""
 
     ORDINARY = 0
-    RUNS_OUT = 1
+    EXPIRES = 1
     FAULT = 2
 
 
 class End(Enum):
     """How a claim ended, as its holder or its reaper sees it."""
 
-    OPEN = 0  # not at all so far
+    OPEN = 0  # not yet
     DELIVERED = 1
     RETRY = 2
-    GIVEN_BACK = 3
+    RETURNED = 3
     LOST = 4
 
 
 class Lease(Enum):
     NONE = 0
     RUNNING = 1
-    RUN_OUT = 2
+    EXPIRED = 2
 
 
 class Row(NamedTuple):
-    """A queue row (first line: its state; second: its lease). The third line is what only the model
-    knows.
+    """A queue row: its state, its lease, and at the end what only the model knows.
 
-    *owner*: the serial of the claim that the row was given to and that has not ended. *torn*: its
-    status was changed behind every trigger's back. *requeued*: how often an operator did so openly.
+    *owner*: the serial of the claim that has the row and has not ended. *torn*: an operator changed
+    its status in a session without triggers. *requeued*: how often an operator did so with them.
     """
 
     status: Status = Status.PENDING
     retry_count: int = 0
     attempts: int = 0
     leases_lost: int = 0
-    token: int = NOBODY
-    leased_by: int = NOBODY
-    worker: int = NOBODY
+    token: int = NO_ID
+    leased_by: int = NO_ID
+    worker: int = NO_ID
     lease: Lease = Lease.NONE
-    owner: int = NOBODY
+    owner: int = NO_ID
     torn: bool = False
     requeued: int = 0
 
 
 class Claim(NamedTuple):
-    """A delivery in a worker's memory: the row as it was at the claim, or when its lease was read
-    as lost.
+    """A delivery in a worker's memory: the row as it was when it was claimed, or when its lease was
+    found lost.
     """
 
     row: int
@@ -78,25 +75,23 @@ class Claim(NamedTuple):
 
 
 class Doing(Enum):
-    """The transaction that a worker has open. Only a defect leaves one open where others can see
-    it.
-    """
+    """The transaction that a worker has open. Only with a defect do others see one open."""
 
     NOTHING = 0
     CLAIM = 1
-    CLAIM_SUSPECT = 2
+    CLAIM_QUARANTINED = 2
     RECORD = 3
     STORE_LANE = 4
 
 
 class Worker(NamedTuple):
-    """The process that has a name just now. *lost*: what it read as lost and has not recorded.
-
-    *batch*: what its open record is about. *read*: in_flight as its open transaction read it.
+    """The process that has a worker's name now. *lost*: leases that it found lost and has not
+    recorded. *batch*: the claims of its open record. *read*: in_flight as its open transaction
+    read it.
     """
 
     incarnation: int
-    hands: tuple[Claim, ...] = ()
+    outstanding: tuple[Claim, ...] = ()
     lost: tuple[Claim, ...] = ()
     doing: Doing = Doing.NOTHING
     batch: tuple[Claim, ...] = ()
@@ -106,8 +101,8 @@ class Worker(NamedTuple):
 class Faults(NamedTuple):
     """How many of each may still happen.
 
-    *crashes*: deaths that the supervisor sees. *unseen*: deaths that nobody sees, such as a whole
-    host's. *stalls*: leases that run out while their holder lives. *lost_records*, *lost_claims*:
+    *crashes*: deaths that the supervisor sees. *unseen*: deaths that it does not see, such as that
+    of a host. *stalls*: leases that expire while their holder lives. *lost_records*, *lost_claims*:
     COMMITs whose answer is lost. *operations*: an operator cancels a row or makes it new.
     """
 
@@ -120,9 +115,7 @@ class Faults(NamedTuple):
 
 
 class Fleet(NamedTuple):
-    """*cap*: max_in_flight. *poison*: the first row kills whoever posts it, and that as often as it
-    takes.
-    """
+    """*cap*: max_in_flight. *poison*: the first row kills every worker that posts it."""
 
     rows: int
     workers: int
@@ -139,14 +132,14 @@ class Fleet(NamedTuple):
         )
 
     @property
-    def needs_leases_to_run_out(self) -> bool:
-        """Return whether rows may be left that nobody knows of: a death was not seen."""
+    def needs_leases_to_expire(self) -> bool:
+        """Return whether rows may remain that no worker knows of: a death was not seen."""
         return bool(self.faults.unseen)
 
 
 class State(NamedTuple):
-    """*stranded*: by how much operators have made in_flight wrong. *dead*: incarnations (and names)
-    to release.
+    """*stranded*: by how much operators made in_flight wrong. *dead*: the incarnations (and names)
+    whose leases are to be released.
     """
 
     rows: tuple[Row, ...]
@@ -176,16 +169,20 @@ class State(NamedTuple):
     def ended(self) -> bool:
         return all(row.status in FINAL for row in self.rows)
 
-    def in_living_hands(self, serial: int) -> bool:
-        return any(claim.serial == serial for worker in self.workers for claim in worker.hands)
+    def held_by_living(self, serial: int) -> bool:
+        return any(
+            claim.serial == serial for worker in self.workers for claim in worker.outstanding
+        )
 
     def serials(self, count: int) -> list[int]:
-        """Return serials that nobody anywhere remembers: as good as new ones, and they keep the
-        model finite.
+        """Return serials that occur nowhere in the state. They serve as new ones, and the model
+        stays finite.
         """
         known = {row.owner for row in self.rows} | {row.token for row in self.rows}
         for worker in self.workers:
-            known.update(claim.serial for claim in (*worker.hands, *worker.lost, *worker.batch))
+            known.update(
+                claim.serial for claim in (*worker.outstanding, *worker.lost, *worker.batch)
+            )
         return [number for number in range(1, len(known) + count + 1) if number not in known][
             :count
         ]
@@ -196,23 +193,24 @@ class State(NamedTuple):
             return self.wrong
         for row in self.rows:
             sending = row.status is Status.SENDING
-            leased = {row.token != NOBODY, row.leased_by != NOBODY, row.lease is not Lease.NONE}
+            leased = {row.token != NO_ID, row.leased_by != NO_ID, row.lease is not Lease.NONE}
             holds = {
                 "more retries than max_retries": row.retry_count <= max_retries,
                 "a retry was spent without an attempt": row.retry_count <= row.attempts,
                 "more attempts than the first and its retries": row.attempts
                 <= (max_retries + 1) * (row.requeued + 1),
-                "it went on after six lost leases": row.leases_lost
-                < ENDS_AFTER + (row.status is Status.FAILED),
+                "it continued after six lost leases": row.leases_lost
+                < GIVE_UP_AFTER + (row.status is Status.FAILED),
                 "a lease without a claim, or a claim without a lease": leased == {sending}
                 or row.torn,
-                "owned and not sending, or sending and nobody's": (row.owner != NOBODY) == sending,
+                "owned and not sending, or sending and without an owner": (row.owner != NO_ID)
+                == sending,
             }
             if not all(holds.values()):
                 return next(broken for broken, held in holds.items() if not held)
         resting = all(worker.doing is Doing.NOTHING for worker in self.workers)
         if resting and self.in_flight - self.stranded != self.leased():
-            return "in_flight does not say what is in flight"
+            return "in_flight is not the number of claimed rows"
         return None
 
 
@@ -223,11 +221,11 @@ class Move(NamedTuple):
 
 
 def plain_numbers(state: State) -> State:
-    """Return *state* with claims and incarnations numbered as they come, and without the dead that
-    hold nothing any more.
+    """Return *state* with claims and incarnations numbered in order, and without the dead that hold
+    no lease any more. States that differ in numbers only become one.
     """
-    incarnations = {NOBODY: NOBODY}
-    serials = {NOBODY: NOBODY}
+    incarnations = {NO_ID: NO_ID}
+    serials = {NO_ID: NO_ID}
     for worker in state.workers:
         incarnations.setdefault(worker.incarnation, len(incarnations))
     for row in state.rows:
@@ -235,7 +233,7 @@ def plain_numbers(state: State) -> State:
         serials.setdefault(row.owner, len(serials))
         serials.setdefault(row.token, len(serials))
     for worker in state.workers:
-        for claim in (*worker.hands, *worker.lost, *worker.batch):
+        for claim in (*worker.outstanding, *worker.lost, *worker.batch):
             serials.setdefault(claim.serial, len(serials))
             serials.setdefault(claim.token, len(serials))
 
@@ -267,7 +265,7 @@ def plain_numbers(state: State) -> State:
         workers=tuple(
             worker._replace(
                 incarnation=incarnations[worker.incarnation],
-                hands=plainly(worker.hands),
+                outstanding=plainly(worker.outstanding),
                 lost=plainly(worker.lost),
                 batch=plainly(worker.batch),
             )
@@ -279,3 +277,8 @@ def plain_numbers(state: State) -> State:
 
 def in_order(claims: Iterable[Claim]) -> tuple[Claim, ...]:
     return tuple(sorted(claims, key=lambda claim: (claim.row, claim.serial, claim.end.value)))
+
+
+def idle(state: State, number: int) -> State:
+    """Return *state* with no transaction open in worker *number*."""
+    return state.with_worker(number, doing=Doing.NOTHING, batch=(), read=0)

@@ -1,12 +1,12 @@
-"""Claims and leases in every interleaving of a few workers and faults, and with each step left out
-or done wrong.
+"""Claims and leases in every interleaving of a few workers and faults, and with each step missing
+or wrong.
 """
 
 import pytest
 
+from tests.property.lease_defects import TOLERATED, Defect
 from tests.property.lease_model import explore
 from tests.property.lease_state import Faults, Fleet
-from tests.property.lease_steps import TOLERATED, Defect
 from tests.support.mutants import Mutant
 from webhookd.core import lane as lanes
 from webhookd.core import lifecycle
@@ -20,13 +20,13 @@ OPERATOR = Fleet(rows=1, workers=1, max_retries=1, cap=1, faults=Faults(operatio
 POISON = Fleet(rows=2, workers=1, poison=True)
 FLEETS = (RETRIES, DEATHS, LOST_ANSWERS, DOUBTS, UNSEEN, OPERATOR, POISON)
 
-# Where a defect shows; elsewhere two workers and their retries do.
+# The fleet that shows a defect. For the others, two workers and their retries do.
 NEEDS = {
     Defect.NO_STATUS_CHECK: OPERATOR,
-    Defect.SUSPECTS_WITH_THE_REST: POISON,
-    Defect.SUSPECT_BESIDES_OTHERS: POISON,
-    Defect.SUSPECTS_NOT_CLAIMED: POISON,
-    Defect.SUSPECT_NOT_COUNTED: POISON,
+    Defect.QUARANTINED_WITH_OTHERS: POISON,
+    Defect.QUARANTINED_BESIDE_OTHERS: POISON,
+    Defect.QUARANTINE_NOT_CLAIMED: POISON,
+    Defect.QUARANTINED_NOT_COUNTED: POISON,
     Defect.LOST_NOT_COUNTED: POISON,
     Defect.NO_RECOUNT: OPERATOR,
     Defect.NO_REAP: UNSEEN,
@@ -39,16 +39,15 @@ NEEDS = {
     Defect.CLAIM_IN_TWO: DEATHS,
     Defect.RECORD_IN_TWO: DEATHS,
 }
-# One seldom reached place for each fleet: an exploration could find nothing because nothing
-# happened.
-PLACES = {
+# One rare step for each fleet: an exploration could find nothing because nothing happened.
+RARE_STEPS = {
     RETRIES: "is refused by the fence",
-    DEATHS: "reads what a dead one held",
-    LOST_ANSWERS: "records and does not hear of it",
+    DEATHS: "reads the leases of the dead",
+    LOST_ANSWERS: "records and gets no answer",
     DOUBTS: "cannot commit its claim",
-    UNSEEN: "claims 1 suspect",
-    OPERATOR: "is made new",
-    POISON: "claims 1 suspect",
+    UNSEEN: "claims 1 in quarantine",
+    OPERATOR: "is requeued",
+    POISON: "claims 1 in quarantine",
 }
 
 
@@ -56,7 +55,7 @@ PLACES = {
 def test_no_interleaving_breaks_an_invariant(fleet: Fleet) -> None:
     exploration = explore(fleet)
     assert exploration.broken is None, exploration.steps
-    assert PLACES[fleet] in exploration.reached
+    assert RARE_STEPS[fleet] in exploration.reached
 
 
 @pytest.mark.parametrize(
@@ -64,7 +63,7 @@ def test_no_interleaving_breaks_an_invariant(fleet: Fleet) -> None:
     [defect for defect in Defect if defect not in TOLERATED],
     ids=lambda defect: defect.name.lower().replace("_", " "),
 )
-def test_a_step_left_out_or_done_wrong_breaks_one(defect: Defect) -> None:
+def test_a_missing_or_wrong_step_breaks_an_invariant(defect: Defect) -> None:
     exploration = explore(NEEDS.get(defect, RETRIES), defect)
     assert exploration.broken is not None, f"not found: {defect}"
 
@@ -72,74 +71,38 @@ def test_a_step_left_out_or_done_wrong_breaks_one(defect: Defect) -> None:
 @pytest.mark.parametrize(
     "defect", TOLERATED, ids=lambda defect: defect.name.lower().replace("_", " ")
 )
-def test_the_fence_makes_good_what_a_worker_does_twice(defect: Defect) -> None:
+def test_the_fence_repairs_what_a_worker_does_twice(defect: Defect) -> None:
     one_worker = Fleet(rows=1, workers=1, max_retries=1)
     assert explore(RETRIES, defect).broken is None
-    assert (
-        explore(one_worker, Defect.NO_FENCE).broken is None
-    )  # with nobody else and no mistake, nothing has to be refused
+    # With one worker and no mistake, nothing has to be refused.
+    assert explore(one_worker, Defect.NO_FENCE).broken is None
     assert explore(one_worker, Defect.NO_FENCE, defect).broken is not None
 
 
+def _mutant(module: str, was: str, becomes: str) -> Mutant:
+    return Mutant(module, was, becomes, killed_by="")
+
+
+# fmt: off
 CORE_MUTANTS = (
-    (
-        Mutant(
-            "lifecycle",
-            "retry_count >= delivery.max_retries",
-            "retry_count > delivery.max_retries",
-            "",
-        ),
-        RETRIES,
-    ),
-    (Mutant("lifecycle", "spends_retry=not throttled", "spends_retry=False", ""), RETRIES),
-    (Mutant("lifecycle", "lost >= GIVE_UP_AFTER", "lost > GIVE_UP_AFTER", ""), POISON),
-    (Mutant("lifecycle", "delay_s=delay_s, loses_lease=True", "delay_s=delay_s", ""), POISON),
-    (Mutant("lifecycle", "delivery.leases_lost + 1", "delivery.leases_lost", ""), POISON),
-    (
-        Mutant(
-            "lifecycle",
-            '"lease lost", None, delay_s',
-            '"lease lost", None, spends_retry=True, delay_s',
-            "",
-        ),
-        RETRIES,
-    ),
-    (
-        Mutant(
-            "lifecycle",
-            '_waiting(delivery), None, "given back"',
-            'Status.DELIVERED, None, "given back"',
-            "",
-        ),
-        RETRIES,
-    ),
-    (
-        Mutant(
-            "lifecycle",
-            "Status.RETRYING if delivery.attempts else Status.PENDING",
-            "Status.SENDING",
-            "",
-        ),
-        RETRIES,
-    ),
-    (
-        Mutant(
-            "lane",
-            "in_flight=max(0, lane.in_flight - len(settled))",
-            "in_flight=lane.in_flight",
-            "",
-        ),
-        RETRIES,
-    ),
-    (
-        Mutant("lane", "lane.in_flight >= settings.max_in_flight", "lane.in_flight >= 0", ""),
-        RETRIES,
-    ),
+    (_mutant("lifecycle", "retry_count >= delivery.max", "retry_count > delivery.max"), RETRIES),
+    (_mutant("lifecycle", "spends_retry=not throttled", "spends_retry=False"), RETRIES),
+    (_mutant("lifecycle", "lost >= GIVE_UP_AFTER", "lost > GIVE_UP_AFTER"), POISON),
+    (_mutant("lifecycle", "delay_s=delay_s, loses_lease=True", "delay_s=delay_s"), POISON),
+    (_mutant("lifecycle", "delivery.leases_lost + 1", "delivery.leases_lost"), POISON),
+    (_mutant("lifecycle", '"lease lost", None', '"lease lost", None, spends_retry=True'), RETRIES),
+    (_mutant("lifecycle", '_waiting(delivery), None, "given back"',
+                          'Status.DELIVERED, None, "given back"'), RETRIES),
+    (_mutant("lifecycle", "Status.RETRYING if delivery.attempts else Status.PENDING",
+                          "Status.SENDING"), RETRIES),
+    (_mutant("lane", "max(0, lane.in_flight - len(settlements))", "lane.in_flight"), RETRIES),
+    (_mutant("lane", "lane.in_flight >= settings.max_in_flight", "lane.in_flight >= 0"), RETRIES),
 )
+# fmt: on
 
 
 @pytest.mark.parametrize(("mutant", "fleet"), CORE_MUTANTS, ids=str)
-def test_a_mistake_in_the_products_own_core_breaks_one(mutant: Mutant, fleet: Fleet) -> None:
+def test_a_mutant_of_the_core_breaks_an_invariant(mutant: Mutant, fleet: Fleet) -> None:
     core = {"lifecycle": lifecycle, "lane": lanes, mutant.module: mutant.plant()}
     exploration = explore(fleet, settles=core["lifecycle"], settles_lane=core["lane"])
     assert exploration.broken is not None
@@ -158,6 +121,6 @@ def test_a_mistake_in_the_products_own_core_breaks_one(mutant: Mutant, fleet: Fl
     ],
     ids=str,
 )
-def test_no_interleaving_of_more_of_them_breaks_an_invariant(fleet: Fleet) -> None:
+def test_no_interleaving_of_larger_fleets_breaks_an_invariant(fleet: Fleet) -> None:
     exploration = explore(fleet)
     assert exploration.broken is None, exploration.steps

@@ -1,4 +1,4 @@
-"""What webhookd takes over: the tables of an earlier pggit, and a database that was copied."""
+"""The tables of an earlier pggit become webhookd's, or are refused and stay as they are."""
 
 import re
 from pathlib import Path
@@ -10,34 +10,39 @@ from psycopg.conninfo import make_conninfo
 
 from tests.support.postgres import Database, Server
 from webhookd.errors import UnusableError
-from webhookd.schema.identity import adopt
 from webhookd.schema.migrate import check, migrate
 
 EARLIER = (Path(__file__).parents[1] / "support" / "earlier_pggit.sql").read_text("utf-8")
 
-# Everything that the catalog knows of the user's objects.
+# All that the catalog says of the user's objects.
 CATALOG = """
-    SELECT format('%s %s %s %s', c.oid::regclass, c.relkind, c.relowner::regrole, c.relacl) FROM pg_class c
+    SELECT format('%s %s %s %s', c.oid::regclass, c.relkind, c.relowner::regrole, c.relacl)
+      FROM pg_class c
      WHERE c.relnamespace IN (to_regnamespace('pggit'), 'public'::regnamespace)
     UNION ALL
-    SELECT format('%s.%s %s %s %s', a.attrelid::regclass, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
+    SELECT format('%s.%s %s %s %s', a.attrelid::regclass, a.attname,
+                  format_type(a.atttypid, a.atttypmod), a.attnotnull,
                   pg_get_expr(d.adbin, d.adrelid))
       FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
       LEFT JOIN pg_attrdef d ON (d.adrelid, d.adnum) = (a.attrelid, a.attnum)
      WHERE c.relnamespace IN (to_regnamespace('pggit'), 'public'::regnamespace) AND a.attnum > 0
     UNION ALL
-    SELECT conrelid::regclass || ' ' || conname || ' ' || pg_get_constraintdef(oid) FROM pg_constraint
+    SELECT conrelid::regclass || ' ' || conname || ' ' || pg_get_constraintdef(oid)
+      FROM pg_constraint
      WHERE connamespace IN (to_regnamespace('pggit'), 'public'::regnamespace)
     UNION ALL
-    SELECT oid::regprocedure::text || ' ' || coalesce(proacl::text, '') || ' ' || prosrc FROM pg_proc
+    SELECT oid::regprocedure::text || ' ' || coalesce(proacl::text, '') || ' ' || prosrc
+      FROM pg_proc
      WHERE pronamespace IN (to_regnamespace('pggit'), 'public'::regnamespace)
      ORDER BY 1
 """
 COLUMNS = """
-    SELECT table_name, column_name, data_type, column_default IS NULL AND is_identity = 'NO', is_nullable
+    SELECT table_name, column_name, data_type, column_default IS NULL AND is_identity = 'NO',
+           is_nullable
       FROM information_schema.columns
      WHERE table_schema = 'pggit'
-       AND table_name IN ('alert_delivery_queue', 'alert_delivery_log', 'webhook_health_metrics', 'webhooks')
+       AND table_name IN ('alert_delivery_queue', 'alert_delivery_log', 'webhook_health_metrics',
+                          'webhooks')
 """
 
 
@@ -161,7 +166,7 @@ def test_adopted_columns_have_the_same_shape_as_fresh_ones(
 def test_the_shape_in_sql_adopt_names_every_column_of_the_first_migration(
     database: Database,
 ) -> None:
-    text = (Path(__file__).parents[2] / "sql" / "adopt" / "earlier_tables.sql").read_text("utf-8")
+    text = (Path(__file__).parents[2] / "sql" / "adopt" / "legacy_tables.sql").read_text("utf-8")
     shape = text[: text.index("$json$;")]
     missing = [
         column
@@ -276,7 +281,8 @@ def test_tables_with_narrow_types_and_other_names_are_adopted_too(empty_database
         CREATE TYPE public.state AS ENUM ('pending', 'delivered');
         CREATE TABLE pggit.alert_delivery_queue (
             delivery_id int PRIMARY KEY, webhook_id int NOT NULL, message_body json NOT NULL,
-            delivery_status public.state DEFAULT 'pending', retry_count smallint, reason text NOT NULL);
+            delivery_status public.state DEFAULT 'pending', retry_count smallint,
+            reason text NOT NULL);
         CREATE TABLE pggit.webhooks (id int, endpoint_url varchar(200), is_active boolean);
         INSERT INTO pggit.alert_delivery_queue VALUES (41, 5, '{"a": 1}', 'pending', 1, 'x');
         INSERT INTO pggit.webhooks VALUES (5, 'https://example.com', NULL);
@@ -291,106 +297,3 @@ def test_tables_with_narrow_types_and_other_names_are_adopted_too(empty_database
         (5, "https://example.com", True)
     ]
     assert len(empty_database.execute("SELECT * FROM pggit.get_ready_deliveries()")) == 2
-
-
-# ---- copies
-
-
-def fill(database: Database) -> None:
-    database.execute("""
-        INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, delivery_status) VALUES
-            (1, '{}', 'pending'), (1, '{}', 'retrying'), (2, '{}', 'delivered'), (2, '{}', 'failed'), (3, '{}', 'pending');
-        UPDATE pggit.alert_delivery_queue
-           SET delivery_status = 'sending', routed = true, lease_token = 5, lease_until = now() + interval '1 minute'
-         WHERE delivery_id = 5;
-        INSERT INTO pggit.webhook_health_metrics (webhook_id, in_flight, circuit_state, circuit_until)
-        VALUES (3, 1, 'open', now() + interval '1 hour');
-    """)
-
-
-def statuses(database: Database) -> list[tuple[Any, ...]]:
-    return database.execute(
-        "SELECT delivery_id, delivery_status FROM pggit.alert_delivery_queue ORDER BY 1"
-    )
-
-
-@pytest.fixture
-def copy(server: Server, database: Database) -> Database:
-    """A copy of a filled database, as CREATE DATABASE ... TEMPLATE or a dump makes it."""
-    fill(database)
-    return server.create(template=database.name)
-
-
-@pytest.mark.every_postgres
-def test_workers_refuse_a_copy_and_name_the_command(database: Database, copy: Database) -> None:
-    with database.connect() as connection:
-        check(connection)
-    with (
-        copy.connect() as connection,
-        pytest.raises(UnusableError, match="webhookd adopt") as refusal,
-    ):
-        check(connection)
-    assert "\n" not in str(refusal.value)
-    migrate(copy.dsn)  # which must not make it an original in passing
-    with copy.connect() as connection, pytest.raises(UnusableError, match="webhookd adopt"):
-        check(connection)
-
-
-def test_a_database_of_another_cluster_is_refused(database: Database) -> None:
-    database.execute("UPDATE pggit.installation SET system_identifier = '1'")
-    with database.connect() as connection, pytest.raises(UnusableError, match="webhookd adopt"):
-        check(connection)
-
-
-def test_a_copy_that_continues_keeps_everything(database: Database, copy: Database) -> None:
-    adopt(copy.dsn, discard_pending=False)
-    with copy.connect() as connection:
-        check(connection)
-    assert statuses(copy) == statuses(database)
-    who = "SELECT installation_id FROM pggit.installation"
-    assert copy.execute(who) == database.execute(who)
-
-
-@pytest.mark.every_postgres
-def test_a_copy_that_starts_afresh_fails_what_was_pending_and_says_why(
-    database: Database, copy: Database
-) -> None:
-    assert adopt(copy.dsn, discard_pending=True) == 3
-    with copy.connect() as connection:
-        check(connection)
-    assert statuses(copy) == [
-        (1, "failed"),
-        (2, "failed"),
-        (3, "delivered"),
-        (4, "failed"),
-        (5, "failed"),
-    ]
-    assert copy.execute(
-        "SELECT delivery_id, event_type, event_details ->> 'reason' FROM "
-        "pggit.alert_delivery_log ORDER BY 1"
-    ) == [
-        (number, "failed", "discarded by webhookd adopt: the database is a copy")
-        for number in (1, 2, 5)
-    ]
-    assert copy.execute(
-        "SELECT in_flight, circuit_state, circuit_until FROM pggit.webhook_health_metrics WHERE "
-        "webhook_id = 3"
-    ) == [(0, "closed", None)]
-    who = "SELECT installation_id FROM pggit.installation"
-    assert copy.execute(who) != database.execute(who)
-
-
-def test_a_database_that_workers_run_on_is_not_adopted(database: Database) -> None:
-    fill(database)
-    database.execute(
-        "INSERT INTO pggit.workers (incarnation, worker_id, host, pid, version)"
-        " VALUES (gen_random_uuid(), 'worker-1', 'there', 1, '0.1.0')"
-    )
-    with pytest.raises(UnusableError, match="worker-1 on there"):
-        adopt(database.dsn, discard_pending=True)
-    assert (5, "sending") in statuses(database)
-
-
-def test_adopt_without_a_schema_is_refused(empty_database: Database) -> None:
-    with pytest.raises(UnusableError, match="run `webhookd migrate`"):
-        adopt(empty_database.dsn, discard_pending=False)

@@ -73,7 +73,7 @@ CHANGES = (
 
 
 @pytest.mark.every_postgres
-def test_the_counts_agree_with_the_rows_whoever_changes_them(
+def test_the_counts_agree_with_the_rows_after_any_change(
     database: Database, worker: Engine
 ) -> None:
     register(database, 1)
@@ -143,7 +143,7 @@ def test_a_workers_own_role_may_use_what_a_migration_adds(
     assert counted(empty_database) == (1, 0)
 
 
-def test_nobody_borrows_the_owners_rights_from_a_trigger_function(
+def test_no_other_role_borrows_the_owners_rights_from_a_trigger_function(
     database: Database, server: Server
 ) -> None:
     role = server.create_role()
@@ -153,12 +153,15 @@ def test_nobody_borrows_the_owners_rights_from_a_trigger_function(
         "AND prorettype = 'trigger'::regtype"
     )
     assert {"count_truncated", "unpark_lane"} < {name for (name,) in functions}
-    with psycopg.connect(server.dsn(database.name, user=role), autocommit=True) as anybody:
-        anybody.execute("CREATE TEMP TABLE mine (webhook_id bigint)")
+    with psycopg.connect(server.dsn(database.name, user=role), autocommit=True) as other:
+        other.execute("CREATE TEMP TABLE mine (webhook_id bigint)")
         for (name,) in functions:
-            statement = f"CREATE TRIGGER borrowed AFTER INSERT ON mine FOR EACH STATEMENT EXECUTE FUNCTION pggit.{name}()"
+            statement = (
+                "CREATE TRIGGER borrowed AFTER INSERT ON mine FOR EACH STATEMENT"
+                f" EXECUTE FUNCTION pggit.{name}()"
+            )
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                anybody.execute(statement.encode())
+                other.execute(statement.encode())
 
 
 def fold(database: Database) -> None:
@@ -202,7 +205,8 @@ def long_history(embedded_server: Any) -> Iterator[Database]:
     register(database, *range(1, 51))
     database.execute(
         f"""
-        INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, delivery_status, routed, created_at)
+        INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, delivery_status, routed,
+                                                created_at)
         SELECT 1 + n % 50, '{{}}', CASE WHEN n % 100 = 0 THEN 'failed' ELSE 'delivered' END, false,
                now() - interval '30 days' * (1 - n::float8 / {HISTORY})
           FROM generate_series(1, {HISTORY}) n;
@@ -210,7 +214,8 @@ def long_history(embedded_server: Any) -> Iterator[Database]:
         SELECT n, 1 + n % 50, CASE WHEN n % 20 = 0 THEN 'retrying' ELSE 'delivered' END,
                now() - interval '30 days' * (1 - n::float8 / {HISTORY})
           FROM generate_series(1, {HISTORY}) n;
-        INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) SELECT 1 + n % 60, '{{}}' FROM generate_series(1, 500) n
+        INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body)
+        SELECT 1 + n % 60, '{{}}' FROM generate_series(1, 500) n
         """
     )
     with database.connect() as connection:
@@ -258,7 +263,10 @@ def test_a_fleet_leaves_its_minutes_and_serves_the_list_of_its_endpoints(
         insert(database, 1, 30)
         insert(database, 2, 5)
         with Daemon(database.dsn, "--circuit-threshold", "2") as daemon:
-            finished = "SELECT count(*) = 30 FROM pggit.alert_delivery_queue WHERE delivery_status = 'delivered'"
+            finished = (
+                "SELECT count(*) = 30 FROM pggit.alert_delivery_queue"
+                " WHERE delivery_status = 'delivered'"
+            )
             eventually(lambda: database.execute(finished) == [(True,)])
             served = eventually(lambda: targets(daemon.metrics_ports()[0]))
             rows = database.execute(statements.load("worker_targets"))

@@ -33,7 +33,10 @@ def test_a_producer_needs_usage_of_the_schema_and_insert_on_the_queue(
         acting(database, server, "INSERT ON pggit.alert_delivery_queue") as producer,
     ):
         producer.execute(LOAD.encode())
-        with_null = "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, next_retry_at) VALUES (1, '{}', NULL)"
+        with_null = (
+            "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, next_retry_at)"
+            " VALUES (1, '{}', NULL)"
+        )
         producer.execute(with_null.encode())
         assert heard(listener) == ["42", "42"]
         with pytest.raises(psycopg.errors.InsufficientPrivilege):

@@ -84,7 +84,7 @@ def test_a_suspect_that_an_operator_puts_back_has_its_chances_again(
 def test_no_statement_of_a_worker_is_taken_for_an_operators(
     database: Database, worker: Engine
 ) -> None:
-    """The triggers that react to an operator's changes stay silent through a delivery's whole life."""
+    """The triggers for an operator's changes stay silent through a delivery's whole life."""
     register(database, 1, 2, retry_base_seconds=0.001)
     register(database, 3, enabled=False)
     triggers = database.execute(
@@ -173,7 +173,8 @@ def test_a_transaction_can_be_prepared_while_the_flag_is_up_if_it_says_so(
         with pytest.raises(psycopg.errors.FeatureNotSupported):
             producer.execute(f"PREPARE TRANSACTION '{name}'".encode())
         producer.execute(
-            f"BEGIN; SET LOCAL webhookd.notify = off; {statement}; PREPARE TRANSACTION '{name}'".encode()
+            f"BEGIN; SET LOCAL webhookd.notify = off; {statement};"
+            f" PREPARE TRANSACTION '{name}'".encode()
         )
         assert worker.take_all() == []
         producer.execute(f"COMMIT PREPARED '{name}'".encode())
@@ -195,8 +196,10 @@ def test_a_transaction_can_be_prepared_while_the_flag_is_up_if_it_says_so(
 )
 def test_what_frees_a_lane_notifies(database: Database, statement: str) -> None:
     register(database, 1, enabled=False)
-    health_of = "UPDATE pggit.webhook_health_metrics SET health_status = 'unavailable', circuit_state = 'open', circuit_epoch = 1"
-    database.execute(health_of)
+    database.execute(
+        "UPDATE pggit.webhook_health_metrics"
+        " SET health_status = 'unavailable', circuit_state = 'open', circuit_epoch = 1"
+    )
     with watched(database) as listener:
         database.execute(statement)
         assert "42" in heard(listener)

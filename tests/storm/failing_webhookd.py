@@ -19,12 +19,13 @@ from typing import Any
 import psycopg
 
 from webhookd.core import restart
+from webhookd.core.backoff import GrowingPause
 from webhookd.postgres.claim import Claimer
 from webhookd.postgres.record import ResultWriter
 from webhookd.worker.attempt import AttemptRunner
 
 # A storm that kills a worker a second would mostly wait for its places to be filled again.
-restart.BACKOFF_MAX_S = 0.5
+restart.PAUSE = GrowingPause(first_s=0.5, max_s=0.5)
 
 STEPS: dict[str, tuple[type, str]] = {
     "claim_uncommitted": (Claimer, "_take"),

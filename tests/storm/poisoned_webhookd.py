@@ -10,10 +10,11 @@ import signal
 import sys
 
 from webhookd.core import restart
+from webhookd.core.backoff import GrowingPause
 from webhookd.core.model import Delivery, Outcome
 from webhookd.worker.attempt import AttemptRunner
 
-restart.BACKOFF_MAX_S = 0.5
+restart.PAUSE = GrowingPause(first_s=0.5, max_s=0.5)
 
 
 def poison(webhook_id: int) -> None:

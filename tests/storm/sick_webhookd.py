@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from webhookd.core import restart
+from webhookd.core.backoff import GrowingPause
 from webhookd.worker import process
 from webhookd.worker.attempt import AttemptRunner
 from webhookd.worker.recorder import Recorder
@@ -81,7 +82,7 @@ if __name__ == "__main__":
     infect(illness, float(probability), int(times))
     if illness != "boot":
         # A storm that ends a worker a second would mostly wait for its places to be filled again.
-        restart.BACKOFF_MAX_S = 0.5
+        restart.PAUSE = GrowingPause(first_s=0.5, max_s=0.5)
     from webhookd.cli.main import main
 
     main()

@@ -1,4 +1,4 @@
-"""Transactions that fail at any of their statements or at COMMIT, and COMMITs whose answer is lost."""
+"""Transactions that fail at a statement or at COMMIT, and COMMITs whose answer is lost."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +13,13 @@ _transaction = session.transaction
 
 
 class Broken(psycopg.OperationalError):
-    """The connection went, as far as the worker can tell."""
+    """The connection is lost, as the worker sees it."""
 
 
 @dataclass(slots=True)
 class Breaking:
-    """What happens to the next transaction: it fails before its *fails_at*-th statement, at COMMIT,
-    or is stored all the same.
+    """What happens to the next transaction: it fails before statement number *fails_at* (from 0),
+    or at COMMIT, or its COMMIT fails although it is stored.
     """
 
     fails_at: int | None = None

@@ -19,6 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tests.support.waiting import eventually
 from webhookd.embedded import programs
 from webhookd.embedded import server as embedded
+from webhookd.embedded.directory import PORT
 from webhookd.schema.migrate import migrate
 
 # Crashes of the server are tested by killing it, not the machine: nothing here needs to reach the
@@ -158,7 +159,7 @@ class Server:
             os.chown(home, account.uid, account.gid)
         options = [
             part
-            for setting in (*SETTINGS, "listen_addresses=", f"port={embedded.PORT}")
+            for setting in (*SETTINGS, "listen_addresses=", f"port={PORT}")
             for part in ("-c", setting)
         ]
         with (home / "log").open("wb") as log:

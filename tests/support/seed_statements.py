@@ -1,4 +1,4 @@
-"""The SQL of the first guide (tests/seed), by what the tests do with it."""
+"""The SQL of the first guide (tests/seed), grouped by its use in tests."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Waiting for something that other processes or threads do."""
+"""Waiting for what other processes or threads do."""
 
 import time
 from collections.abc import Callable
@@ -10,10 +10,10 @@ T = TypeVar("T")
 def eventually(
     predicate: Callable[[], T], timeout_s: float = 20.0, *, what: str = "", every_s: float = 0.01
 ) -> T:
-    """Return *predicate*'s first true result, asking every *every_s* seconds. Blocks.
+    """Return the first true result of *predicate*, called every *every_s* seconds. Blocks.
 
-    Raise `AssertionError` once *timeout_s* has passed without one: a guard against a hang that
-    measures nothing, since the machine may be slow.
+    Raise `AssertionError` if there is none within *timeout_s*. That ends a test that hangs; it does
+    not measure speed, since the machine may be slow.
     """
     deadline = time.monotonic() + timeout_s
     while True:

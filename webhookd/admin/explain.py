@@ -10,7 +10,7 @@ from dataclasses import replace
 from webhookd.admin import holds
 from webhookd.admin.facts import MOST_AHEAD, Facts, Row
 from webhookd.admin.reason import Reason, counted, in_, instant, ordinal, rate, until
-from webhookd.core.lifecycle import GIVE_UP_AFTER, SUSPECT_AFTER
+from webhookd.core.lifecycle import GIVE_UP_AFTER, QUARANTINE_AFTER
 from webhookd.core.model import Status
 from webhookd.text import duration, shown
 
@@ -120,7 +120,7 @@ def _own_time(facts: Facts) -> Iterator[Reason]:
     if row.next_retry_at <= facts.now:
         return
     now = (f"webhookd delivery retry {row.delivery_id}",)
-    if row.leases_lost >= SUSPECT_AFTER:
+    if row.leases_lost >= QUARANTINE_AFTER:
         text = f"It waits {until(facts, row.next_retry_at)}: {_suspect(row)}."
         yield Reason("suspect", text, row.next_retry_at, now)
     elif row.attempts:
@@ -135,9 +135,9 @@ def _own_time(facts: Facts) -> Iterator[Reason]:
 
 def _lost_leases(facts: Facts) -> Iterator[Reason]:
     row = facts.row
-    if row.leases_lost >= SUSPECT_AFTER and row.next_retry_at <= facts.now:
+    if row.leases_lost >= QUARANTINE_AFTER and row.next_retry_at <= facts.now:
         yield Reason("suspect", f"It is due, alone: {_suspect(row)}.")
-    elif 0 < row.leases_lost < SUSPECT_AFTER:
+    elif 0 < row.leases_lost < QUARANTINE_AFTER:
         times = "once" if row.leases_lost == 1 else "twice"
         text = f"It was claimed and its lease lost {times}: the worker recorded no outcome."
         yield Reason("leases_lost", text)
@@ -169,7 +169,7 @@ def _free(facts: Facts) -> Reason:
 
 def _ahead(facts: Facts) -> Iterator[Reason]:
     row, settings, lane = facts.row, facts.settings, facts.lane
-    if facts.ahead == 0 or row.next_retry_at > facts.now or row.leases_lost >= SUSPECT_AFTER:
+    if facts.ahead == 0 or row.next_retry_at > facts.now or row.leases_lost >= QUARANTINE_AFTER:
         return
     many = (
         f"{MOST_AHEAD:,} or more deliveries"

@@ -13,7 +13,7 @@ from webhookd.admin.reason import Reason, in_, rate, until
 from webhookd.core.breaker import Breaker, CircuitState
 from webhookd.core.bucket import Bucket
 from webhookd.core.lane import Admission, BlockedBy, Lane, admit
-from webhookd.core.lifecycle import SUSPECT_AFTER
+from webhookd.core.lifecycle import QUARANTINE_AFTER
 from webhookd.core.model import WebhookSettings
 from webhookd.postgres.record import GONE_REASON
 from webhookd.text import shown
@@ -114,7 +114,7 @@ def _as_admitted(facts: Facts, settings: WebhookSettings) -> Lane:
         return Lane(
             facts.row.webhook_id, Breaker(), Bucket(None, facts.now), 0, None, None, None, "unknown"
         )
-    counted = lane.in_flight >= settings.max_in_flight and facts.row.leases_lost < SUSPECT_AFTER
+    counted = lane.in_flight >= settings.max_in_flight and facts.row.leases_lost < QUARANTINE_AFTER
     return replace(lane, in_flight=facts.in_flight) if counted else lane
 
 
@@ -139,7 +139,7 @@ def _parked(facts: Facts) -> Iterator[Reason]:
     leads to it.
     """
     lane, row = facts.lane, facts.row
-    suspect = row.leases_lost >= SUSPECT_AFTER
+    suspect = row.leases_lost >= QUARANTINE_AFTER
     if lane is None or not row.routed or row.next_retry_at > facts.now or suspect:
         return
     if lane.runnable_at is None:

@@ -1,4 +1,5 @@
 """The pure core: values and transition functions.
 
-No clock, dice, socket, thread or environment; `now` and draws are arguments.
+It reads no clock, random number, socket, thread or environment: `now` and random draws are
+arguments.
 """

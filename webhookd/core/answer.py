@@ -1,7 +1,7 @@
-"""What came back from one exchange, and what it means for the delivery.
+"""The answer to one request, and what it means for the delivery.
 
-The table is that of Standard Webhooks 1.0 (2xx is success, 3xx is not, 410 disables), with
-`Retry-After` after RFC 9110, section 10.2.3.
+The rules are those of Standard Webhooks 1.0 (2xx is success, 3xx is not, 410 disables the webhook);
+`Retry-After` follows RFC 9110, section 10.2.3.
 """
 
 from datetime import UTC, datetime
@@ -14,19 +14,22 @@ from typing import NamedTuple
 class AnswerKind(StrEnum):
     """How the exchange ended, as the transport saw it."""
 
-    RESPONSE = "response"  # a complete answer with a status
-    TIMEOUT = "timeout"  # the deadline passed, in whatever phase
-    NO_ANSWER = "no_answer"  # DNS, refused, reset, TLS, not HTTP: retrying may help
-    NOT_ALLOWED = (
-        "not_allowed"  # scheme, address or URL: nothing was connected, retrying cannot help
-    )
+    # A complete answer with a status.
+    RESPONSE = "response"
+    # The deadline passed, in any phase from DNS to the last byte.
+    TIMEOUT = "timeout"
+    # DNS, connection refused or reset, TLS, not HTTP: a retry may help.
+    NO_ANSWER = "no_answer"
+    # Scheme, address or URL are not allowed: nothing was connected, and a retry cannot help.
+    NOT_ALLOWED = "not_allowed"
 
 
 class Answer(NamedTuple):
-    """One exchange's end. *elapsed_s* runs from before DNS to the last byte.
+    """How one exchange ended. *elapsed_s* runs from before DNS to the last byte.
 
-    *excerpt* is the head of the answer's body, made printable. The phases are None where they did
-    not happen (a reused connection has no DNS, connect and TLS).
+    *excerpt* is the start of the answer's body, made printable. *dns_s*, *connect_s*, *tls_s* and
+    *first_byte_s* are None for a phase that did not happen: a reused connection has no DNS, connect
+    and TLS.
     """
 
     kind: AnswerKind
@@ -47,9 +50,9 @@ class Decision(StrEnum):
 
     DELIVERED = "delivered"
     RETRY = "retry"  # spends one retry
-    THROTTLED = "throttled"  # comes again without spending a retry (429)
+    THROTTLED = "throttled"  # 429: tried again without spending a retry
     FAIL = "fail"
-    GONE = "gone"  # fails, and the webhook is disabled (410)
+    GONE = "gone"  # 410: fails, and the webhook is disabled
 
 
 class CircuitVote(StrEnum):
@@ -57,14 +60,13 @@ class CircuitVote(StrEnum):
 
     SUCCESS = "success"
     FAILURE = "failure"
-    NEUTRAL = (
-        "neutral"  # 429 and targets that are not allowed say nothing about the receiver's health
-    )
+    # A 429 or a target that is not allowed says nothing about the receiver's health.
+    NEUTRAL = "neutral"
 
 
 class Verdict(NamedTuple):
-    """An answer, classified. *retry_after_s* is the receiver's own wish; *holds_webhook* stretches
-    it over the whole webhook.
+    """What an answer means. *retry_after_s* is what the receiver asked for; with *holds_webhook*
+    all deliveries of the webhook wait that long.
     """
 
     decision: Decision
@@ -108,20 +110,19 @@ def _classify_status(status: int, wait_s: float | None) -> Verdict:
             holds_webhook=status in (429, 503) and wait_s is not None,
         )
     if status < 200:
-        # An informational status is never a final answer; a receiver that ends on one has not
-        # answered at all.
+        # An informational status is never a final answer: the receiver has not answered.
         return Verdict(Decision.RETRY, CircuitVote.FAILURE, reason)
     return Verdict(Decision.FAIL, CircuitVote.FAILURE, reason)
 
 
 def parse_retry_after(value: str, *, now_at: datetime) -> float | None:
-    """Return the seconds that a Retry-After header asks for (at least 0), or None where it is
-    neither form of RFC 9110.
+    """Return the seconds that a Retry-After header asks for (at least 0); None where it has neither
+    form of RFC 9110.
     """
     text = value.strip()
     if text.isascii() and text.isdigit():
-        # A hundred digits are still a number to the RFC. The caller caps; to it a billion seconds
-        # are as good as infinity.
+        # The RFC allows a number of any length. The caller applies its own maximum, which is far
+        # below 1e9.
         return min(float(text), 1e9)
     try:
         when = parsedate_to_datetime(text)

@@ -1,9 +1,9 @@
-"""A lane: one webhook's backlog, and what decides whether it may move. Circuit, tokens, in-flight
-cap, a receiver's hold.
+"""A lane: one webhook's backlog, and the rules that say how many of its rows may be claimed now.
 
-Workers lock a lane's row, load it into this value, apply `admit` or `settle_lane`, and store what
-comes out, all in one transaction; so the rules live here and nowhere else. Times are the
-database's, in epoch seconds.
+The rules are the circuit, the tokens, the in-flight limit and the hold that a receiver asked for. A
+worker locks a lane's row, loads it into this value, applies `admit` or `settle_lane` and stores the
+result, all in one transaction; so the rules are here and nowhere else. Times are the database's, in
+epoch seconds.
 """
 
 import math
@@ -17,13 +17,13 @@ from webhookd.core.bucket import Bucket
 from webhookd.core.lifecycle import Settlement
 from webhookd.core.model import GivenBack, Result, Status, WebhookSettings
 
-RECOUNT_AFTER_S = (
-    5.0  # a lane at its cap is looked at this often, and its leases are counted afresh
-)
+# A lane at its in-flight limit is looked at this often, and its leases are counted again: a DELETE
+# or TRUNCATE of claimed rows leaves the counter too high.
+RECOUNT_AFTER_S = 5.0
 
 
 class BlockedBy(StrEnum):
-    """Why a lane that may hold due rows does not move."""
+    """Why no row of a lane may be claimed now, although some may be due."""
 
     UNREGISTERED = "unregistered"
     PAUSED = "paused"
@@ -35,7 +35,9 @@ class BlockedBy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """The locked state row. *runnable_at* None: not before somebody says so."""
+    """The locked state row. *runnable_at* is when workers look at the lane again; None: not before
+    an INSERT or an operator asks for it.
+    """
 
     webhook_id: int
     breaker: Breaker
@@ -49,8 +51,8 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """How many rows the lane may give now, and what it waits for once those are taken (or if
-    *quota* is 0, at once).
+    """*quota* rows may be claimed now. *blocked_by* and *runnable_at* say what the lane waits for,
+    and until when, once these are claimed; with a quota of 0 they hold already.
     """
 
     quota: int
@@ -60,19 +62,21 @@ class Admission:
 
 
 def admit(lane: Lane, settings: WebhookSettings | None, *, now: float, wish: int) -> Admission:
-    """Return how many of at most *wish* (>= 1) rows *lane* may give at *now*. *settings* None: the
-    webhook is not registered.
+    """Return how many rows of *lane*, at most *wish* (>= 1), may be claimed at *now*. *settings*
+    None: the webhook is not registered.
     """
     if settings is None:
         return Admission(0, BlockedBy.UNREGISTERED)
     if (blocked := _blocked(lane, settings, now=now)) is not None:
         return blocked
     if lane.breaker.blocked_until is not None:
-        return Admission(1, BlockedBy.CIRCUIT, probe=True)  # the caller knows the probe's lease
+        # One probe for all workers. The caller sets runnable_at: it knows when the lease ends.
+        return Admission(1, BlockedBy.CIRCUIT, probe=True)
     room = settings.max_in_flight - lane.in_flight
     level = lane.bucket.level(now, rate=settings.rate, burst=settings.burst)
     tokens = math.inf if math.isinf(level) else int(level)
     quota = int(min(wish, room, tokens))
+    # Tokens before room: a claim that ends lifts IN_FLIGHT at once, and that look finds no token.
     if quota == tokens:
         rest = lane.bucket.take(quota, now, rate=settings.rate, burst=settings.burst)
         return Admission(
@@ -101,16 +105,21 @@ def _blocked(lane: Lane, settings: WebhookSettings, *, now: float) -> Admission 
     return None
 
 
-def settle_lane(lane: Lane, settled: Sequence[tuple[Result, Settlement]], *, now: float) -> Lane:
-    """Return *lane* after the claims in *settled* (all its own, all accepted by the fence) ended,
-    in that order.
+def settle_lane(
+    lane: Lane, settlements: Sequence[tuple[Result, Settlement]], *, now: float
+) -> Lane:
+    """Return *lane* after these claims ended, in this order. All are of this lane, and the fence
+    has accepted all of them.
     """
     breaker, bucket, hold_until = lane.breaker, lane.bucket, lane.hold_until
     wake_at = math.inf
-    for result, settlement in settled:
+    for result, settlement in settlements:
         delivery, settings = result.delivery, result.delivery.settings
         if isinstance(result.outcome, GivenBack):
+            # No request went out: its token goes back. A lost lease may have sent one, so its token
+            # does not.
             bucket = bucket.take(-1, now, rate=settings.rate, burst=settings.burst)
+        # With the generation of the claim, not of the lane: see `breaker`.
         if settlement.vote is None:
             breaker = breaker.abandon_probe(generation=delivery.breaker.generation, now=now)
         else:
@@ -122,6 +131,7 @@ def settle_lane(lane: Lane, settled: Sequence[tuple[Result, Settlement]], *, now
                 open_s=settings.circuit_open_s,
             )
         if settlement.hold_s is not None:
+            # The longest wins: a later answer that asks for less must not end an earlier hold.
             hold_until = max(hold_until or 0.0, now + settlement.hold_s)
         if settlement.status in (Status.PENDING, Status.RETRYING):
             wake_at = min(wake_at, now + (settlement.delay_s or 0.0))
@@ -129,53 +139,58 @@ def settle_lane(lane: Lane, settled: Sequence[tuple[Result, Settlement]], *, now
         lane,
         breaker=breaker,
         bucket=bucket,
-        in_flight=max(0, lane.in_flight - len(settled)),
+        in_flight=max(0, lane.in_flight - len(settlements)),
         hold_until=hold_until,
         health=_health(
             lane,
             breaker,
-            [settlement.vote for _, settlement in settled if settlement.vote is not None],
+            [settlement.vote for _, settlement in settlements if settlement.vote is not None],
         ),
     )
-    return _rescheduled(after, before=lane, wake_at=wake_at, now=now)
+    return _reschedule(after, before=lane, wake_at=wake_at, now=now)
 
 
 def _health(before: Lane, breaker: Breaker, votes: Sequence[CircuitVote]) -> str:
-    """Return the health_status: what the circuit means, but never healthy on the strength of
-    attempts that said nothing.
-    """
+    """Return the health_status: what the breaker stands for, but `healthy` only after a success."""
     if breaker.health() != "healthy":
         return breaker.health()
-    # A failure that left a healthy breaker was claimed before a reset.
-    telling = [vote for vote in votes if vote is not CircuitVote.FAILURE]
-    if not telling:
+    # A failure after which the breaker is healthy was claimed before a reset: it does not count.
+    current = [vote for vote in votes if vote is not CircuitVote.FAILURE]
+    if not current:
         return before.health
-    return "degraded" if telling[-1] is CircuitVote.NEUTRAL else "healthy"
+    return "degraded" if current[-1] is CircuitVote.NEUTRAL else "healthy"
 
 
-def _rescheduled(lane: Lane, *, before: Lane, wake_at: float, now: float) -> Lane:
-    """Return *lane* with the time at which it should be looked at next, now that rows come back at
-    *wake_at* (inf: none).
+def _reschedule(lane: Lane, *, before: Lane, wake_at: float, now: float) -> Lane:
+    """Return *lane* with the time of the next look at it. *before* is the lane before these claims
+    ended; *wake_at* is when the first of their rows is due again (inf: none).
+
+    A time that is too early costs one look; one that is too late leaves due rows unsent.
     """
+    # A new hold: no look before it ends. (An old one already is in runnable_at.)
     if (
         lane.hold_until is not None
         and lane.hold_until > now
         and lane.hold_until != before.hold_until
     ):
         return replace(lane, runnable_at=lane.hold_until, blocked_by=BlockedBy.HOLD)
+    # The circuit opened, or its probe ended without a success: no look before the next probe.
     if lane.breaker.state is not CircuitState.CLOSED and lane.breaker != before.breaker:
-        return replace(lane, runnable_at=lane.breaker.until, blocked_by=BlockedBy.CIRCUIT)
+        return replace(lane, runnable_at=lane.breaker.next_probe_at, blocked_by=BlockedBy.CIRCUIT)
+    # What blocked the lane is over: the circuit closed, there is room, or a token came back. Look
+    # at once, or the rows would wait for the end of a block that no longer exists.
     token_back = lane.blocked_by is BlockedBy.RATE and lane.bucket != before.bucket
     if (
         lane.breaker.generation != before.breaker.generation
         or lane.blocked_by is BlockedBy.IN_FLIGHT
         or token_back
     ):
-        return replace(
-            lane, runnable_at=now, blocked_by=None
-        )  # closed again, or there is room or a token again
+        return replace(lane, runnable_at=now, blocked_by=None)
+    # Still blocked, and a row that is due earlier changes nothing. runnable_at is the end of the
+    # block; None where only an operator ends it (paused, not registered).
     if lane.blocked_by is not None:
-        return lane  # what blocks it also says when it ends, or somebody will
+        return lane
+    # Not blocked: look when the first of the rows is due again, if that is before the planned look.
     if wake_at < (math.inf if lane.runnable_at is None else lane.runnable_at):
         return replace(lane, runnable_at=wake_at)
     return lane

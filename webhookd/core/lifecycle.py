@@ -10,14 +10,18 @@ from webhookd.core.answer import CircuitVote, Decision, Verdict, classify
 from webhookd.core.backoff import backoff_s
 from webhookd.core.model import Attempted, Delivery, GivenBack, Lost, Outcome, Status
 
-SUSPECT_AFTER = 3  # leases lost; from then on the row is tried alone (the partial indexes of the queue say the same number)
+# Lost leases after which a row is in quarantine: it may kill the workers that send it, so it is
+# tried alone. The partial indexes of the queue contain the same number.
+QUARANTINE_AFTER = 3
+# Lost leases after which a row fails.
 GIVE_UP_AFTER = 6
-THROTTLED_FOR_AT_MOST_S = 86_400.0  # 429 spends no retry, so something else must end it
+# A 429 spends no retry, so without this limit a receiver could throttle a delivery forever.
+MAX_THROTTLED_S = 86_400.0
 
 
 class Settlement(NamedTuple):
-    """What the row becomes. *delay_s* None leaves next_retry_at; *event* None writes no attempt
-    log.
+    """What the row becomes. *delay_s* None leaves next_retry_at as it is; *event* None writes no
+    row to the attempt log.
     """
 
     status: Status
@@ -28,12 +32,12 @@ class Settlement(NamedTuple):
     spends_retry: bool = False
     loses_lease: bool = False
     disables_webhook: bool = False
-    hold_s: float | None = None  # the whole webhook waits that long
+    hold_s: float | None = None  # all deliveries of the webhook wait that long
 
 
 def settle(delivery: Delivery, outcome: Outcome, *, now_at: datetime, u: float) -> Settlement:
-    """Return what becomes of *delivery*. *now_at* reads Retry-After dates; *u*, uniform in [0, 1),
-    spreads the backoff.
+    """Return what becomes of *delivery*. *now_at* turns Retry-After dates into seconds; *u*,
+    uniform in [0, 1), spreads the backoff.
     """
     match outcome:
         case Attempted(answer=answer):
@@ -47,7 +51,6 @@ def settle(delivery: Delivery, outcome: Outcome, *, now_at: datetime, u: float) 
 
 
 def _settle_attempt(delivery: Delivery, verdict: Verdict, *, u: float) -> Settlement:
-    settings = delivery.settings
     match verdict.decision:
         case Decision.DELIVERED:
             return Settlement(Status.DELIVERED, "delivered", verdict.reason, verdict.vote)
@@ -60,52 +63,54 @@ def _settle_attempt(delivery: Delivery, verdict: Verdict, *, u: float) -> Settle
                 disables_webhook=verdict.disables_webhook,
             )
         case Decision.RETRY | Decision.THROTTLED:
-            throttled = verdict.decision is Decision.THROTTLED
-            wished_s = (
-                None
-                if verdict.retry_after_s is None
-                else min(verdict.retry_after_s, settings.retry_max_s)
-            )
-            hold_s = wished_s if verdict.holds_webhook else None
-            if throttled and delivery.age_s >= THROTTLED_FOR_AT_MOST_S:
-                reason = f"{verdict.reason} for a day"
-                return Settlement(Status.FAILED, "failed", reason, verdict.vote, hold_s=hold_s)
-            if not throttled and delivery.retry_count >= delivery.max_retries:
-                reason = f"{verdict.reason}; no retries left"
-                return Settlement(Status.FAILED, "failed", reason, verdict.vote, hold_s=hold_s)
-            # 429s do not move retry_count, so that their own backoff grows with the attempts
-            # instead.
-            tries = delivery.attempts if throttled else delivery.retry_count
-            # An application may have inserted a retry_count below 0.
-            own_s = backoff_s(
-                max(0, tries), base_s=settings.retry_base_s, cap_s=settings.retry_max_s, u=u
-            )
-            return Settlement(
-                Status.RETRYING,
-                "retrying",
-                verdict.reason,
-                verdict.vote,
-                delay_s=own_s if wished_s is None else wished_s,
-                spends_retry=not throttled,
-                hold_s=hold_s,
-            )
+            return _settle_retry(delivery, verdict, u=u)
         case _:
             assert_never(verdict.decision)
 
 
+def _settle_retry(delivery: Delivery, verdict: Verdict, *, u: float) -> Settlement:
+    settings = delivery.settings
+    throttled = verdict.decision is Decision.THROTTLED
+    asked_s = verdict.retry_after_s
+    if asked_s is not None:
+        # A receiver may ask for a year; the webhook's own maximum limits that.
+        asked_s = min(asked_s, settings.retry_max_s)
+    # The hold is set also when this row fails: the receiver would tell the other rows the same.
+    hold_s = asked_s if verdict.holds_webhook else None
+    failure = None
+    if throttled and delivery.age_s >= MAX_THROTTLED_S:
+        failure = f"{verdict.reason} for a day"
+    elif not throttled and delivery.retry_count >= delivery.max_retries:
+        failure = f"{verdict.reason}; no retries left"
+    if failure is not None:
+        return Settlement(Status.FAILED, "failed", failure, verdict.vote, hold_s=hold_s)
+    # A 429 does not change retry_count, so its backoff grows with the attempts instead.
+    tries = delivery.attempts if throttled else delivery.retry_count
+    # An application may have inserted a retry_count below 0.
+    own_s = backoff_s(max(0, tries), base_s=settings.retry_base_s, cap_s=settings.retry_max_s, u=u)
+    return Settlement(
+        Status.RETRYING,
+        "retrying",
+        verdict.reason,
+        verdict.vote,
+        delay_s=own_s if asked_s is None else asked_s,
+        spends_retry=not throttled,
+        hold_s=hold_s,
+    )
+
+
 def _settle_lost(delivery: Delivery, *, u: float) -> Settlement:
+    # No vote and no retry spent: the worker died or the lease expired, which says nothing about the
+    # receiver. Only the count of lost leases ends a row that kills every worker that sends it.
     lost = delivery.leases_lost + 1
     if lost >= GIVE_UP_AFTER:
         return Settlement(Status.FAILED, "failed", f"lost {lost} leases", None, loses_lease=True)
     settings = delivery.settings
-    alone = lost >= SUSPECT_AFTER
-    delay_s = (
-        backoff_s(
-            lost - SUSPECT_AFTER, base_s=settings.retry_base_s, cap_s=settings.retry_max_s, u=u
+    delay_s = None  # due at once: most lost leases are the worker's fault, not the row's
+    if lost >= QUARANTINE_AFTER:
+        delay_s = backoff_s(
+            lost - QUARANTINE_AFTER, base_s=settings.retry_base_s, cap_s=settings.retry_max_s, u=u
         )
-        if alone
-        else None
-    )
     return Settlement(
         _waiting(delivery), None, "lease lost", None, delay_s=delay_s, loses_lease=True
     )

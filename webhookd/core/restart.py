@@ -1,25 +1,27 @@
-"""When a worker's place is filled again after a death: at once the first time, then ever later
-while it keeps dying.
+"""When a worker's slot is filled again after a death: at once the first time, then later and later
+while the slot's workers keep dying.
 
     WAITING --started--> STARTING --beat--> RUNNING --beat--> RUNNING
        ^                    |                  |
        +--------died--------+-------died-------+
 
-A worker that cannot boot therefore does not spin, and one that ran well and then died is back at
-once. Every instant is monotonic.
+So a worker that cannot boot does not spin, and one that ran well before it died is back at once.
+Every instant is monotonic.
 """
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Self
 
-BACKOFF_BASE_S = 0.5
-BACKOFF_MAX_S = 30.0
+from webhookd.core.backoff import GrowingPause
+
+# From the second death in a row on: 0.5 s, 1, 2 ... 30.
+PAUSE = GrowingPause(first_s=0.5, max_s=30.0)
 HEALTHY_LIFE_S = 30.0
 
 
 class Phase(StrEnum):
-    """What holds the place."""
+    """What a slot has in it."""
 
     WAITING = "waiting"  # no process; one is started at `since`
     STARTING = "starting"  # forked at `since`, no beat yet
@@ -28,8 +30,8 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """One place's state. *failures* counts deaths in a row; *heard* is the last sign of life (start
-    or beat).
+    """The state of one slot. *failures* counts deaths in a row; *heard* is the last sign of life
+    (start or beat).
     """
 
     phase: Phase
@@ -39,57 +41,52 @@ class Restart:
 
     @classmethod
     def fresh(cls, now: float) -> Self:
-        """Return a place that nobody has held yet, to be filled at once. Also what an ordered drain
-        leaves behind.
+        """Return a slot that is to be filled at once: a new one, or one whose worker was told to
+        drain.
         """
         return cls(Phase.WAITING, since=now, heard=now)
 
     def started(self, now: float) -> Self:
-        """Return the place with a process in it. Raise `ValueError` if it has one already."""
+        """Return the slot with a new process. Raise `ValueError` if it has one already."""
         if self.phase is not Phase.WAITING:
-            raise ValueError(f"a {self.phase} place cannot be started")
+            raise ValueError(f"a {self.phase} slot cannot be started")
         return replace(self, phase=Phase.STARTING, since=now, heard=now)
 
     def beat(self, now: float) -> Self:
-        """Return the place after a heartbeat. Raise `ValueError` if it has no process."""
+        """Return the slot after a heartbeat. Raise `ValueError` if it has no process."""
         if self.phase is Phase.WAITING:
-            raise ValueError("a waiting place cannot beat")
+            raise ValueError("a waiting slot cannot beat")
         since = now if self.phase is Phase.STARTING else self.since
         return replace(self, phase=Phase.RUNNING, since=since, heard=now)
 
     def forget_silence(self, now: float) -> Self:
-        """Return the place with its silence forgotten: whoever listens was away, not the worker."""
+        """Return the slot with the whole timeout ahead again. For when the supervisor itself could
+        not listen: the worker must not be killed for that.
+        """
         return replace(self, heard=now)
 
     def died(self, now: float, *, u: float) -> Self:
-        """Return the place waiting for its next start; *u* in [0, 1) is the jitter. Raise
-        `ValueError` if it waits.
+        """Return the slot as it waits for its next start; *u* in [0, 1) is the jitter. Raise
+        `ValueError` if it has no process.
         """
         if self.phase is Phase.WAITING:
-            raise ValueError("a waiting place cannot die")
+            raise ValueError("a waiting slot cannot die")
         failures = 1 if self._lived_well() else self.failures + 1
-        due = now + backoff_s(failures, u=u)
+        due = now + pause_s(failures, u=u)
         return replace(self, phase=Phase.WAITING, since=due, heard=now, failures=failures)
 
     def silent_at(self, timeout_s: float) -> float:
-        """Return when the process counts as hung; a new one has *timeout_s* to give its first beat."""
+        """Return when the process counts as hung; a new one has *timeout_s* for its first beat."""
         return self.heard + timeout_s
 
     def _lived_well(self) -> bool:
-        # Up to the last beat, not to the death: a worker that hangs at once is dead only a
-        # heartbeat timeout later.
+        # Up to the last beat, not to the death: a worker that hangs at once is killed one heartbeat
+        # timeout later, which may be longer than a healthy life.
         return self.phase is Phase.RUNNING and self.heard - self.since >= HEALTHY_LIFE_S
 
 
-def backoff_s(failures: int, *, u: float) -> float:
-    """Return the seconds to wait after the *failures*-th death in a row: 0, then 0.5, 1, 2 ... 30,
-    each times [0.5, 1) by the jitter *u*.
-
-    Half of it always stands ("equal jitter" in the AWS Architecture Blog's "Exponential Backoff And
-    Jitter"): the floor keeps a crash loop from spinning.
+def pause_s(failures: int, *, u: float) -> float:
+    """Return the seconds to wait after the *failures*-th death in a row: 0 after the first, then
+    `PAUSE`, spread by the jitter *u*. At least half of it stays, so that a crash loop cannot spin.
     """
-    if failures <= 1:
-        return 0.0
-    # Clamped exponent: 2.0 ** 1024 raises OverflowError.
-    ceiling_s = min(BACKOFF_MAX_S, BACKOFF_BASE_S * 2.0 ** min(failures - 2, 60))
-    return ceiling_s * (0.5 + 0.5 * u)
+    return replace(PAUSE, tries=failures - 2).jittered(u) if failures > 1 else 0.0

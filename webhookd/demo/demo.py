@@ -1,5 +1,5 @@
 """`webhookd demo`: PostgreSQL, receivers, three workers and a thousand deliveries on one machine,
-watched live.
+shown live.
 """
 
 import subprocess
@@ -27,16 +27,16 @@ from webhookd.schema.migrate import migrate
 DELIVERIES = 1000
 FIRST, WEBHOOKS = 2000, 50
 SLOW = {FIRST + 40 + i: 0.05 * (i + 1) for i in range(6)}  # seconds before the answer
-SICK, SICK_FOR_S = FIRST + 49, 7.0
-GIVE_UP_AFTER_S = 55.0
-LOOK_EVERY_S = 0.25
+FAILING, FAILING_FOR_S = FIRST + 49, 7.0
+TIMEOUT_S = 55.0
+REFRESH_S = 0.25
 
 
 def run(*, keep: bool = False, directory: Path | None = None) -> int:
-    """Run the demo; return 0 once all was delivered, 130 if interrupted. *keep* leaves everything
-    running afterwards.
+    """Run the demo. Return 0 once all is delivered, 130 if interrupted. With *keep* everything
+    keeps running afterwards, until Ctrl-C. *directory* keeps the database.
 
-    Raise `WebhookdError` if it was not delivered in time.
+    Raise `WebhookdError` if not all is delivered in time.
     """
     console = Console(highlight=False)
     try:
@@ -57,45 +57,43 @@ def _run(console: Console, stack: ExitStack, *, keep: bool, directory: Path | No
     port = stack.enter_context(local.receivers(receivers.answer))
     connection = stack.enter_context(psycopg.connect(dsn, autocommit=True, row_factory=dict_row))
     _register(connection, port)
-    # Any free ports where it ends by itself; where the documentation looks for metrics if somebody
-    # has the time to look.
-    metrics_port = 8000 if keep and not local.taken(range(8000, 8003)) else 0
+    # Any free ports, since the demo ends soon; with *keep* the ports that the documentation names.
+    metrics_port = 8000 if keep and not local.ports_in_use(range(8000, 8003)) else 0
     options = ("--metrics-port", str(metrics_port), "--log-level", "error")
     daemon = stack.enter_context(local.program(local.webhookd(dsn, *options)))
     console.print(
-        f"{WEBHOOKS} webhooks registered: {len(SLOW)} answer slowly, {SICK} fails for "
-        f"{SICK_FOR_S:g} s and recovers"
+        f"{WEBHOOKS} webhooks registered: {len(SLOW)} answer slowly, {FAILING} fails for "
+        f"{FAILING_FOR_S:g} s and recovers"
     )
     demo = Demo(connection, receivers, daemon)
     demo.await_workers()
-    receivers.sick_until = time.monotonic() + SICK_FOR_S
+    receivers.failing_until = time.monotonic() + FAILING_FOR_S
     connection.execute(statements.load("demo_load").encode())
     console.print(f"{DELIVERIES:,} deliveries inserted with SQL\n")
     demo.watch(console)
     console.print(demo.summary())
     if not demo.succeeded():
         raise WebhookdError(
-            f"only {demo.progress['delivered']} of {DELIVERIES:,} were delivered in "
-            f"{GIVE_UP_AFTER_S:g} s"
+            f"only {demo.progress['delivered']} of {DELIVERIES:,} were delivered in {TIMEOUT_S:g} s"
         )
     console.print(f"{DELIVERIES:,} delivered")
     if keep:
-        _stay(console, dsn, metrics_port)
+        _keep_running(console, dsn, metrics_port)
     return 0
 
 
 @dataclass(slots=True)
 class Receivers:
-    """What fifty receivers answer and have got. Written by their threads."""
+    """What fifty receivers answer, and what arrived at them. Their threads write it."""
 
-    sick_until: float = 0.0
+    failing_until: float = 0.0
     arrivals: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def answer(self, webhook_id: int, message_id: str) -> int:
-        """Return the status with which webhook *webhook_id* answers, after its delay."""
+        """Return the status of webhook *webhook_id*'s answer. Blocks for its delay."""
         time.sleep(SLOW.get(webhook_id, 0.0))
-        if webhook_id == SICK and time.monotonic() < self.sick_until:
+        if webhook_id == FAILING and time.monotonic() < self.failing_until:
             return 500
         with self.lock:
             self.arrivals[message_id] += 1
@@ -103,7 +101,7 @@ class Receivers:
 
 
 class Demo:
-    """Watches the deliveries until all are done."""
+    """Shows the deliveries until all are done."""
 
     def __init__(
         self,
@@ -121,44 +119,46 @@ class Demo:
         self.events: list[str] = []
 
     def await_workers(self) -> None:
-        """Block until three workers sleep; raise `WebhookdError` if webhookd ends instead."""
+        """Block until three workers wait for work; raise `WebhookdError` if webhookd ends
+        instead.
+        """
         ready = "SELECT count(*) AS workers FROM pggit.workers WHERE has_room"
         while (row := self._connection.execute(ready).fetchone()) is None or row["workers"] < 3:
-            if self._daemon.poll() is not None or time.monotonic() - self._begun > GIVE_UP_AFTER_S:
-                raise WebhookdError("the workers did not start; what they said stands above")
+            if self._daemon.poll() is not None or time.monotonic() - self._begun > TIMEOUT_S:
+                raise WebhookdError("the workers did not start: see their log lines above")
             time.sleep(0.05)
 
     def watch(self, console: Console) -> None:
-        """Show the progress, live on a terminal, else as lines, until all is delivered or time is
-        up.
+        """Show the progress until all is delivered or `TIMEOUT_S` is over: live on a terminal, else
+        as lines.
         """
         self._begun = time.monotonic()
         self._before = (self._begun, 0)
         if console.is_terminal:
             with Live(console=console, auto_refresh=False, transient=True) as live:
-                while self._look():
+                while self._refresh():
                     live.update(self._view(), refresh=True)
-                    time.sleep(LOOK_EVERY_S)
+                    time.sleep(REFRESH_S)
             for event in self.events:
                 console.print(event)
             return
-        told, shown_at = 0, 0.0
-        while self._look():
-            for event in self.events[told:]:
+        printed, printed_at = 0, 0.0
+        while self._refresh():
+            for event in self.events[printed:]:
                 console.print(event)
-            told = len(self.events)
-            if time.monotonic() - shown_at >= 1.0:
-                shown_at = time.monotonic()
+            printed = len(self.events)
+            if time.monotonic() - printed_at >= 1.0:
+                printed_at = time.monotonic()
                 console.print(self._line())
-            time.sleep(LOOK_EVERY_S)
-        for event in self.events[told:]:
+            time.sleep(REFRESH_S)
+        for event in self.events[printed:]:
             console.print(event)
 
     def succeeded(self) -> bool:
         return bool(self.progress["delivered"] == DELIVERIES)
 
     def summary(self) -> Table:
-        """Return what came of it."""
+        """Return the results as a table."""
         p50, p99 = self.progress["answer_ms"] or (0.0, 0.0)
         arrivals = self._receivers.arrivals
         table = Table(box=None, show_header=False, pad_edge=False)
@@ -166,8 +166,8 @@ class Demo:
         for name, value in (
             (
                 "time",
-                f"{time.monotonic() - self._begun:.1f} s, of which {SICK_FOR_S:g} s one receiver "
-                "was failing",
+                f"{time.monotonic() - self._begun:.1f} s, of which {FAILING_FOR_S:g} s one "
+                "receiver was failing",
             ),
             ("answers", f"p50 {p50:.1f} ms, p99 {p99:.1f} ms"),
             ("circuit openings", f"{self.progress['openings']}, failed probes included"),
@@ -180,26 +180,27 @@ class Demo:
             table.add_row(name, value)
         return table
 
-    def _look(self) -> bool:
-        """Read the progress; return whether to go on."""
+    def _refresh(self) -> bool:
+        """Read the progress; return whether the demo goes on."""
         before = self.progress.get("circuits", {})
         row = self._connection.execute(statements.load("demo_progress").encode()).fetchone()
         assert row is not None
         self.progress = row
         now, delivered = time.monotonic(), row["delivered"]
-        then, had = self._before
+        then, delivered_then = self._before
         if now - then >= 0.5:
-            self._rate, self._before = (delivered - had) / (now - then), (now, delivered)
+            self._rate, self._before = (delivered - delivered_then) / (now - then), (now, delivered)
         for webhook_id in sorted(before.keys() | row["circuits"].keys()):
-            self._note(
+            self._add_event(
                 webhook_id,
                 before.get(webhook_id, "closed"),
                 row["circuits"].get(webhook_id, "closed"),
             )
-        return bool(delivered + row["failed"] < DELIVERIES and now - self._begun < GIVE_UP_AFTER_S)
+        return bool(delivered + row["failed"] < DELIVERIES and now - self._begun < TIMEOUT_S)
 
-    def _note(self, webhook_id: str, was: str, state: str) -> None:
-        if state in (was, "half_open") or (state, was) == ("open", "half_open"):
+    def _add_event(self, webhook_id: str, before: str, state: str) -> None:
+        # Probes, and the openings after those that failed, are not shown.
+        if state in (before, "half_open") or (before, state) == ("half_open", "open"):
             return
         at = f"{time.monotonic() - self._begun:5.1f} s"
         if state == "open":
@@ -265,11 +266,11 @@ def _register(connection: psycopg.Connection[dict[str, Any]], port: int) -> None
     connection.execute(
         "UPDATE pggit.webhooks SET circuit_open_seconds = 3, retry_base_seconds = 1 WHERE "
         "webhook_id = %s",
-        [SICK],
+        [FAILING],
     )
 
 
-def _stay(console: Console, dsn: str, metrics_port: int) -> None:
+def _keep_running(console: Console, dsn: str, metrics_port: int) -> None:
     console.print("\nEverything goes on running; Ctrl-C ends it. Look at:")
     if metrics_port:
         for number in range(3):
@@ -280,7 +281,6 @@ def _stay(console: Console, dsn: str, metrics_port: int) -> None:
         f'psql "{dsn}" -c "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) '
         f"VALUES ({FIRST}, '{{}}')\"",
     ):
-        console.print(
-            f"  {command}", soft_wrap=True
-        )  # never broken into lines: they are for copying
+        # Without line breaks, so that it can be copied.
+        console.print(f"  {command}", soft_wrap=True)
     threading.Event().wait()

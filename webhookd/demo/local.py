@@ -1,7 +1,7 @@
-"""What `webhookd demo` and monitoring/try_out.py run on one machine: a PostgreSQL, receivers, and
-webhookd itself.
+"""The surroundings of `webhookd demo` and monitoring/try_out.py on one machine: a PostgreSQL,
+receivers, and webhookd itself.
 
-Each is a context manager and ends with it. Should this process be killed, the kernel ends the
+Each is a context manager that ends what it started. If this process is killed, the kernel ends the
 others (on Linux).
 """
 
@@ -24,9 +24,10 @@ END_WITHIN_S = 20.0
 
 @contextmanager
 def folder(prefix: str) -> Iterator[Path]:
-    """A temporary folder that goes in the end."""
+    """A temporary folder, which is removed at the end."""
     home = Path(tempfile.mkdtemp(prefix=prefix))
-    home.chmod(0o755)  # under root PostgreSQL runs as another user, who must pass
+    # Under root PostgreSQL runs as another user, who must be able to enter.
+    home.chmod(0o755)
     try:
         yield home
     finally:
@@ -35,7 +36,7 @@ def folder(prefix: str) -> Iterator[Path]:
 
 @contextmanager
 def postgresql(directory: Path) -> Iterator[str]:
-    """An embedded PostgreSQL with its data in *directory*; yields its DSN. Blocks until it takes
+    """An embedded PostgreSQL with its data in *directory*; yields its DSN. Blocks until it accepts
     connections.
     """
     server = embedded.start(directory)
@@ -47,10 +48,11 @@ def postgresql(directory: Path) -> Iterator[str]:
 
 @contextmanager
 def receivers(answer: Callable[[int, str], int]) -> Iterator[int]:
-    """Receivers on a loopback port, which is yielded; webhook 2001's is http://127.0.0.1:PORT/2001.
+    """Receivers on one loopback port, which is yielded; http://127.0.0.1:PORT/2001 is for webhook
+    2001.
 
-    *answer* gets the webhook's id and the message's (the header webhook-id) and returns the HTTP
-    status; it runs in a thread for each connection and may sleep.
+    *answer* takes the webhook's id and the message's id (the header webhook-id) and returns the
+    HTTP status. It runs in a thread for each connection and may sleep.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -65,14 +67,15 @@ def receivers(answer: Callable[[int, str], int]) -> Iterator[int]:
             self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:
-            """Who runs the receivers shows what arrives."""
+            """Logs nothing: the caller shows what arrives."""
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
-        request_queue_size = 128  # with the five that are usual, three workers' first connections would wait a second
+        # With the default of 5, the first connections of three workers would wait for a second.
+        request_queue_size = 128
 
         def handle_error(self, request: object, client_address: object) -> None:
-            """Senders that time out hang up: nothing to report."""
+            """Logs nothing for a sender that closed its connection after a time-out."""
             if not isinstance(sys.exception(), ConnectionError):
                 super().handle_error(request, client_address)  # type: ignore[arg-type]
 
@@ -89,13 +92,11 @@ def receivers(answer: Callable[[int, str], int]) -> Iterator[int]:
 
 @contextmanager
 def program(command: Sequence[str], log: Path | None = None) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run *command* until the end, when it gets SIGTERM; what it says goes to *log* or to where
-    ours goes.
-    """
+    """Run *command*, and end it with SIGTERM. Its output goes to *log*, or to where ours goes."""
     setpriv = shutil.which("setpriv")
     ending_with_us = [setpriv, "--pdeathsig", "TERM"] if setpriv else []
     output = log.open("wb") if log else None
-    # A session of its own: Ctrl-C is for this process, which stops everything in order.
+    # In a session of its own: Ctrl-C must reach only this process, which ends all in order.
     process = subprocess.Popen(
         [*ending_with_us, *command], stdout=output, stderr=output, start_new_session=True
     )
@@ -113,29 +114,28 @@ def program(command: Sequence[str], log: Path | None = None) -> Iterator["subpro
 
 
 def webhookd(dsn: str, *options: str, module: str = "webhookd") -> list[str]:
-    """Return the command for the real thing with three workers, which may deliver to the receivers
-    above.
+    """Return the command for webhookd with three workers that may deliver to `receivers`.
 
-    *module* is what Python runs for it.
+    *module* is the module that Python runs.
     """
     allowed = ["--allow-http", "--allow-network", "127.0.0.0/8"]
     return [sys.executable, "-m", module, "--dsn", dsn, "--workers", "3", *allowed, *options]
 
 
-def taken(ports: Sequence[int]) -> list[int]:
+def ports_in_use(ports: Sequence[int]) -> list[int]:
     """Return those of *ports* on which something listens on 127.0.0.1 (0 stands for any port)."""
-    found = []
+    in_use = []
     for port in ports:
         try:
             socket.create_server(("127.0.0.1", port)).close()
         except OSError:
-            found.append(port)
-    return found
+            in_use.append(port)
+    return in_use
 
 
 def leave_on_sigterm() -> None:
-    """Told to stop by TERM, leave as by Ctrl-C: through the context managers, which end what was
+    """End after SIGTERM as after Ctrl-C: through the context managers, which end what they
     started.
     """
-    # Not by raising SIGINT: a shell starts what it puts into the background with SIGINT ignored.
+    # Do not send SIGINT to this process: a shell starts background processes with SIGINT ignored.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,4 +1,6 @@
-"""A receiver for one's own machine: prints what arrives and whether its signature holds."""
+"""A receiver for the developer's own machine: prints what arrives and whether its signature is
+valid.
+"""
 
 import json
 import sys
@@ -11,17 +13,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from webhookd.core.signing import verify
 from webhookd.errors import WebhookdError
 
-LARGEST_BODY = 64 * 1024 * 1024
+MAX_BODY = 64 * 1024 * 1024
 IDLE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One request. *signature*: valid, invalid, missing, or unchecked where no secret was given."""
+    """One request. *message_id* is its header webhook-id; *signature* is valid, invalid, missing,
+    or unchecked where no secret was given.
+    """
 
     at: float
     path: str
-    webhook_id: str
+    message_id: str
     signature: str
     body: bytes
 
@@ -35,7 +39,7 @@ class Arrival:
         fields = {
             "at": self.at,
             "path": self.path,
-            "webhook_id": self.webhook_id,
+            "webhook_id": self.message_id,
             "signature": self.signature,
             "body": body,
         }
@@ -43,8 +47,8 @@ class Arrival:
 
 
 class Receiver:
-    """An HTTP server on *host*:*port* that answers *status* and hands each arrival to *show* (one
-    at a time).
+    """An HTTP server on *host*:*port* that answers *status* and calls *show* for each arrival, one
+    at a time. With a *key* it verifies signatures.
     """
 
     def __init__(
@@ -56,7 +60,7 @@ class Receiver:
         status: int,
         show: Callable[[Arrival], None],
     ) -> None:
-        """Bind; raise `WebhookdError` where that cannot be."""
+        """Bind the port; raise `WebhookdError` where that is not possible."""
         self._key = key
         self._status = status
         self._show = show
@@ -71,6 +75,7 @@ class Receiver:
 
     @property
     def url(self) -> str:
+        """The URL of the server, with the port that it really has."""
         host, port = self._server.server_address[:2]
         return f"http://{host!s}:{port}/"
 
@@ -82,16 +87,21 @@ class Receiver:
             self._server.server_close()
 
     def stop(self) -> None:
+        """End `serve`; blocks until it no longer accepts connections."""
         self._server.shutdown()
 
-    def _arrived(self, path: str, headers: dict[str, str], body: bytes) -> None:
+    def _add_arrival(self, path: str, headers: dict[str, str], body: bytes) -> None:
         arrival = Arrival(
-            time.time(), path, headers.get("webhook-id", "-"), self._verdict(headers, body), body
+            time.time(),
+            path,
+            headers.get("webhook-id", "-"),
+            self._check_signature(headers, body),
+            body,
         )
         with self._lock:
             self._show(arrival)
 
-    def _verdict(self, headers: dict[str, str], body: bytes) -> str:
+    def _check_signature(self, headers: dict[str, str], body: bytes) -> str:
         if self._key is None:
             return "unchecked"
         signature, timestamp = (
@@ -124,12 +134,12 @@ class Receiver:
                     length = int(self.headers.get("content-length", "0"))
                 except ValueError:
                     length = -1
-                if not 0 <= length <= LARGEST_BODY:
+                if not 0 <= length <= MAX_BODY:
                     self.close_connection = True
                     self._reply(413)
                     return
                 body = self.rfile.read(length)
-                receiver._arrived(
+                receiver._add_arrival(
                     self.path, {name.lower(): value for name, value in self.headers.items()}, body
                 )
                 self._reply(receiver._status)
@@ -140,14 +150,14 @@ class Receiver:
                 self.end_headers()
 
             def log_message(self, format: str, *args: object) -> None:
-                """Arrivals are printed; nothing else is of interest."""
+                """Logs nothing: *show* prints the arrivals."""
 
         return Handler
 
 
 def printer(*, as_json: bool, printable: Callable[[str], str]) -> Callable[[Arrival], None]:
-    """Return a function that prints arrivals to stdout; *printable* takes the sting out of foreign
-    text.
+    """Return a function that prints an arrival to stdout, as text or as one line of JSON.
+    *printable* makes text from outside safe for a terminal.
     """
 
     def show(arrival: Arrival) -> None:
@@ -156,7 +166,7 @@ def printer(*, as_json: bool, printable: Callable[[str], str]) -> Callable[[Arri
             return
         at = time.strftime("%H:%M:%S", time.localtime(arrival.at))
         print(
-            f"{at} {printable(arrival.path)}  {printable(arrival.webhook_id)}  signature "
+            f"{at} {printable(arrival.path)}  {printable(arrival.message_id)}  signature "
             f"{arrival.signature}"
         )
         print(f"  {printable(arrival.body[:2000].decode('utf-8', 'replace'))}")

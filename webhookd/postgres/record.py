@@ -301,7 +301,7 @@ def _lane_parameters(
         "failures": session.number_array([lane.breaker.failures for lane in after]),
         "circuit_states": session.text_array([lane.breaker.state for lane in after]),
         "circuit_epochs": session.number_array([lane.breaker.generation for lane in after]),
-        "circuit_untils": session.number_array([lane.breaker.until for lane in after]),
+        "circuit_untils": session.number_array([lane.breaker.next_probe_at for lane in after]),
         "hold_untils": session.number_array([lane.hold_until for lane in after]),
         "tokens": session.number_array([lane.bucket.tokens for lane in after]),
         "tokens_ats": session.number_array([lane.bucket.at for lane in after]),

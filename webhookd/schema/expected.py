@@ -1,5 +1,5 @@
-"""What the schema consists of, read from the migrations: what is missing is mended with the
-migration's own words.
+"""The tables, triggers and indexes that the migrations create, read from their text. `doctor`
+compares them with the database and prints the migration's own statement for what is missing.
 """
 
 import re
@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from webhookd.schema.migrate import Migration
 
 _STATEMENT = re.compile(
-    r"^(?P<verb>CREATE|DROP)\s+(?P<kind>TABLE|VIEW|TRIGGER|INDEX)\s+(?:CONCURRENTLY\s+)?(?:IF\s+(?:NOT\s+)?EXISTS\s+)?"
+    r"^(?P<verb>CREATE|DROP)\s+(?P<kind>TABLE|VIEW|TRIGGER|INDEX)\s+"
+    r"(?:CONCURRENTLY\s+)?(?:IF\s+(?:NOT\s+)?EXISTS\s+)?"
     r"(?:pggit\.)?(?P<name>\w+)(?P<rest>.*?);",
     re.MULTILINE | re.DOTALL,
 )
@@ -17,8 +18,8 @@ _STATEMENT = re.compile(
 
 @dataclass(slots=True)
 class Schema:
-    """Names of tables and views; statements that make the triggers (by table and name) and the
-    indexes (by name).
+    """The names of tables and views; the statements that create the triggers (by table and name)
+    and the indexes (by name).
     """
 
     tables: list[str] = field(default_factory=lambda: ["webhookd_migrations"])
@@ -27,24 +28,25 @@ class Schema:
 
 
 def expected_schema(migrations: Sequence[Migration]) -> Schema:
-    """Return what is there after *migrations*."""
+    """Return what exists after *migrations*."""
     schema = Schema()
     for migration in migrations:
         for found in _STATEMENT.finditer(re.sub(r"\s*--.*", "", migration.text)):
-            _follow(schema, found)
+            _apply(schema, found)
     return schema
 
 
-def _follow(schema: Schema, found: re.Match[str]) -> None:
-    name, made = found["name"], found["verb"] == "CREATE"
+def _apply(schema: Schema, found: re.Match[str]) -> None:
+    name, created = found["name"], found["verb"] == "CREATE"
     statement = " ".join(found[0].removesuffix(";").split())
     match found["kind"]:
-        case "TABLE" | "VIEW" if made:
+        case "TABLE" | "VIEW" if created:
             schema.tables.append(name)
         case "TABLE" | "VIEW":
             schema.tables.remove(name)
-        case "INDEX" if made:
-            # Beside the traffic, whatever the migration did.
+        case "INDEX" if created:
+            # An operator runs it under traffic, so it must not lock the table, even where the
+            # migration did.
             schema.indexes[name] = re.sub(
                 r"^CREATE INDEX( CONCURRENTLY)?", "CREATE INDEX CONCURRENTLY", statement
             )
@@ -53,7 +55,7 @@ def _follow(schema: Schema, found: re.Match[str]) -> None:
         case "TRIGGER":
             table = re.search(r"\bON\s+pggit\.(\w+)", found["rest"])
             assert table is not None
-            if made:
+            if created:
                 schema.triggers[table[1], name] = statement
             else:
                 del schema.triggers[table[1], name]

@@ -1,9 +1,9 @@
-"""Tells a copy of the database from the original, and makes a copy usable.
+"""The identity of the database: distinguishes a copy from the original, and makes a copy usable.
 
-A dump of production that is restored for staging holds production's pending deliveries. So the
-schema remembers which cluster and which database it was made in, workers refuse to send out of any
-other, and `webhookd adopt` says what is to become of the copy. Replicas share the cluster's
-identifier, so failover is no copy; neither can a copy of the whole cluster's files be told from it.
+A dump of production that is restored for staging contains production's pending deliveries. So the
+schema stores in which cluster and database it was created, workers refuse to send from any other,
+and `webhookd adopt` decides what happens to the copy. Replicas share the cluster's identifier, so a
+failover does not look like a copy; a copy of all files of the cluster cannot be distinguished.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ import psycopg
 from webhookd.errors import UnusableError, WebhookdError
 from webhookd.postgres import session
 
-# How long ago a worker of a living fleet may have reported at most, in seconds.
+# A worker that reported at most so many seconds ago counts as running.
 LIVING_S = 60
 
 SETTINGS = (
@@ -34,11 +34,10 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 
 def adopt(dsn: str, *, discard_pending: bool) -> int:
-    """Make a copied database this installation's own, and return how many deliveries were
-    discarded.
+    """Make a copied database an original, and return how many deliveries were discarded.
 
-    With *discard_pending* what waits to be sent becomes `failed`, and a new installation_id makes
-    every later webhook-id differ from the original's. Without it the copy carries on where the
+    With *discard_pending* all pending deliveries become `failed`, and a new installation_id makes
+    every later webhook-id differ from the original's. Without it the copy continues where the
     original stopped. Raise `UnusableError` where there is no schema or while workers run on it.
     """
     with connect(dsn, role="adopt") as connection, connection.transaction():
@@ -54,7 +53,9 @@ def adopt(dsn: str, *, discard_pending: bool) -> int:
 
 
 def remember_identity(connection: Connection) -> None:
-    """Store where this database is, once; a copy keeps the original's until it is adopted."""
+    """Store the identity of this database, once: a copy keeps the original's until it is
+    adopted.
+    """
     system, oid = _identity(connection)
     connection.execute(
         "UPDATE pggit.installation SET system_identifier = %s, database_oid = %s WHERE "
@@ -64,7 +65,7 @@ def remember_identity(connection: Connection) -> None:
 
 
 def refuse_copy(connection: Connection) -> None:
-    """Raise `UnusableError` when the database was copied from another one and not adopted since."""
+    """Raise `UnusableError` when the database is a copy and was not adopted."""
     row = connection.execute(
         "SELECT system_identifier, database_oid::bigint FROM pggit.installation"
     ).fetchone()
@@ -73,13 +74,13 @@ def refuse_copy(connection: Connection) -> None:
             "pggit.installation is empty: run `webhookd adopt --discard-pending` or `--continue`"
         )
     system, oid = _identity(connection)
-    # A role may be forbidden to ask for the identifier: then the database's own number has to do.
+    # A role may have no right to read the cluster's identifier. Then only the database's number is
+    # compared.
     if oid != row[1] or (system and row[0] and system != row[0]):
         raise UnusableError(
-            "this database is a copy of another one and holds its pending deliveries: run "
-            "`webhookd adopt"
-            " --discard-pending` to start afresh, or `webhookd adopt --continue` where it takes "
-            "over from the original"
+            "this database is a copy of another one and has its pending deliveries: run `webhookd "
+            "adopt --discard-pending` to start afresh, or `webhookd adopt --continue` where it "
+            "replaces the original"
         )
 
 
@@ -124,14 +125,14 @@ def _identity(connection: Connection) -> tuple[str, int]:
         connection,
         b"SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = current_database()",
     )
-    may_ask = _value(
+    may_read = _value(
         connection, b"SELECT has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE')"
     )
-    # Two statements: the right is checked when a statement starts, whatever a CASE around the call
-    # says.
+    # Two statements: PostgreSQL checks the right when the statement starts, also for a call inside
+    # a CASE that is not reached.
     system = (
         _value(connection, b"SELECT system_identifier::text FROM pg_catalog.pg_control_system()")
-        if may_ask
+        if may_read
         else ""
     )
     return str(system), int(oid)

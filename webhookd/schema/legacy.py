@@ -1,9 +1,9 @@
-"""Takes over the tables, views and functions of an earlier pggit, in the transaction of the first
+"""Adopts the tables, views and functions of an earlier pggit, in the transaction of the first
 migration.
 
-The tables keep their rows, extra columns, grants and foreign keys; the views and functions are made
-anew with the grants that they had. What cannot be brought into shape is refused, and the
-transaction changes nothing.
+The tables keep their rows, extra columns, grants and foreign keys. The views and functions are
+created again, with the grants that they had. Where a table cannot be adopted the transaction is
+rolled back, and nothing has changed.
 """
 
 from importlib import resources
@@ -13,27 +13,27 @@ import psycopg
 
 from webhookd.errors import UnusableError
 
-# Raised by sql/adopt/earlier_tables.sql with a message for people.
+# The SQLSTATE of sql/adopt/legacy_tables.sql for errors whose message says everything.
 REFUSED = "WD001"
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 
 def prepare(connection: Connection) -> list[str]:
-    """Make an earlier pggit's tables fit for migration 0001 and return the grants to give again
-    after it.
+    """Change the tables of an earlier pggit so that migration 0001 fits, and return the statements
+    for `finish`. Without such tables, do nothing.
 
-    Does nothing on a database without such tables. Raise `UnusableError` where they cannot be
-    adopted.
+    Raise `UnusableError` where they cannot be adopted, `psycopg.OperationalError` where a lock was
+    not granted in time.
     """
     try:
-        grants = [row[0] for row in connection.execute(_statement("earlier_grants"))]
-        for (drop,) in connection.execute(_statement("earlier_drops")).fetchall():
+        grants = [row[0] for row in connection.execute(_statement("legacy_grants"))]
+        for (drop,) in connection.execute(_statement("legacy_drops")).fetchall():
             connection.execute(drop.encode())
-        connection.execute(_statement("earlier_tables"))
+        connection.execute(_statement("legacy_tables"))
         return grants
     except psycopg.OperationalError:
-        raise  # a lock that was not to be had is tried again
+        raise  # no lock: `migrate` tries again
     except psycopg.Error as error:
         message, detail = error.diag.message_primary or str(error), error.diag.message_detail
         if detail and error.sqlstate != REFUSED:
@@ -44,7 +44,9 @@ def prepare(connection: Connection) -> list[str]:
 
 
 def finish(connection: Connection, grants: list[str]) -> None:
-    """Give the grants of the earlier views and functions to the new ones."""
+    """Run the statements that `prepare` returned: they grant the rights on the old views and
+    functions on the new ones.
+    """
     for grant in grants:
         connection.execute(grant.encode())
 

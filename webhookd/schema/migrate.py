@@ -1,14 +1,15 @@
-"""Creates and upgrades the schema, and tells at a worker's boot whether the schema fits.
+"""Creates and upgrades the schema, and checks when a worker boots whether the schema fits.
 
-A migration is a file `sql/migrations/NNNN_name.sql` that is never changed once released. Comment
+A migration is a file `sql/migrations/NNNN_name.sql` that never changes after its release. Comment
 lines at its top say
 
-    -- oldest webhookd: 0.1.0     the oldest release that may keep running on the schema after it
-    -- without transaction        (only CREATE INDEX CONCURRENTLY and the like) every statement by itself; a statement
-                                  ends with a semicolon at the end of a line and must bear being run again
+    -- oldest webhookd: 0.1.0     the oldest release that may run on the schema after it
+    -- without transaction        (only CREATE INDEX CONCURRENTLY and the like) each statement runs
+                                  outside a transaction, ends with a semicolon at the end of a
+                                  line, and can be run again
 
-Every other migration is one transaction that waits 2 s at most for a lock, so that it never holds
-up inserts for longer, and is tried again.
+Every other migration is one transaction. It waits at most 2 s for a lock, because inserts wait
+behind it, and is tried again.
 """
 
 import hashlib
@@ -36,8 +37,8 @@ from webhookd.schema import identity, legacy
 log = logs.Logger("webhookd.migrate")
 
 OLDEST_POSTGRES = 140000
-# Any pair of numbers would do; it must not change, or an old and a new webhookd would migrate side
-# by side.
+# Any pair of numbers is possible. It must not change, or an old and a new webhookd could migrate at
+# the same time.
 ADVISORY_LOCK = (0x77686B64, 1)
 LOCK_TIMEOUT = "2s"
 
@@ -60,7 +61,7 @@ class Migration:
 
 
 @dataclass(frozen=True, slots=True)
-class Applied:
+class AppliedMigration:
     """One row of pggit.webhookd_migrations."""
 
     version: int
@@ -72,34 +73,32 @@ class Applied:
 def migrate(
     dsn: str, *, migrations: Sequence[Migration] | None = None, patience_s: float = 60.0
 ) -> list[str]:
-    """Bring the database's schema up to date and return the names of the migrations that were
-    applied, oldest first.
+    """Apply the migrations that the database does not have, and return their names, oldest first.
 
-    Safe to repeat and to run several times at once. Blocks while another migration runs, and up to
+    It may run again, and several times at once. Blocks while another migration runs, and up to
     *patience_s* for the locks of each migration. Raise `UnusableError` when the schema or the
-    server cannot be used, and change nothing then; `WebhookdError` when the database is away or the
-    locks were not to be had.
+    server cannot be used, and then change nothing; `WebhookdError` when the database is not
+    available or a migration did not get its locks.
     """
     known = load() if migrations is None else migrations
     with identity.connect(dsn, role="migrate") as connection:
         if connection.behind_pooler:
-            # Its lock belongs to a session, and a pooler may give each statement another.
+            # The advisory lock belongs to a session; a pooler may run each statement in another.
             raise UnusableError(
                 "migrate cannot go through a pooler such as pgbouncer: give --dsn PostgreSQL's "
                 "own address"
             )
-        _refuse_old_server(connection)
-        _refuse_other_encoding(connection)
-        _take_turn(connection)
-        applied = _applied(connection)
-        _compare(known, applied)
+        _check_server(connection)
+        _check_encoding(connection)
+        _lock_migrations(connection)
+        applied = _read_applied(connection)
+        _check_history(known, applied)
         pending = [migration for migration in known if migration.version > len(applied)]
         unknown = [row.name for row in applied if row.version > len(known)]
         if unknown:
             raise UnusableError(
                 f"the schema has the migration {unknown[-1]}, which webhookd {__version__} does "
-                "not know: "
-                "run `webhookd migrate` of the release that made it"
+                "not know: run `webhookd migrate` of the release that created it"
             )
         for migration in pending:
             _apply(connection, migration, patience_s=patience_s)
@@ -117,14 +116,14 @@ def check(
     """Raise `UnusableError` unless a worker of release *version* may work on the connection's
     database.
 
-    A newer schema is fine as long as its migrations tolerate *version*. *connection* may be in any
-    mode; it is read from only.
+    A newer schema fits as long as its migrations permit *version*. *connection* may be in any mode;
+    nothing is written.
     """
     known = load() if migrations is None else migrations
-    _refuse_old_server(connection)
-    _refuse_other_encoding(connection)
-    applied = _applied(connection)
-    _compare(known, applied)
+    _check_server(connection)
+    _check_encoding(connection)
+    applied = _read_applied(connection)
+    _check_history(known, applied)
     if not applied:
         raise UnusableError("the database has no schema of webhookd's: run `webhookd migrate`")
     missing = [migration.name for migration in known if migration.version > len(applied)]
@@ -143,7 +142,7 @@ def check(
 
 
 def load() -> list[Migration]:
-    """Return the packaged migrations, oldest first; they are numbered from 1 without a gap."""
+    """Return the packaged migrations, oldest first. Their numbers start at 1 and have no gap."""
     folder = resources.files("webhookd.sql") / "migrations"
     files = sorted(
         (file.name, file.read_text("utf-8"))
@@ -161,8 +160,8 @@ def load() -> list[Migration]:
 
 
 def parse(name: str, text: str) -> Migration:
-    """Return the migration in a file called *name* (without its suffix); raise `ValueError` for a
-    malformed one.
+    """Return the migration in the file *name* (without its suffix). Raise `ValueError` where it is
+    malformed.
     """
     header = {
         line.removeprefix("--").strip() for line in text.splitlines() if line.startswith("--")
@@ -175,8 +174,7 @@ def parse(name: str, text: str) -> Migration:
     ]
     if numbered is None or len(oldest) != 1:
         raise ValueError(
-            f"migration {name}: needs a name like 0001_name and one line `-- oldest webhookd: "
-            "0.1.0`"
+            f"migration {name} needs a name like 0001_name and one line `-- oldest webhookd: 0.1.0`"
         )
     _release(oldest[0])
     in_transaction = "without transaction" not in header
@@ -189,7 +187,7 @@ def parse(name: str, text: str) -> Migration:
     )
 
 
-def _refuse_old_server(connection: Connection) -> None:
+def _check_server(connection: Connection) -> None:
     if connection.info.server_version < OLDEST_POSTGRES:
         raise UnusableError(
             f"PostgreSQL {connection.info.parameter_status('server_version')} is too old: "
@@ -197,60 +195,58 @@ def _refuse_old_server(connection: Connection) -> None:
         )
 
 
-def _refuse_other_encoding(connection: Connection) -> None:
-    # What a receiver answers could not be recorded where the database has no such character, and
-    # would be asked for again.
+def _check_encoding(connection: Connection) -> None:
+    # A receiver's answer may have characters that another encoding does not. Then the attempt could
+    # not be recorded, and the delivery would be sent again and again.
     encoding = connection.info.parameter_status("server_encoding")
     if encoding != "UTF8":
         raise UnusableError(
-            f"the database's encoding is {encoding}, and webhookd needs UTF8: make a database "
-            "for it"
-            " with `createdb -E UTF8 -T template0 NAME`, and restore a dump of this one into it "
-            "where it holds data"
+            f"the database's encoding is {encoding}, and webhookd needs UTF8: create a database "
+            "with `createdb -E UTF8 -T template0 NAME`, and restore a dump of this one into it "
+            "if it has data"
         )
 
 
-def _take_turn(connection: Connection, patience_s: float = 600.0) -> None:
-    """Let one migration run at a time. A waiting lock holds a snapshot, for which CREATE INDEX
-    CONCURRENTLY waits.
+def _lock_migrations(connection: Connection, patience_s: float = 600.0) -> None:
+    """Wait until no other migration runs. Polls: a statement that waits for the lock would hold a
+    snapshot, and CREATE INDEX CONCURRENTLY of the other migration waits for all snapshots.
     """
     deadline = time.monotonic() + patience_s
-    told = False
+    logged = False
     while not _row(connection, "SELECT pg_catalog.pg_try_advisory_lock(%s, %s)", ADVISORY_LOCK)[0]:
         if time.monotonic() > deadline:
             raise WebhookdError(
-                f"another `webhookd migrate` has been running for {patience_s:.0f} s: see what "
-                "it waits for"
+                f"another `webhookd migrate` has been running for {patience_s:.0f} s: see in "
+                "pg_stat_activity what it waits for"
             )
-        if not told:
+        if not logged:
             log.info("waiting for another migration to end")
-            told = True
+            logged = True
         time.sleep(0.1)
 
 
-def _applied(connection: Connection) -> list[Applied]:
+def _read_applied(connection: Connection) -> list[AppliedMigration]:
     if _row(connection, "SELECT pg_catalog.to_regclass('pggit.webhookd_migrations')")[0] is None:
         return []
     rows = connection.execute(
         "SELECT version, name, checksum, oldest_webhookd FROM pggit.webhookd_migrations ORDER BY "
         "version"
     ).fetchall()
-    return [Applied(*row) for row in rows]
+    return [AppliedMigration(*row) for row in rows]
 
 
-def _compare(known: Sequence[Migration], applied: Sequence[Applied]) -> None:
+def _check_history(known: Sequence[Migration], applied: Sequence[AppliedMigration]) -> None:
     for expected, row in enumerate(applied, start=1):
         if row.version != expected:
             raise UnusableError(
-                f"pggit.webhookd_migrations has no migration {expected:04} but later ones: "
+                f"pggit.webhookd_migrations has later migrations but not {expected:04}: "
                 "restore its row"
             )
     for migration, row in zip(known, applied, strict=False):
         if (migration.name, migration.checksum) != (row.name, row.checksum):
             raise UnusableError(
-                f"the migration {row.name} was applied with another content than webhookd "
-                f"{__version__} carries: "
-                "use the release that made the schema"
+                f"the migration {row.name} was applied with other content than it has in webhookd "
+                f"{__version__}: use the release that created the schema"
             )
 
 
@@ -259,7 +255,7 @@ def _apply(connection: Connection, migration: Migration, *, patience_s: float) -
         retry=retry_if_exception_type((errors.LockNotAvailable, errors.DeadlockDetected)),
         wait=wait_random_exponential(multiplier=0.1, max=2.0),
         stop=stop_after_delay(patience_s),
-        before_sleep=_tell_of_retry,
+        before_sleep=_log_retry,
         reraise=True,
     )
     try:
@@ -271,7 +267,7 @@ def _apply(connection: Connection, migration: Migration, *, patience_s: float) -
         ) from error
     except psycopg.OperationalError as error:
         raise WebhookdError(
-            f"the database went away during {migration.name}: {identity.first_line(error)}"
+            f"the connection was lost during {migration.name}: {identity.first_line(error)}"
         ) from error
     except psycopg.Error as error:
         raise UnusableError(
@@ -279,7 +275,7 @@ def _apply(connection: Connection, migration: Migration, *, patience_s: float) -
         ) from error
 
 
-def _tell_of_retry(state: RetryCallState) -> None:
+def _log_retry(state: RetryCallState) -> None:
     log.info("migration waits for a lock", attempt=state.attempt_number)
 
 
@@ -291,23 +287,23 @@ def _apply_once(connection: Connection, migration: Migration) -> None:
             _create_schema(connection)
             connection.execute(migration.text.encode())
             legacy.finish(connection, grants)
-            _enter(connection, migration)
+            _insert_row(connection, migration)
         return
     for statement in re.split(r";[ \t]*$", migration.text, flags=re.MULTILINE):
         if re.sub(r"--.*", "", statement).strip():
             connection.execute(statement.encode())
     with connection.transaction():
-        _enter(connection, migration)
+        _insert_row(connection, migration)
 
 
 def _create_schema(connection: Connection) -> None:
-    # CREATE SCHEMA IF NOT EXISTS asks for the right to create one even where it exists, which its
-    # owner may not have.
+    # CREATE SCHEMA IF NOT EXISTS needs the right to create a schema even where it exists, and the
+    # owner may not have that right.
     if _row(connection, "SELECT pg_catalog.to_regnamespace('pggit')")[0] is None:
         connection.execute("CREATE SCHEMA pggit")
 
 
-def _enter(connection: Connection, migration: Migration) -> None:
+def _insert_row(connection: Connection, migration: Migration) -> None:
     connection.execute(
         "CREATE TABLE IF NOT EXISTS pggit.webhookd_migrations ("
         " version integer PRIMARY KEY, name text NOT NULL, checksum text NOT NULL, "
@@ -329,10 +325,10 @@ def _enter(connection: Connection, migration: Migration) -> None:
 
 
 def _release(text: str) -> tuple[int, ...]:
-    """Return a release number in a form that compares; a suffix such as `rc1` is not looked at."""
+    """Return a release number as a tuple that can be compared, without a suffix such as `rc1`."""
     numbers = re.match(r"\d+(\.\d+)*", text)
     if numbers is None:
-        raise ValueError(f"{text!r} is no release number")
+        raise ValueError(f"{text!r} is not a release number")
     return tuple(map(int, numbers[0].split(".")))
 
 

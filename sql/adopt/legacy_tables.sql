@@ -1,10 +1,12 @@
--- Makes the tables of an earlier pggit fit for migration 0001, which adds the columns that are still missing. Rows, extra
--- columns, grants, indexes and foreign keys stay. Whatever cannot be brought into shape raises WD001, and the
--- transaction that this runs in changes nothing. On a database without earlier tables it does nothing.
+-- Changes the tables of an earlier pggit so that migration 0001 fits, which adds the columns that
+-- are still missing. Rows, extra columns, grants, indexes and foreign keys stay. What cannot be
+-- changed raises WD001; then the transaction is rolled back and nothing has changed. Without such
+-- tables nothing happens.
 DO $adopt$
 DECLARE
-    -- Column by column: our type; what a NULL becomes; our default; whether it is NOT NULL; our CHECK. "ours" are the
-    -- columns that only webhookd makes: where one exists already, it means something else.
+    -- For each column: our type; the value for NULLs; our default; whether it is NOT NULL; our
+    -- CHECK. "ours" are columns that only webhookd creates: one that exists already has another
+    -- meaning.
     shape CONSTANT jsonb := $json$
     {"webhooks": {
         "webhook_id":   {"type": "bigint", "required": true},
@@ -13,19 +15,21 @@ DECLARE
         "disabled_reason": {"type": "text"},
         "secret":       {"type": "text"},
         "headers":      {"type": "jsonb", "check": "pg_catalog.jsonb_typeof(headers) = 'object'"},
-        "timeout_seconds": {"type": "double precision", "check": "timeout_seconds > 0 AND timeout_seconds <= 600"},
+        "timeout_seconds": {"type": "double precision",
+                            "check": "timeout_seconds > 0 AND timeout_seconds <= 600"},
         "max_in_flight": {"type": "integer", "check": "max_in_flight >= 1"},
         "rate_limit_per_second": {"type": "double precision",
-                                  "check": "rate_limit_per_second >= 0 AND rate_limit_per_second < 'Infinity'"},
+            "check": "rate_limit_per_second >= 0 AND rate_limit_per_second < 'Infinity'"},
         "rate_limit_burst": {"type": "integer", "check": "rate_limit_burst >= 1"},
         "retry_base_seconds": {"type": "double precision",
-                               "check": "retry_base_seconds > 0 AND retry_base_seconds < 'Infinity'"},
+            "check": "retry_base_seconds > 0 AND retry_base_seconds < 'Infinity'"},
         "retry_max_seconds": {"type": "double precision",
                               "check": "retry_max_seconds > 0 AND retry_max_seconds < 'Infinity'"},
         "circuit_failure_threshold": {"type": "integer", "check": "circuit_failure_threshold >= 1"},
         "circuit_open_seconds": {"type": "double precision",
-                                 "check": "circuit_open_seconds > 0 AND circuit_open_seconds < 'Infinity'"},
-        "created_at":   {"type": "timestamp with time zone", "null": "now()", "default": "now()", "required": true}},
+            "check": "circuit_open_seconds > 0 AND circuit_open_seconds < 'Infinity'"},
+        "created_at":   {"type": "timestamp with time zone", "null": "now()", "default": "now()",
+                         "required": true}},
      "alert_delivery_queue": {
         "delivery_id":  {"type": "bigint", "required": true},
         "alert_id":     {"type": "bigint"},
@@ -38,26 +42,30 @@ DECLARE
         "next_retry_at": {"type": "timestamp with time zone", "null": "coalesce(created_at, now())",
                           "default": "now()", "required": true},
         "worker_id":    {"type": "text"},
-        "created_at":   {"type": "timestamp with time zone", "null": "now()", "default": "now()", "required": true},
+        "created_at":   {"type": "timestamp with time zone", "null": "now()", "default": "now()",
+                         "required": true},
         "attempted_at": {"type": "timestamp with time zone"},
         "delivered_at": {"type": "timestamp with time zone"},
         "first_attempted_at": "ours", "attempts": "ours", "routed": "ours", "lease_token": "ours",
-        "lease_until": "ours", "leased_by": "ours", "leases_lost": "ours", "status": "ours", "ended_at": "ours"},
+        "lease_until": "ours", "leased_by": "ours", "leases_lost": "ours", "status": "ours",
+        "ended_at": "ours"},
      "alert_delivery_log": {
         "log_id":       {"type": "bigint", "required": true},
         "delivery_id":  {"type": "bigint"},
         "webhook_id":   {"type": "bigint"},
         "event_type":   {"type": "text", "required": true},
         "event_details": {"type": "jsonb"},
-        "created_at":   {"type": "timestamp with time zone", "null": "now()", "default": "now()", "required": true},
+        "created_at":   {"type": "timestamp with time zone", "null": "now()", "default": "now()",
+                         "required": true},
         "http_status":  {"type": "integer"},
         "response_time_ms": {"type": "double precision"},
         "worker_id":    {"type": "text"}},
      "webhook_health_metrics": {
         "webhook_id":   {"type": "bigint", "required": true},
-        "health_status": {"type": "text", "null": "'unknown'", "default": "'unknown'", "required": true,
+        "health_status": {"type": "text", "null": "'unknown'", "default": "'unknown'",
+                          "required": true,
                           "values": ["unknown", "healthy", "degraded", "unavailable"],
-                          "check": "health_status IN ('unknown', 'healthy', 'degraded', 'unavailable')"},
+            "check": "health_status IN ('unknown', 'healthy', 'degraded', 'unavailable')"},
         "total_deliveries": {"type": "bigint", "null": "0", "default": "0", "required": true},
         "successful_deliveries": {"type": "bigint", "null": "0", "default": "0", "required": true},
         "failed_deliveries": {"type": "bigint", "null": "0", "default": "0", "required": true},
@@ -68,11 +76,12 @@ DECLARE
         "last_check_at": {"type": "timestamp with time zone"},
         "last_success_at": {"type": "timestamp with time zone"},
         "last_failure_at": {"type": "timestamp with time zone"},
-        "response_time_sum_ms": "ours", "circuit_state": "ours", "circuit_epoch": "ours", "circuit_until": "ours",
-        "hold_until": "ours", "tokens": "ours", "tokens_at": "ours", "in_flight": "ours", "runnable_at": "ours",
-        "blocked_by": "ours"}}
+        "response_time_sum_ms": "ours", "circuit_state": "ours", "circuit_epoch": "ours",
+        "circuit_until": "ours", "hold_until": "ours", "tokens": "ours", "tokens_at": "ours",
+        "in_flight": "ours", "runnable_at": "ours", "blocked_by": "ours"}}
     $json$;
-    -- What each of our types may be made from without a loss that goes unnoticed (a number out of range is an error).
+    -- The types that can become each of our types without an unnoticed loss (a number out of range
+    -- is an error).
     sources CONSTANT jsonb := $json$
     {"bigint": ["integer", "smallint"], "integer": ["smallint", "bigint"],
      "double precision": ["real", "numeric", "integer", "bigint", "smallint"],
@@ -80,9 +89,11 @@ DECLARE
      "text": ["character varying", "character"], "jsonb": ["json"], "boolean": [],
      "timestamp with time zone": ["timestamp without time zone"]}
     $json$;
-    -- Other names under which a registry may hold what ours calls by the first one.
-    other_names CONSTANT jsonb := '{"webhook_id": ["id"], "url": ["endpoint_url", "webhook_url", "target_url", "endpoint"],
-                                    "enabled": ["active", "is_active", "is_enabled"]}';
+    -- Other names that a registry may use for our columns.
+    other_names CONSTANT jsonb := $json$
+    {"webhook_id": ["id"], "url": ["endpoint_url", "webhook_url", "target_url", "endpoint"],
+     "enabled": ["active", "is_active", "is_enabled"]}
+    $json$;
     zone     text;
     relation regclass;
     known    record;
@@ -96,12 +107,15 @@ DECLARE
     rows     bigint;
     value    text;
 BEGIN
-    SET CONSTRAINTS ALL IMMEDIATE;  -- or the UPDATEs below leave events behind that forbid ALTER TABLE
+    -- Otherwise the UPDATEs below leave deferred trigger events, and ALTER TABLE refuses to run.
+    SET CONSTRAINTS ALL IMMEDIATE;
 
-    -- Times without a zone were written in the database's own.
+    -- Times without a zone were written in the zone of the database.
     SELECT coalesce((SELECT substr(setting, strpos(setting, '=') + 1)
-                       FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase, unnest(s.setconfig) AS setting
-                      WHERE d.datname = current_database() AND s.setrole = 0 AND setting ILIKE 'timezone=%'),
+                       FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase,
+                            unnest(s.setconfig) AS setting
+                      WHERE d.datname = current_database() AND s.setrole = 0
+                        AND setting ILIKE 'timezone=%'),
                     (SELECT reset_val FROM pg_settings WHERE name = 'TimeZone')) INTO zone;
 
     FOR known IN SELECT c.oid, c.relname, c.relkind, shape -> c.relname::text AS columns
@@ -109,44 +123,52 @@ BEGIN
                   WHERE c.relnamespace = to_regnamespace('pggit') AND shape ? c.relname::text
     LOOP
         IF known.relkind <> 'r' THEN
-            RAISE EXCEPTION USING ERRCODE = 'WD001', MESSAGE = format('pggit.%I is no ordinary table', known.relname);
+            RAISE EXCEPTION USING ERRCODE = 'WD001', MESSAGE = format(
+                'pggit.%I is not an ordinary table', known.relname);
         END IF;
         relation := known.oid::regclass;
 
         IF known.relname = 'webhooks' THEN
-            FOR col IN SELECT key AS ours, ARRAY(SELECT jsonb_array_elements_text(o.value)) AS others
+            FOR col IN SELECT key AS ours,
+                              ARRAY(SELECT jsonb_array_elements_text(o.value)) AS others
                          FROM jsonb_each(other_names) AS o
             LOOP
-                CONTINUE WHEN EXISTS (SELECT FROM pg_attribute WHERE attrelid = relation AND attname = col.ours
-                                                                 AND NOT attisdropped);
+                CONTINUE WHEN EXISTS (
+                    SELECT FROM pg_attribute
+                     WHERE attrelid = relation AND attname = col.ours AND NOT attisdropped);
                 SELECT array_agg(attname::text) INTO names FROM pg_attribute
                  WHERE attrelid = relation AND attname = ANY (col.others) AND NOT attisdropped;
                 IF cardinality(names) = 1 THEN
-                    EXECUTE format('ALTER TABLE %s RENAME COLUMN %I TO %I', relation, names[1], col.ours);
+                    EXECUTE format('ALTER TABLE %s RENAME COLUMN %I TO %I',
+                                   relation, names[1], col.ours);
                 ELSIF names IS NOT NULL THEN
                     RAISE EXCEPTION USING ERRCODE = 'WD001', MESSAGE = format(
                         'pggit.webhooks has no column %s and several that could be it: %s',
                         col.ours, array_to_string(names, ', '));
                 ELSIF col.ours <> 'enabled' THEN
-                    RAISE EXCEPTION USING ERRCODE = 'WD001', MESSAGE = format('pggit.webhooks has no column %s', col.ours);
+                    RAISE EXCEPTION USING ERRCODE = 'WD001', MESSAGE = format(
+                        'pggit.webhooks has no column %s', col.ours);
                 END IF;
             END LOOP;
         END IF;
 
-        -- CHECKs on the columns whose values grow in number.
+        -- The CHECKs on columns that get more values than an earlier pggit knew.
         FOR col IN SELECT conname FROM pg_constraint
                     WHERE conrelid = relation AND contype = 'c'
-                      AND EXISTS (SELECT FROM pg_attribute WHERE attrelid = relation AND attnum = ANY (conkey)
-                                     AND attname IN ('delivery_status', 'event_type', 'health_status'))
+                      AND EXISTS (
+                          SELECT FROM pg_attribute
+                           WHERE attrelid = relation AND attnum = ANY (conkey)
+                             AND attname IN ('delivery_status', 'event_type', 'health_status'))
         LOOP
             EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', relation, col.conname);
         END LOOP;
 
         types := '{}'; nulls := '{}'; empty := '{}'; settings := '{}';
-        FOR col IN SELECT a.attname AS name, a.attnotnull, a.attidentity, a.attgenerated, a.atthasdef, t.typtype,
-                          format_type(a.atttypid, NULL) AS type,
-                          EXISTS (SELECT FROM pg_index i WHERE i.indrelid = relation AND i.indisprimary
-                                                           AND a.attnum = ANY (i.indkey)) AS in_key
+        FOR col IN SELECT a.attname AS name, a.attnotnull, a.attidentity, a.attgenerated,
+                          a.atthasdef, t.typtype, format_type(a.atttypid, NULL) AS type,
+                          EXISTS (SELECT FROM pg_index i
+                                   WHERE i.indrelid = relation AND i.indisprimary
+                                     AND a.attnum = ANY (i.indkey)) AS in_key
                      FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
                     WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped
                     ORDER BY a.attnum
@@ -154,27 +176,36 @@ BEGIN
             wanted := known.columns -> col.name;
             IF wanted = '"ours"' OR (wanted IS NOT NULL AND col.attgenerated <> '') THEN
                 RAISE EXCEPTION USING ERRCODE = 'WD001', MESSAGE = format(
-                    '%s has a column %I, which webhookd needs for itself: rename it', relation, col.name);
+                    '%s has a column %I, which webhookd needs for itself: rename it',
+                    relation, col.name);
             END IF;
-            IF (wanted IS NULL AND NOT col.atthasdef AND col.attidentity = '' OR NOT coalesce((wanted -> 'required')::boolean, false))
-               AND col.attnotnull AND NOT col.in_key AND col.attidentity = '' AND NOT (wanted IS NULL AND col.atthasdef) THEN
-                -- webhookd's own INSERTs do not name it.
+            -- A NOT NULL column that webhookd's own INSERTs do not name: an extra one without a
+            -- default, or one of ours that may be NULL.
+            IF col.attnotnull AND NOT col.in_key AND col.attidentity = ''
+               AND NOT coalesce((wanted -> 'required')::boolean, wanted IS NULL AND col.atthasdef)
+            THEN
                 settings := settings || format('ALTER COLUMN %I DROP NOT NULL', col.name);
             END IF;
             CONTINUE WHEN wanted IS NULL;
 
             IF wanted ? 'default' THEN
                 types := types || format('ALTER COLUMN %I DROP DEFAULT', col.name);
-                settings := settings || format('ALTER COLUMN %I SET DEFAULT %s', col.name, wanted ->> 'default');
+                settings := settings || format('ALTER COLUMN %I SET DEFAULT %s',
+                                               col.name, wanted ->> 'default');
             END IF;
-            IF col.type = 'timestamp without time zone' AND wanted ->> 'type' = 'timestamp with time zone' THEN
-                types := types || format('ALTER COLUMN %I TYPE timestamptz USING %1$I AT TIME ZONE %L', col.name, zone);
+            IF col.type = 'timestamp without time zone'
+               AND wanted ->> 'type' = 'timestamp with time zone' THEN
+                types := types || format(
+                    'ALTER COLUMN %I TYPE timestamptz USING %1$I AT TIME ZONE %L', col.name, zone);
             ELSIF col.type <> wanted ->> 'type' THEN
-                IF NOT (sources -> (wanted ->> 'type') ? col.type) AND NOT (wanted ->> 'type' = 'text' AND col.typtype = 'e') THEN
+                IF NOT (sources -> (wanted ->> 'type') ? col.type)
+                   AND NOT (wanted ->> 'type' = 'text' AND col.typtype = 'e') THEN
                     RAISE EXCEPTION USING ERRCODE = 'WD001', MESSAGE = format(
-                        '%s.%I is of type %s, which cannot become %s', relation, col.name, col.type, wanted ->> 'type');
+                        '%s.%I is of type %s, which cannot become %s',
+                        relation, col.name, col.type, wanted ->> 'type');
                 END IF;
-                types := types || format('ALTER COLUMN %I TYPE %s USING %1$I::%2$s', col.name, wanted ->> 'type');
+                types := types || format('ALTER COLUMN %I TYPE %s USING %1$I::%2$s',
+                                         col.name, wanted ->> 'type');
             END IF;
             IF wanted ? 'null' AND NOT col.attnotnull THEN
                 nulls := nulls || format('%I = coalesce(%1$I, %s)', col.name, wanted ->> 'null');
@@ -187,13 +218,18 @@ BEGIN
                 settings := settings || format('ADD CHECK (%s)', wanted ->> 'check');
             END IF;
             IF wanted ? 'values' THEN
-                EXECUTE format('SELECT %1$I::text, count(*) FROM %2$s WHERE %1$I::text <> ALL (%3$L) GROUP BY 1 ORDER BY 2 DESC LIMIT 1',
-                               col.name, relation, ARRAY(SELECT jsonb_array_elements_text(wanted -> 'values')))
+                EXECUTE format('SELECT %1$I::text, count(*) FROM %2$s'
+                               ' WHERE %1$I::text <> ALL (%3$L)'
+                               ' GROUP BY 1 ORDER BY 2 DESC LIMIT 1',
+                               col.name, relation,
+                               ARRAY(SELECT jsonb_array_elements_text(wanted -> 'values')))
                    INTO value, rows;
                 IF rows IS NOT NULL THEN
                     RAISE EXCEPTION USING ERRCODE = 'WD001', MESSAGE = format(
-                        '%s.%I is %L in %s rows, and may only be %s', relation, col.name, value, rows,
-                        (SELECT string_agg(v, ', ') FROM jsonb_array_elements_text(wanted -> 'values') AS v));
+                        '%s.%I is %L in %s rows, and may only be %s',
+                        relation, col.name, value, rows,
+                        (SELECT string_agg(v, ', ')
+                           FROM jsonb_array_elements_text(wanted -> 'values') AS v));
                 END IF;
             END IF;
         END LOOP;
@@ -202,28 +238,36 @@ BEGIN
             EXECUTE format('ALTER TABLE %s %s', relation, array_to_string(types, ', '));
         END IF;
         IF nulls <> '{}' THEN
-            EXECUTE format('UPDATE %s SET %s WHERE %s', relation, array_to_string(nulls, ', '), array_to_string(empty, ' OR '));
+            EXECUTE format('UPDATE %s SET %s WHERE %s', relation, array_to_string(nulls, ', '),
+                           array_to_string(empty, ' OR '));
         END IF;
         IF settings <> '{}' THEN
             EXECUTE format('ALTER TABLE %s %s', relation, array_to_string(settings, ', '));
         END IF;
 
-        -- The column that names a row of ours: unique, and numbered by itself where nobody says a number.
+        -- The column that identifies a row: unique, and with numbers generated by default.
         SELECT a.attname AS name, a.attnum, a.atthasdef, a.attidentity INTO col
           FROM pg_attribute a
          WHERE a.attrelid = relation AND NOT a.attisdropped
            AND a.attname = CASE known.relname WHEN 'alert_delivery_queue' THEN 'delivery_id'
-                                              WHEN 'alert_delivery_log' THEN 'log_id' ELSE 'webhook_id' END;
+                                              WHEN 'alert_delivery_log' THEN 'log_id'
+                                              ELSE 'webhook_id' END;
         CONTINUE WHEN col.name IS NULL;
-        IF NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = relation AND i.indisunique AND i.indimmediate AND i.indisvalid
-                          AND i.indpred IS NULL AND i.indnkeyatts = 1 AND i.indkey[0] = col.attnum) THEN
+        IF NOT EXISTS (SELECT FROM pg_index i
+                        WHERE i.indrelid = relation AND i.indisunique AND i.indimmediate
+                          AND i.indisvalid AND i.indpred IS NULL AND i.indnkeyatts = 1
+                          AND i.indkey[0] = col.attnum) THEN
             EXECUTE format('ALTER TABLE %s ADD %s (%I)', relation,
-                           CASE WHEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = relation AND i.indisprimary)
+                           CASE WHEN EXISTS (SELECT FROM pg_index i
+                                              WHERE i.indrelid = relation AND i.indisprimary)
                                 THEN 'UNIQUE' ELSE 'PRIMARY KEY' END, col.name);
         END IF;
-        IF known.relname <> 'webhook_health_metrics' AND NOT col.atthasdef AND col.attidentity = '' THEN
-            EXECUTE format('ALTER TABLE %s ALTER COLUMN %I ADD GENERATED BY DEFAULT AS IDENTITY', relation, col.name);
-            EXECUTE format('SELECT setval(pg_get_serial_sequence(%L, %L), coalesce(max(%I), 0) + 1, false) FROM %s',
+        IF known.relname <> 'webhook_health_metrics' AND NOT col.atthasdef
+           AND col.attidentity = '' THEN
+            EXECUTE format('ALTER TABLE %s ALTER COLUMN %I ADD GENERATED BY DEFAULT AS IDENTITY',
+                           relation, col.name);
+            EXECUTE format('SELECT setval(pg_get_serial_sequence(%L, %L),'
+                           ' coalesce(max(%I), 0) + 1, false) FROM %s',
                            relation, col.name, col.name, relation) INTO rows;
         END IF;
     END LOOP;

@@ -1,0 +1,1 @@
+"""Defects for the tests to find: one module for each module of webhookd.core that has some."""

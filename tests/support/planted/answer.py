@@ -1,0 +1,49 @@
+"""Defects planted in the classification of an answer, by the property that must catch them."""
+
+MUTANTS = {
+    "every_status_is_in_the_table": [
+        ("200 <= status < 300", "200 <= status <= 300"),
+        ("200 <= status < 300", "200 <= status < 400"),
+        ("if status == 410:", "if status == 404:"),
+        ("disables_webhook=True", "disables_webhook=False"),
+        ("frozenset({408, 425, 429})", "frozenset({408, 429})"),
+        ("status >= 500 or", "status in (500, 502, 503, 504) or"),
+        ("Decision.THROTTLED if status == 429 else Decision.RETRY", "Decision.RETRY"),
+        ("CircuitVote.NEUTRAL if status == 429 else CircuitVote.FAILURE", "CircuitVote.FAILURE"),
+        (
+            "return Verdict(Decision.FAIL, CircuitVote.FAILURE, reason)",
+            "return Verdict(Decision.FAIL, CircuitVote.NEUTRAL, reason)",
+        ),
+        ("if status < 200:", "if False:"),
+    ],
+    "retry_after_is_obeyed_where_the_table_says_so": [
+        ("status in (429, 503) and", "status == 429 and"),
+        ("status in (429, 503) and", ""),
+        ("retry_after_s=wait_s,", ""),
+    ],
+    "an_exchange_without_an_answer_is_in_the_table": [
+        (
+            "Verdict(Decision.FAIL, CircuitVote.NEUTRAL, answer.error",
+            "Verdict(Decision.RETRY, CircuitVote.NEUTRAL, answer.error",
+        ),
+        (
+            "Verdict(Decision.FAIL, CircuitVote.NEUTRAL, answer.error",
+            "Verdict(Decision.FAIL, CircuitVote.FAILURE, answer.error",
+        ),
+        (" or answer.http_status is None:", ":"),
+    ],
+    "seconds_are_read": [
+        ("text.isdigit()", "text.isdecimal() and len(text) < 6"),
+        ("text = value.strip()", "text = value"),
+    ],
+    "dates_are_read": [
+        ("when.replace(tzinfo=UTC)", "when.astimezone(UTC).replace(hour=0)"),
+        ("(when - now_at)", "(now_at - when)"),
+        ("max(0.0, (when - now_at).total_seconds())", "(when - now_at).total_seconds()"),
+    ],
+    "a_malformed_header_is_ignored": [
+        ("(ValueError, TypeError, OverflowError)", "(TypeError, OverflowError)"),
+        ("(ValueError, TypeError, OverflowError)", "(ValueError, TypeError)"),
+        ("text.isascii() and ", ""),
+    ],
+}

@@ -1,0 +1,68 @@
+"""Defects planted in the life of a delivery, by the property that must catch them."""
+
+MUTANTS = {
+    "retries_never_exceed_their_limit": [
+        (
+            "delivery.retry_count >= delivery.max_retries",
+            "delivery.retry_count > delivery.max_retries",
+        ),
+        ("spends_retry=not throttled", "spends_retry=False"),
+    ],
+    "all_retries_are_used": [
+        (
+            "delivery.retry_count >= delivery.max_retries",
+            "delivery.attempts >= delivery.max_retries + 1",
+        ),
+        (
+            "delivery.retry_count >= delivery.max_retries",
+            "delivery.retry_count + 1 >= delivery.max_retries",
+        ),
+    ],
+    "refusals_fail_at_once": [
+        ("case Decision.FAIL | Decision.GONE:", "case Decision.FAIL:"),
+        (", disables_webhook=verdict.disables_webhook", ""),
+    ],
+    "only_success_delivers": [
+        ("Settlement(Status.DELIVERED, ", "Settlement(Status.FAILED, "),
+    ],
+    "throttling_spends_nothing_and_ends_after_a_day": [
+        ("spends_retry=not throttled", "spends_retry=True"),
+        ("if throttled and delivery.age_s >= MAX_THROTTLED_S:", "if False:"),
+        ("if not throttled and delivery", "if delivery"),
+        ("86_400.0", "3_600.0"),
+    ],
+    "only_throttling_ends_after_a_day": [
+        ("if throttled and delivery.age_s", "if delivery.age_s"),
+    ],
+    "a_returned_delivery_is_unchanged": [
+        ('"given back", None)', '"given back", None, loses_lease=True)'),
+        ('"given back", None)', '"given back", None, delay_s=5.0)'),
+    ],
+    "without_an_attempt_no_vote_and_no_retry": [
+        ('"given back", None)', '"given back", None, spends_retry=True)'),
+        ('"lease lost", None,', '"lease lost", CircuitVote.FAILURE,'),
+        ("if delivery.attempts else", "if delivery.leases_lost else"),
+    ],
+    "a_row_that_loses_leases_is_tried_alone_and_fails": [
+        ("GIVE_UP_AFTER = 6", "GIVE_UP_AFTER = 7"),
+        ("QUARANTINE_AFTER = 3", "QUARANTINE_AFTER = 2"),
+        ("backoff_s( lost - QUARANTINE_AFTER,", "backoff_s(lost,"),
+        ("delay_s=delay_s, loses_lease=True", "delay_s=delay_s"),
+    ],
+    "the_delay_is_retry_after_or_the_backoff": [
+        ("min(asked_s, settings.retry_max_s)", "asked_s"),
+        ("own_s if asked_s is None else asked_s", "own_s"),
+        ("own_s if asked_s is None else asked_s", "asked_s or own_s"),
+        ("delivery.attempts if throttled else delivery.retry_count", "delivery.retry_count"),
+        ("delivery.attempts if throttled else delivery.retry_count", "delivery.attempts"),
+    ],
+    "retry_after_holds_the_whole_webhook": [
+        ("asked_s if verdict.holds_webhook else None", "asked_s"),
+        ("asked_s if verdict.holds_webhook else None", "None"),
+        ('"failed", failure, verdict.vote, hold_s=hold_s', '"failed", failure, verdict.vote'),
+    ],
+    "every_attempt_is_logged_and_votes": [
+        ('"delivered", verdict.reason, verdict.vote', '"delivered", verdict.reason, None'),
+        ('Status.RETRYING,\n                "retrying"', "Status.RETRYING,\n                None"),
+    ],
+}

@@ -1,0 +1,73 @@
+"""Steps that the stored breaker needs, each left out by a mutant."""
+
+from tests.support.mutants import StoredMutant
+
+STORED = (
+    # The fence.
+    StoredMutant("settle", "AND q.lease_token = r.token", ""),
+    StoredMutant(
+        "settle", "SELECT delivery_id, token FROM settled", "SELECT delivery_id, token FROM result"
+    ),
+    StoredMutant("token", "random", "always the same"),
+    # The generation.
+    StoredMutant(
+        "lane",
+        "settlement.vote, generation=delivery.",
+        "settlement.vote, generation=",
+        rare=True,
+    ),
+    StoredMutant("update_lanes", "circuit_epoch = r.circuit_epoch,", ""),
+    StoredMutant("claim", "circuit_epoch = h.circuit_epoch + t.probes::int,", ""),
+    StoredMutant("claim_suspect", "circuit_epoch = h.circuit_epoch + %(probe)s::int,", ""),
+    StoredMutant("reset_circuit", "NEW.circuit_epoch := OLD.circuit_epoch + 1;", ""),
+    # What a record stores.
+    StoredMutant("update_lanes", "circuit_state = r.circuit_state,", ""),
+    StoredMutant("update_lanes", "circuit_until = to_timestamp(r.circuit_until),", ""),
+    StoredMutant("update_lanes", "consecutive_failures = r.failures,", ""),
+    StoredMutant("update_lanes", "health_status = r.health_status,", ""),
+    StoredMutant("update_lanes", "in_flight = r.in_flight,", ""),
+    StoredMutant("update_lanes", "runnable_at = to_timestamp(r.runnable_at),", "", rare=True),
+    # What the claim of a probe stores.
+    StoredMutant(
+        "claim", "circuit_state = CASE WHEN t.probes THEN 'half_open' ELSE h.circuit_state END,", ""
+    ),
+    StoredMutant("claim", "circuit_until = CASE WHEN t.probes", "circuit_until = CASE WHEN false"),
+    StoredMutant(
+        "claim", "health_status = CASE WHEN t.probes THEN 'degraded' ELSE h.health_status END,", ""
+    ),
+    StoredMutant("claim", "in_flight = l.in_flight + t.n,", ""),
+    StoredMutant(
+        "claim", "l.probe AND count(c.webhook_id) > 0 AS probes", "l.probe AS probes", rare=True
+    ),
+    StoredMutant(
+        "claim_suspect",
+        "circuit_state = CASE WHEN %(probe)s THEN 'half_open' ELSE h.circuit_state END,",
+        "",
+        rare=True,
+    ),
+    StoredMutant(
+        "claim_suspect",
+        "circuit_until = CASE WHEN %(probe)s",
+        "circuit_until = CASE WHEN false",
+        rare=True,
+    ),
+    StoredMutant("claim_suspect", "AND %(admitted)s", "", rare=True),
+    # The operator's reset.
+    StoredMutant("reset_circuit", "NEW.circuit_state := 'closed';", ""),
+    StoredMutant("reset_circuit", "NEW.circuit_until := NULL;", ""),
+    StoredMutant("reset_circuit", "NEW.runnable_at := now();", "", rare=True),
+    StoredMutant("reset_circuit", "BEGIN", "BEGIN RETURN NEW;"),
+    # Leases that no worker recorded.
+    StoredMutant("leases_of", "THEN h.circuit_epoch ELSE -1 END", "THEN -1 ELSE -1 END"),
+    StoredMutant(
+        "leases_of",
+        "h.circuit_state = 'half_open' AND h.circuit_until = q.lease_until",
+        "true",
+        rare=True,
+    ),
+    StoredMutant("expired_leases", "AND q.lease_until <= now()", ""),
+    # The locks.
+    StoredMutant("lock_recorded_lanes", "FOR NO KEY UPDATE SKIP LOCKED", ""),
+    StoredMutant("lock_lanes", "FOR NO KEY UPDATE SKIP LOCKED", ""),
+    StoredMutant("lock_suspect_lane", "FOR NO KEY UPDATE OF h, q SKIP LOCKED", ""),
+)
