@@ -30,7 +30,7 @@ class AttemptRunner:
         if now > delivery.start_before or self._hints.holds_back(delivery):
             return GivenBack()
         answer = self._exchange(delivery)
-        self._hints.attempted(delivery, classify(answer, now_at=datetime.now(UTC)))
+        self._hints.observe(delivery, classify(answer, now_at=datetime.now(UTC)))
         return Attempted(answer, time.monotonic())
 
     def webhook_id_header(self, delivery_id: int) -> str:
