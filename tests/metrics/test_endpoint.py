@@ -109,7 +109,7 @@ def test_a_scraper_that_accepts_openmetrics_gets_openmetrics(served: Served) -> 
     assert response.headers["Content-Type"].startswith(
         "application/openmetrics-text; version=1.0.0"
     )
-    families = parse_openmetrics(body.decode())  # type: ignore[no-untyped-call]  # the library leaves it untyped
+    families = parse_openmetrics(body.decode())  # type: ignore[no-untyped-call]
     assert "webhook_deliveries" in {family.name for family in families}
 
 
@@ -188,6 +188,11 @@ def test_other_paths_are_404_and_other_methods_405(served: Served) -> None:
         ),
         (b"GET http://worker.example HTTP/1.1\r\nHost: worker.example\r\n\r\n", b"404"),
         (b"GET /http://worker.example/healthz HTTP/1.1\r\n\r\n", b"404"),
+        (b"\r\nGET /healthz HTTP/1.1\nHost: x\r\n\n", b"200"),
+        (b"GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\nGET /b HTTP/1.1\r\n\r\n", b"200"),
+        (b"GET /healthz HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n", b"200"),
+        (b"POST /healthz HTTP/1.1\r\nContent-Length: 5\r\n\r\n", b"405"),
+        (b"GET /healthz HTTP/2.0\r\n\r\n", b"400"),
         (b"\r\n\r\n", b"400"),
         (b"GET /metrics\r\n\r\n", b"400"),
         (b"GET /metrics HTTP/1.1\r\nno colon\r\n\r\n", b"400"),

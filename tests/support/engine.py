@@ -38,6 +38,8 @@ STANDARD = WebhookDefaults(
 # The same without the two limits, for tests of something else.
 ROOMY = STANDARD._replace(rate=0.0, max_in_flight=100_000)
 
+NO_DISPATCHER = WakeupPipe()  # what an engine's sweep wakes
+
 TEN_MINUTES_S = 600.0  # longer than any lease here
 
 
@@ -109,7 +111,7 @@ def engine(
     ):
         claimer = Claimer(worker_id=worker_id, incarnation=incarnation, defaults=defaults)
         recorder = ResultWriter(worker_id=worker_id, defaults=defaults)
-        sweeper = Sweeper(WakeupPipe())
+        sweeper = Sweeper(NO_DISPATCHER)
     with session.connect(database.dsn, application_name=f"webhookd/{worker_id}/test") as connection:
         yield Engine(worker_id, incarnation, connection, claimer, recorder, sweeper)
 
