@@ -123,6 +123,21 @@ MUTANTS = (
     Mutant("backoff", "min(tries, 60)", "tries", "takes_any_number_of_tries"),
     Mutant("backoff", "if tries < 0:", "if tries < -1:", "refuses_a_negative_number_of_tries"),
     Mutant("backoff", "* (0.8 + 0.4 * u)", "", "spreads_what_failed_together"),
+
+    # Growing pauses.
+    Mutant("backoff", "min(self.max_s,", "max(self.max_s,",
+           "a_pause_starts_with_the_first_and_doubles_up_to_the_maximum"),
+    Mutant("backoff", "min(self.max_s, self.first_s * 2.0 **", "min(self.max_s, self.first_s + 2.0 **",
+           "a_pause_starts_with_the_first_and_doubles_up_to_the_maximum"),
+    Mutant("backoff", "self.tries + 1", "self.tries",
+           "a_pause_starts_with_the_first_and_doubles_up_to_the_maximum"),
+    Mutant("backoff", "min(self.tries, 60)", "self.tries", "a_pause_takes_any_number_of_tries"),
+    Mutant("backoff", "0.5 + 0.5 * u", "0.4 + 0.6 * u",
+           "jitter_leaves_at_least_half_of_a_pause_and_never_adds"),
+    Mutant("backoff", "0.5 + 0.5 * u", "0.5 + u",
+           "jitter_leaves_at_least_half_of_a_pause_and_never_adds"),
+    Mutant("backoff", "(0.5 + 0.5 * u)", "0.75", "jitter_spreads_those_that_wait_together"),
+    Mutant("backoff", "tries=0)", "tries=1)", "a_pause_that_is_reset_is_the_first_one_again"),
     # The answer.
     Mutant("answer", "200 <= status < 300", "200 <= status <= 300", "every_status_is_in_the_table"),
     Mutant("answer", "200 <= status < 300", "200 <= status < 400", "every_status_is_in_the_table"),

@@ -11,6 +11,7 @@ from tests.support.postgres import Database
 from tests.support.waiting import eventually
 from webhookd.metrics.counters import Metrics
 from webhookd.metrics.counts import QueueCause
+from webhookd.metrics.declarations import OLDEST_DUE, QUEUE_DEPTH, QUEUE_DEPTH_BY_CAUSE
 from webhookd.worker.chores import rest
 from webhookd.worker.chores.chore import Pool
 from webhookd.worker.chores.depth import DepthCounter, DepthReader
@@ -25,26 +26,25 @@ def test_what_one_worker_counts_all_can_read(database: Database, pool: Pool) -> 
     DepthCounter().run(pool)
     metrics = Metrics("test", max_webhooks=10)
     DepthReader(metrics).run(pool)
-    queue = metrics.snapshot()[0].queue
-    assert queue is not None
-    assert queue.depth == 3
-    assert queue.by_cause[QueueCause.DUE] == 2
-    assert queue.by_cause[QueueCause.UNREGISTERED] == 1
-    assert 0 <= queue.oldest_due_s < 600
+    values = metrics.snapshot()[0].values
+    assert values[QUEUE_DEPTH.name] == {"": 3}
+    assert values[QUEUE_DEPTH_BY_CAUSE.name][QueueCause.DUE] == 2
+    assert values[QUEUE_DEPTH_BY_CAUSE.name][QueueCause.UNREGISTERED] == 1
+    assert 0 <= values[OLDEST_DUE.name][""] < 600
     database.execute("UPDATE pggit.queue_depth SET counted_at = now() - interval '2 minutes'")
     DepthReader(metrics).run(pool)
-    assert metrics.snapshot()[0].queue is None
+    assert metrics.snapshot()[0].values[QUEUE_DEPTH.name] == {}
 
 
 def test_a_count_that_cannot_be_read_is_not_shown(database: Database, pool: Pool) -> None:
     DepthCounter().run(pool)
     metrics = Metrics("test", max_webhooks=10)
     DepthReader(metrics).run(pool)
-    assert metrics.snapshot()[0].queue is not None
+    assert metrics.snapshot()[0].values[QUEUE_DEPTH.name] == {"": 0}
     database.execute("DROP TABLE pggit.queue_depth")
     with pytest.raises(psycopg.Error):
         DepthReader(metrics).run(pool)
-    assert metrics.snapshot()[0].queue is None
+    assert metrics.snapshot()[0].values[QUEUE_DEPTH.name] == {}
 
 
 def test_a_count_that_takes_long_rests_for_several_times_as_long(

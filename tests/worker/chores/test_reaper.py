@@ -10,6 +10,7 @@ from tests.support.engine import STANDARD, Engine, answered, insert, let_pass, r
 from tests.support.postgres import Database
 from webhookd.core.model import Delivery, Result
 from webhookd.metrics.counters import Metrics
+from webhookd.metrics.declarations import LOST_LEASES
 from webhookd.postgres import session
 from webhookd.postgres.record import ResultWriter
 from webhookd.worker.chores import rest
@@ -36,8 +37,8 @@ class Reaping:
             stop=threading.Event(),
         )
 
-    def lost_leases(self) -> int:
-        return self.metrics.snapshot()[0].totals.lost_leases
+    def lost_leases(self) -> float:
+        return self.metrics.snapshot()[0].values[LOST_LEASES.name][""]
 
 
 class Overtaken(ResultWriter):

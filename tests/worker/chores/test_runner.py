@@ -13,6 +13,7 @@ from tests.support.postgres import Database
 from tests.support.waiting import eventually
 from webhookd.metrics.counters import Metrics
 from webhookd.metrics.counts import QueueCounts
+from webhookd.metrics.declarations import QUEUE_DEPTH
 from webhookd.postgres import session
 from webhookd.worker.chores import runner as runner_module
 from webhookd.worker.chores.beat import Beat
@@ -144,7 +145,7 @@ def test_without_a_database_there_are_no_figures_and_no_complaints(
     ) as away:
         runner_of(away, chore, metrics=metrics).turn()
     assert chore.runs == 0
-    assert metrics.snapshot()[0].queue is None
+    assert metrics.snapshot()[0].values[QUEUE_DEPTH.name] == {}
     assert failures(caplog) == []
 
 
