@@ -59,7 +59,7 @@ class Health:
         return (False, "the database does not answer")
 
     def stopping(self) -> bool:
-        """Return whether this worker was told to leave, at whatever time."""
+        """Return whether this worker was told to leave, during the boot or later."""
         dispatcher = self._dispatcher
         return self._stop.is_set() or (dispatcher is not None and dispatcher.stopped_at is not None)
 

@@ -6,6 +6,11 @@ from tests.support.engine import Engine
 from tests.support.postgres import Database
 from webhookd.worker.chores.beat import Beat
 from webhookd.worker.chores.chore import Pool
+from webhookd.worker.chores.depth import DepthCounter
+from webhookd.worker.chores.finished import FinishedCounts
+from webhookd.worker.chores.pruner import Pruner
+from webhookd.worker.chores.reaper import Reaper
+from webhookd.worker.chores.sweeper import Sweeper
 from webhookd.worker.wakeup import WakeReason, WakeupPipe
 
 INTERVALS_S = {"reap": 4.0, "sweep": 30.0}
@@ -35,6 +40,11 @@ def test_a_chore_falls_to_one_worker_and_not_again_within_its_interval(
 def test_a_chore_that_this_worker_does_not_know_is_left_to_others(pool: Pool) -> None:
     assert Beat(uuid4(), WakeupPipe()).run(pool, {"reap": 4.0}) == {"reap"}
     assert Beat(uuid4(), WakeupPipe()).run(pool, INTERVALS_S) == {"sweep"}
+
+
+def test_the_database_has_a_row_for_each_shared_chore_and_no_other(database: Database) -> None:
+    shared = {Reaper.name, FinishedCounts.name, Sweeper.name, DepthCounter.name, Pruner.name}
+    assert {row[0] for row in database.execute("SELECT chore FROM pggit.chores")} == shared
 
 
 def test_a_worker_whose_row_is_gone_is_to_register_again(pool: Pool) -> None:

@@ -142,7 +142,7 @@ class _Reports:
 
 
 def _is_lost_connection(error: psycopg.OperationalError) -> bool:
-    """Return whether *error* says that the connection is gone (class 08, or none at all) or that
+    """Return whether *error* says that the connection is lost (class 08, or no state) or that
     the server shuts down (57P), and not what is wrong with the statement.
     """
     state = error.sqlstate

@@ -34,8 +34,7 @@ class Sweeper:
                 connection.execute(statements.load("sweep_minutes"))
                 self.repair_lanes(connection)
         finally:
-            # The dispatcher looks for rows that nobody notified it of, whether all was repaired or
-            # not.
+            # Also after a failure: the dispatcher then looks for rows that it was not notified of.
             self._wakeup.ring(WakeReason.SWEEP)
 
     def repair_lanes(self, connection: session.Connection) -> None:
