@@ -1,4 +1,6 @@
-"""The backoff for all numbers of tries, bases, caps and draws, and under planted mistakes."""
+"""Backoff and growing pauses for all numbers of tries, bases, caps and draws, and under planted
+mistakes.
+"""
 
 import math
 from collections.abc import Callable
@@ -10,10 +12,12 @@ from hypothesis import strategies as st
 
 from tests.support.mutants import CHECK, HUNT, Mutant, planted_in
 from webhookd.core import backoff
+from webhookd.core.backoff import GrowingPause
 
 tries_counts = st.one_of(st.integers(0, 12), st.integers(0, 5000))
 bases = st.sampled_from([0.001, 1.0, 5.0])
 caps = st.sampled_from([0.5, 1800.0, 1e300])
+maxima = st.sampled_from([5.0, 30.0, 1e300])
 draws = st.one_of(
     st.sampled_from([0.0, 0.5, math.nextafter(1.0, 0.0)]), st.floats(0.0, 1.0, exclude_max=True)
 )
@@ -88,6 +92,65 @@ def spreads_what_failed_together(core: ModuleType, how: settings) -> None:
     holds()
 
 
+def a_pause_starts_with_the_first_and_doubles_up_to_the_maximum(
+    core: ModuleType, how: settings
+) -> None:
+    @how
+    @given(st.integers(0, 12), bases, maxima)
+    def holds(tries: int, first_s: float, max_s: float) -> None:
+        assert pause_after(core, tries, first_s, max_s).seconds == min(max_s, first_s * 2**tries)
+
+    holds()
+
+
+def a_pause_takes_any_number_of_tries(core: ModuleType, how: settings) -> None:
+    @how
+    @given(st.sampled_from([1023, 1024, 2**31 - 1]), bases)
+    def holds(tries: int, first_s: float) -> None:
+        try:
+            assert core.GrowingPause(first_s, 1800.0, tries).seconds == 1800.0
+        except OverflowError as error:
+            raise AssertionError("overflows") from error
+
+    holds()
+
+
+def jitter_leaves_at_least_half_of_a_pause_and_never_adds(core: ModuleType, how: settings) -> None:
+    @how
+    @given(st.integers(0, 12), bases, maxima, draws)
+    def holds(tries: int, first_s: float, max_s: float, u: float) -> None:
+        pause = pause_after(core, tries, first_s, max_s)
+        assert pause.seconds / 2 <= pause.jittered(u) <= pause.seconds
+
+    holds()
+
+
+def jitter_spreads_those_that_wait_together(core: ModuleType, how: settings) -> None:
+    @how
+    @given(st.integers(0, 12), st.floats(0.0, 0.4), st.floats(0.6, 1.0, exclude_max=True))
+    def holds(tries: int, low: float, high: float) -> None:
+        pause = pause_after(core, tries, 0.2, 2.0)
+        assert pause.jittered(low) < 0.75 * pause.seconds < pause.jittered(high)
+
+    holds()
+
+
+def a_pause_that_is_reset_is_the_first_one_again(core: ModuleType, how: settings) -> None:
+    @how
+    @given(st.integers(0, 12), bases, maxima)
+    def holds(tries: int, first_s: float, max_s: float) -> None:
+        assert pause_after(core, tries, first_s, max_s).reset() == core.GrowingPause(first_s, max_s)
+
+    holds()
+
+
+def pause_after(core: ModuleType, tries: int, first_s: float, max_s: float) -> GrowingPause:
+    pause: GrowingPause = core.GrowingPause(first_s, max_s)
+    for _ in range(tries):
+        pause = pause.longer()
+    return pause
+
+
 PROPERTIES: dict[str, Callable[[ModuleType, settings], None]] = {
     holds.__name__: holds
     for holds in (
@@ -97,12 +160,17 @@ PROPERTIES: dict[str, Callable[[ModuleType, settings], None]] = {
         takes_any_number_of_tries,
         refuses_a_negative_number_of_tries,
         spreads_what_failed_together,
+        a_pause_starts_with_the_first_and_doubles_up_to_the_maximum,
+        a_pause_takes_any_number_of_tries,
+        jitter_leaves_at_least_half_of_a_pause_and_never_adds,
+        jitter_spreads_those_that_wait_together,
+        a_pause_that_is_reset_is_the_first_one_again,
     )
 }
 
 
 @pytest.mark.parametrize("holds", PROPERTIES.values(), ids=PROPERTIES)
-def test_the_backoff_has_the_property(holds: Callable[[ModuleType, settings], None]) -> None:
+def test_it_has_the_property(holds: Callable[[ModuleType, settings], None]) -> None:
     holds(backoff, CHECK)
 
 

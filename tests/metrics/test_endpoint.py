@@ -109,7 +109,7 @@ def test_a_scraper_that_accepts_openmetrics_gets_openmetrics(served: Served) -> 
     assert response.headers["Content-Type"].startswith(
         "application/openmetrics-text; version=1.0.0"
     )
-    families = parse_openmetrics(body.decode())  # type: ignore[no-untyped-call]  # the library leaves it untyped
+    families = parse_openmetrics(body.decode())  # type: ignore[no-untyped-call]
     assert "webhook_deliveries" in {family.name for family in families}
 
 
@@ -188,6 +188,11 @@ def test_other_paths_are_404_and_other_methods_405(served: Served) -> None:
         ),
         (b"GET http://worker.example HTTP/1.1\r\nHost: worker.example\r\n\r\n", b"404"),
         (b"GET /http://worker.example/healthz HTTP/1.1\r\n\r\n", b"404"),
+        (b"\r\nGET /healthz HTTP/1.1\nHost: x\r\n\n", b"200"),
+        (b"GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\nGET /b HTTP/1.1\r\n\r\n", b"200"),
+        (b"GET /healthz HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n", b"200"),
+        (b"POST /healthz HTTP/1.1\r\nContent-Length: 5\r\n\r\n", b"405"),
+        (b"GET /healthz HTTP/2.0\r\n\r\n", b"400"),
         (b"\r\n\r\n", b"400"),
         (b"GET /metrics\r\n\r\n", b"400"),
         (b"GET /metrics HTTP/1.1\r\nno colon\r\n\r\n", b"400"),
@@ -196,7 +201,7 @@ def test_other_paths_are_404_and_other_methods_405(served: Served) -> None:
         (b"GET /metrics HTTP/1.1\r\nX: " + b"x" * 20_000, b"431"),
     ],
 )
-def test_odd_requests_get_an_answer_and_disturb_nobody(
+def test_odd_requests_get_an_answer_and_disturb_no_other(
     served: Served, request_bytes: bytes, status: bytes
 ) -> None:
     assert served.send_raw(request_bytes).split(b" ")[1] == status
@@ -230,7 +235,7 @@ def test_a_client_that_never_completes_its_request_is_dropped(served: Served) ->
         assert client.recv(1) == b""
 
 
-def test_clients_that_do_not_read_their_answer_block_nobody_and_get_all_of_it_later(
+def test_clients_that_do_not_read_their_answer_block_no_other_and_get_all_of_it_later(
     sock: socket.socket,
 ) -> None:
     # Accepted connections inherit it: the answer is many times what the kernel takes at once.
@@ -253,7 +258,7 @@ def test_clients_that_do_not_read_their_answer_block_nobody_and_get_all_of_it_la
         served.endpoint.stop()
 
 
-def test_a_client_that_resets_its_connection_disturbs_nobody(
+def test_a_client_that_resets_its_connection_disturbs_no_other(
     served: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
     for request in (b"", b"GET /metrics HTTP/1.1\r\n\r\n"):
@@ -292,7 +297,7 @@ def test_after_stop_the_socket_still_listens_and_the_next_worker_answers_who_wai
     first.endpoint.stop()
     with first.connect() as waiting:
         waiting.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
-        # The kernel takes the connection, nobody answers: the stopped endpoint's thread is gone.
+        # The kernel takes the connection, but there is no answer: the endpoint's thread has ended.
         with selectors.DefaultSelector() as selector:
             selector.register(waiting, selectors.EVENT_READ)
             assert selector.select(0) == []

@@ -20,6 +20,7 @@ from webhookd.metrics.counts import (
     QueueCounts,
     WakeupCause,
 )
+from webhookd.metrics.declarations import ALL
 from webhookd.metrics.exposition import Exposition
 
 CHECK = settings(max_examples=25, deadline=None, database=None, derandomize=True)
@@ -117,7 +118,7 @@ def test_counters_and_histograms_are_the_sums_over_the_workers_and_gauges_follow
         name = series.partition("{")[0]
         if any(name.startswith(family) for family in counted):
             return sum(values)
-        return merged.GAUGES[name](values)
+        return merged.RULES[name](values)
 
     assert agree(
         lines(merge(*texts)), {series: expected(series, values) for series, values in found.items()}
@@ -132,11 +133,11 @@ def test_neither_the_order_nor_the_grouping_matters(one: str, two: str, three: s
     assert agree(lines(merge(merge(one, two), three)), whole)
 
 
-def test_every_gauge_of_a_worker_has_a_rule_of_its_own_and_every_rule_a_gauge() -> None:
+def test_every_gauge_of_a_worker_is_declared_and_every_declared_gauge_is_exported() -> None:
     metrics = Metrics("worker-1", max_webhooks=2)
     metrics.set_queue(QueueCounts(0, {}, 0.0))
     gauges = {family.name for family in merged.parse(exposition(metrics)) if family.type == "gauge"}
-    assert gauges == merged.GAUGES.keys()
+    assert gauges == {metric.text_name for metric in ALL if metric.text_type == "gauge"}
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,10 @@ from tests.support.postgres import Database
 from webhookd.core.answer import Answer, AnswerKind
 from webhookd.core.model import Attempted, Delivery, GivenBack, Outcome, Result
 from webhookd.postgres import session, statements
-from webhookd.postgres.claim import Claim, Claimer, WebhookDefaults, make_lanes
+from webhookd.postgres.claim import Claim, Claimer, WebhookDefaults
 from webhookd.postgres.record import RecordOutcome, ResultWriter
+from webhookd.worker.chores.sweeper import Sweeper
+from webhookd.worker.wakeup import WakeupPipe
 
 # The documented defaults.
 STANDARD = WebhookDefaults(
@@ -36,6 +38,8 @@ STANDARD = WebhookDefaults(
 # The same without the two limits, for tests of something else.
 ROOMY = STANDARD._replace(rate=0.0, max_in_flight=100_000)
 
+NO_DISPATCHER = WakeupPipe()  # what an engine's sweep wakes
+
 TEN_MINUTES_S = 600.0  # longer than any lease here
 
 
@@ -50,7 +54,7 @@ class Engine:
     connection: session.Connection
     claimer: Claimer
     recorder: ResultWriter
-    sweep_lanes: str
+    sweeper: Sweeper
 
     def claim(self, limit: int = 100) -> Claim:
         return self.claimer.claim(self.connection, limit=limit)
@@ -85,20 +89,8 @@ class Engine:
         return self.record(self.recorder.lost_leases(self.connection, incarnation=incarnation))
 
     def sweep(self) -> None:
-        """Do the chore of that name, for all lanes."""
-        webhook_ids = sorted(
-            row[0] for row in self.connection.execute(statements.load("sweep_candidates"))
-        )
-        make_lanes(self.connection, webhook_ids)
-        with session.transaction(self.connection) as cursor:
-            parameters = {"webhook_ids": session.number_array(webhook_ids)}
-            locked = [
-                row[0]
-                for row in cursor.execute(
-                    statements.load("lock_recorded_lanes"), parameters
-                ).fetchall()
-            ]
-            cursor.execute(self.sweep_lanes, {"webhook_ids": session.number_array(locked)})
+        """Repair the lanes, as the chore of that name does."""
+        self.sweeper.repair_lanes(self.connection)
 
 
 @contextmanager
@@ -119,9 +111,9 @@ def engine(
     ):
         claimer = Claimer(worker_id=worker_id, incarnation=incarnation, defaults=defaults)
         recorder = ResultWriter(worker_id=worker_id, defaults=defaults)
-        sweep_lanes = statements.load("sweep_lanes")
+        sweeper = Sweeper(NO_DISPATCHER)
     with session.connect(database.dsn, application_name=f"webhookd/{worker_id}/test") as connection:
-        yield Engine(worker_id, incarnation, connection, claimer, recorder, sweep_lanes)
+        yield Engine(worker_id, incarnation, connection, claimer, recorder, sweeper)
 
 
 def replaced(text: str, old: str, new: str) -> str:

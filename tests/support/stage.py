@@ -164,7 +164,7 @@ class Stage:
         self.senders = CuedSenders(courier, results, most=4, bell=self.bell)
         recorder = ResultWriter(worker_id="test", defaults=DEFAULTS)
         self.recording = Recorder(
-            self.pool, recorder, results, hints=hints, metrics=metrics, bell=self.bell
+            self.pool, recorder, results, circuits=hints, metrics=metrics, wakeup=self.bell
         )
         incarnation = uuid4()
         listener = Listener(database.dsn, application_name="test/listen")

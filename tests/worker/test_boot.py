@@ -13,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tests.support.postgres import Database
 from webhookd.config.load import Config
 from webhookd.lifeline import Lifeline
-from webhookd.worker import process
+from webhookd.worker.boot import wait_for_database
 
 
 @pytest.fixture
@@ -29,15 +29,15 @@ class Supervisor:
         self._heartbeat, beats = os.pipe()
         os.set_blocking(beats, False)
         os.set_blocking(self._heartbeat, False)
-        self.seat = Lifeline(1, "worker-1", uuid4(), beats, -1, socket.socket())
+        self.lifeline = Lifeline(1, "worker-1", uuid4(), beats, -1, socket.socket())
 
     def beats(self) -> int:
         return len(os.read(self._heartbeat, 65536))
 
     def close(self) -> None:
-        self.seat.metrics_socket.close()
+        self.lifeline.metrics_socket.close()
         os.close(self._heartbeat)
-        os.close(self.seat.heartbeat_fd)
+        os.close(self.lifeline.heartbeat_fd)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_it_beats_while_it_connects(
     hosts, ports = f"127.0.0.1,{there['host']}", f"{silent_port},{there['port']}"
     dsn = make_conninfo(database.dsn, host=hosts, port=ports, connect_timeout=3)
     began = time.monotonic()
-    assert process._boot(Config(dsn=dsn), supervisor.seat, threading.Event())
+    assert wait_for_database(Config(dsn=dsn), supervisor.lifeline, threading.Event())
     assert time.monotonic() - began > 2.5, "the silent host came first"
     assert supervisor.beats() > 5, "ten a second, on a machine with nothing else to do"
 
@@ -66,5 +66,5 @@ def test_it_leaves_when_it_is_told_to(
     stop = threading.Event()
     began = time.monotonic()
     threading.Timer(0.5, stop.set).start()
-    assert process._boot(Config(dsn=dsn), supervisor.seat, stop) is None
+    assert wait_for_database(Config(dsn=dsn), supervisor.lifeline, stop) is None
     assert time.monotonic() - began < 30

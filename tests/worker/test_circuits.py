@@ -1,4 +1,4 @@
-"""What a worker holds back on its own account, before the database knows."""
+"""What a worker holds back by itself, before the database knows."""
 
 import math
 from datetime import UTC, datetime
@@ -9,7 +9,7 @@ from tests.support.values import delivery, settings
 from webhookd.core.answer import Answer, AnswerKind, Verdict, classify
 from webhookd.core.breaker import Breaker
 from webhookd.core.model import Delivery
-from webhookd.worker import circuits as hints_module
+from webhookd.worker import circuits as circuits_module
 from webhookd.worker.circuits import LocalCircuits
 
 NOW_AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -28,34 +28,34 @@ def claimed(at: float, *, failures: int = 0, generation: int = 0) -> Delivery:
 
 
 def test_the_failure_that_trips_the_circuit_holds_back_the_rest_of_the_batch() -> None:
-    hints = LocalCircuits()
+    circuits = LocalCircuits()
     batch = [claimed(1.0) for _ in range(4)]
     for one in batch[:2]:
-        hints.attempted(one, verdict(500))
-        assert not hints.holds_back(batch[3])
-    hints.attempted(batch[2], verdict(500))
-    assert hints.holds_back(batch[3])
+        circuits.observe(one, verdict(500))
+        assert not circuits.holds_back(batch[3])
+    circuits.observe(batch[2], verdict(500))
+    assert circuits.holds_back(batch[3])
 
 
 def test_failures_recorded_before_the_claim_count() -> None:
-    hints = LocalCircuits()
-    hints.attempted(claimed(1.0, failures=2), verdict(500))
-    assert hints.holds_back(claimed(1.0))
+    circuits = LocalCircuits()
+    circuits.observe(claimed(1.0, failures=2), verdict(500))
+    assert circuits.holds_back(claimed(1.0))
 
 
 def test_a_success_in_between_starts_the_count_afresh() -> None:
-    hints = LocalCircuits()
+    circuits = LocalCircuits()
     for status in (500, 500, 200, 500, 500):
-        hints.attempted(claimed(1.0), verdict(status))
-    assert not hints.holds_back(claimed(1.0))
+        circuits.observe(claimed(1.0), verdict(status))
+    assert not circuits.holds_back(claimed(1.0))
 
 
-def test_claims_made_after_the_record_go_by_the_databases_word() -> None:
-    hints = LocalCircuits()
-    hints.attempted(claimed(1.0, failures=2), verdict(500))
-    hints.recorded({1}, now=5.0)
-    assert hints.holds_back(claimed(4.9))
-    assert not hints.holds_back(claimed(5.1))
+def test_for_claims_made_after_the_record_the_database_decides() -> None:
+    circuits = LocalCircuits()
+    circuits.observe(claimed(1.0, failures=2), verdict(500))
+    circuits.mark_recorded({1}, now=5.0)
+    assert circuits.holds_back(claimed(4.9))
+    assert not circuits.holds_back(claimed(5.1))
 
 
 def test_a_retry_after_and_a_410_hold_back_at_once_and_a_lone_429_does_not() -> None:
@@ -65,30 +65,30 @@ def test_a_retry_after_and_a_410_hold_back_at_once_and_a_lone_429_does_not() -> 
         (410, None, True),
         (429, None, False),
     ):
-        hints = LocalCircuits()
-        hints.attempted(claimed(1.0), verdict(status, retry_after))
-        assert hints.holds_back(claimed(1.0)) is held, status
+        circuits = LocalCircuits()
+        circuits.observe(claimed(1.0), verdict(status, retry_after))
+        assert circuits.holds_back(claimed(1.0)) is held, status
 
 
 def test_other_webhooks_are_not_held_back() -> None:
-    hints = LocalCircuits()
-    hints.attempted(claimed(1.0), verdict(410))
-    assert not hints.holds_back(delivery(webhook_id=2, claimed=-math.inf))
+    circuits = LocalCircuits()
+    circuits.observe(claimed(1.0), verdict(410))
+    assert not circuits.holds_back(delivery(webhook_id=2, claimed=-math.inf))
 
 
 def test_webhooks_that_fail_once_and_never_again_do_not_fill_the_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(hints_module, "MOST", 3)
-    hints = LocalCircuits()
+    monkeypatch.setattr(circuits_module, "MAX_WEBHOOKS", 3)
+    circuits = LocalCircuits()
     for webhook_id in (1, 2, 3, 2, 4, 5):
-        hints.attempted(
+        circuits.observe(
             delivery(webhook_id=webhook_id, settings=settings(circuit_threshold=3)), verdict(500)
         )
-    assert hints._breakers.keys() == {3, 4, 5}
-    # Whose failures were forgotten is counted from what the claim says of it.
+    assert circuits._breakers.keys() == {3, 4, 5}
+    # For a webhook that was forgotten the count starts from what the claim says.
     later = delivery(
         webhook_id=2, breaker=Breaker(failures=2), settings=settings(circuit_threshold=3)
     )
-    hints.attempted(later, verdict(500))
-    assert hints.holds_back(later)
+    circuits.observe(later, verdict(500))
+    assert circuits.holds_back(later)

@@ -1,6 +1,4 @@
-"""Results from many senders to one recorder: nothing is lost, a batch waits for its last, and
-nobody is woken for each.
-"""
+"""Results from many senders to one recorder: none is lost, and a batch waits for its last one."""
 
 import threading
 import time
@@ -18,7 +16,7 @@ def ids(taken: list[Result]) -> list[int]:
     return [one.delivery.delivery_id for one in taken]
 
 
-def test_the_last_to_be_expected_ends_the_gathering_at_once() -> None:
+def test_the_last_expected_result_ends_the_gathering_at_once() -> None:
     results = ResultQueue()
     results.put(result(1))
     results.put(result(2), last=True)
@@ -40,13 +38,13 @@ def test_without_a_last_one_the_gathering_ends_by_itself() -> None:
     assert ids(results.take(within_s=None, gather_s=0.01)) == [1]
 
 
-def test_where_nothing_comes_nothing_is_taken() -> None:
+def test_without_results_nothing_is_taken() -> None:
     results = ResultQueue()
     assert results.take(within_s=0.01, gather_s=600.0) == []
     assert len(results) == 0
 
 
-def test_a_last_one_of_long_ago_does_not_cut_the_next_gathering_short() -> None:
+def test_the_last_result_of_a_batch_does_not_cut_the_next_batch_short() -> None:
     results = ResultQueue()
     results.put(result(1), last=True)
     results.take(within_s=None, gather_s=600.0)
@@ -55,7 +53,7 @@ def test_a_last_one_of_long_ago_does_not_cut_the_next_gathering_short() -> None:
     assert ids(results.take(within_s=None, gather_s=600.0)) == [2, 3]
 
 
-def test_closing_wakes_who_waits_and_leaves_what_is_there() -> None:
+def test_closing_ends_a_wait_and_keeps_the_results() -> None:
     results = ResultQueue()
     threading.Timer(0.05, results.close).start()
     assert results.take(within_s=None, gather_s=600.0) == []
@@ -66,7 +64,7 @@ def test_closing_wakes_who_waits_and_leaves_what_is_there() -> None:
     assert ended == [False, True]
 
 
-def test_of_many_senders_not_one_result_is_lost_or_left_waiting() -> None:
+def test_with_many_senders_no_result_is_lost_or_left_waiting() -> None:
     results, each, senders = ResultQueue(), 3000, 4
 
     def send(first: int) -> None:

@@ -19,9 +19,10 @@ def backoff_s(tries: int, *, base_s: float, cap_s: float, u: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class GrowingPause:
-    """How long to wait before looking again: *first_s* at first, then twice as long each time.
+    """A pause between tries: *first_s* seconds at first, then twice as long each time, at most
+    *max_s*.
 
-    Never longer than *max_s* seconds. A value: `longer` and `reset` return another one.
+    A value: `longer` and `reset` return another one. *tries* counts the pauses before this one.
     """
 
     first_s: float
@@ -37,9 +38,9 @@ class GrowingPause:
     def jittered(self, u: float) -> float:
         """Return the pause times [0.5, 1) by *u*, uniform in [0, 1).
 
-        Half of it always stands ("equal jitter" in the AWS Architecture Blog's "Exponential Backoff
-        And Jitter"): whoever waits for the same thing comes back at different moments, and nobody
-        spins.
+        This is "equal jitter" of the AWS Architecture Blog's "Exponential Backoff And Jitter":
+        workers that wait for the same thing come back at different moments, and since at least half
+        of the pause stays, none of them spins.
         """
         return self.seconds * (0.5 + 0.5 * u)
 

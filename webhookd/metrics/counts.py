@@ -1,15 +1,15 @@
-"""The numbers that one worker counts, and their copies: plain values without a lock.
-`webhookd.metrics` guards them.
+"""The numbers that one worker counts, and their copies: plain values without a lock. `Metrics`
+(counters.py) guards them.
 
-Series stay bounded: the first *max_webhooks* webhooks that this process meets get a `webhook_id` of
-their own, all later ones share `webhook_id="other"`. The price is that who came first is named, not
-who is busiest. A webhook without anything to count for an hour loses its series, and its place goes
-to the next one that comes. Its totals are not moved to `other`: that would jump by a whole history,
-and `rate()` would report deliveries that were not made then.
+The number of series is bounded. The first *max_webhooks* webhooks that this process meets get a
+`webhook_id` of their own; all later ones share `webhook_id="other"`. So the first webhooks have a
+name, not the busiest. A webhook without anything to count for an hour loses its series, and the
+next new webhook takes its place. Its totals do not move to `other`: that would jump by a whole
+history, and `rate()` would show deliveries that were not made then.
 
 `increase()` sees only what comes after the first sample of a series. So Prometheus is shown a new
-series at zero once, with what it has counted from the next scrape on: no first delivery, no first
-trip, and nothing between the start of a process and its first scrape is missed.
+series at zero once, and what was counted from the next scrape on: it misses no first delivery, no
+first opening of a circuit, and nothing between the start of a process and its first scrape.
 """
 
 from bisect import bisect_left
@@ -20,8 +20,7 @@ from typing import NamedTuple
 
 from webhookd.core.answer import Answer
 
-# Dashboards were built on the first seven; without the others no quantile could ever be read as
-# above 5 s.
+# Dashboards were built on the first seven. Without the others no quantile could be above 5 s.
 DURATION_BUCKETS_S = (0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
 PHASE_BUCKETS_S = (0.001, 0.005, *DURATION_BUCKETS_S)
 BATCH_BUCKETS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
@@ -61,9 +60,7 @@ class QueueCause(StrEnum):
 
 
 class ObservedAttempt(NamedTuple):
-    """One attempt that was made. *elapsed_s* is the whole exchange; *answer*, where there was one,
-    adds its phases.
-    """
+    """One attempt. *elapsed_s* is the whole exchange; *answer*, if any, adds its phases."""
 
     webhook_id: int
     status: AttemptStatus
@@ -116,7 +113,9 @@ class Histogram:
 
 @dataclass(slots=True)
 class Activity:
-    """What the worker did over all webhooks since it was last asked: goes to pggit.worker_minutes."""
+    """What the worker did over all webhooks since the last call of `Metrics.take_activity`: it goes
+    to pggit.worker_minutes.
+    """
 
     attempts: dict[AttemptStatus, int] = field(
         default_factory=lambda: dict.fromkeys(AttemptStatus, 0)
@@ -147,7 +146,7 @@ class Activity:
 
 @dataclass(slots=True)
 class WebhookSeries:
-    """One webhook's series, all born together at zero.
+    """One webhook's series, which all start at zero together.
 
     *last_used* is when something was last counted, in monotonic seconds; *shown*: Prometheus has
     seen them at zero.
@@ -170,78 +169,22 @@ class WebhookSeries:
         return replace(self, attempts=self.attempts.copy(), duration=self.duration.copy())
 
 
-class Exchanges:
-    """Connections and phases over all webhooks."""
-
-    __slots__ = ("connect", "dns", "first_byte", "opened", "reused", "tls")
-
-    def __init__(self) -> None:
-        self.opened = self.reused = 0
-        self.dns, self.connect, self.tls, self.first_byte = (
-            Histogram(PHASE_BUCKETS_S) for _ in range(4)
-        )
-
-    def observe(self, answer: Answer) -> None:
-        """Count how the connection was had (an answer without one counts nowhere) and the phases
-        that took place.
-        """
-        if answer.reused:
-            self.reused += 1
-        elif answer.connect_s is not None:
-            self.opened += 1
-        if answer.dns_s is not None:
-            self.dns.observe(answer.dns_s)
-        if answer.connect_s is not None:
-            self.connect.observe(answer.connect_s)
-        if answer.tls_s is not None:
-            self.tls.observe(answer.tls_s)
-        if answer.first_byte_s is not None:
-            self.first_byte.observe(answer.first_byte_s)
-
-    def copy(self) -> "Exchanges":
-        """Return a copy that shares nothing."""
-        twin = Exchanges()
-        twin.opened, twin.reused = self.opened, self.reused
-        twin.dns, twin.connect, twin.tls, twin.first_byte = (
-            phase.copy() for phase in (self.dns, self.connect, self.tls, self.first_byte)
-        )
-        return twin
-
-
-@dataclass(slots=True)
-class Totals:
-    """The worker's own counters and gauges without a label."""
-
-    claims: int = 0
-    claimed_deliveries: int = 0
-    records: int = 0
-    recorded_results: int = 0
-    refused_results: int = 0
-    lost_leases: int = 0
-    given_back: int = 0
-    sender_threads: int = 0
-    outstanding: int = 0
-    listener_connected: bool = False
-    database_up: bool = False
-
-
 @dataclass(slots=True)
 class Counts:
-    """Everything that a scrape shows, except health."""
+    """Everything that a scrape shows, except health.
+
+    *values* holds the counters and gauges that do not depend on the webhooks: by metric name, then
+    by the value of the metric's one label ("" where it has none). *histograms* holds histograms by
+    the same keys. declarations.py says which there are.
+    """
 
     max_webhooks: int
+    values: dict[str, dict[str, float]]
+    histograms: dict[str, dict[str, Histogram]]
     was_full: bool = False
     looked_for_idle: float = float("-inf")
     webhooks: dict[int, WebhookSeries] = field(default_factory=dict)
     other: WebhookSeries = field(default_factory=WebhookSeries)
-    totals: Totals = field(default_factory=Totals)
-    wakeups: dict[WakeupCause, int] = field(default_factory=lambda: dict.fromkeys(WakeupCause, 0))
-    removed_rows: dict[str, int] = field(
-        default_factory=lambda: dict.fromkeys(("alert_delivery_queue", "alert_delivery_log"), 0)
-    )
-    record_batch_size: Histogram = field(default_factory=lambda: Histogram(BATCH_BUCKETS))
-    exchanges: Exchanges = field(default_factory=Exchanges)
-    queue: QueueCounts | None = None
 
     def series_of(self, webhook_id: int, *, now: float) -> WebhookSeries:
         """Return the series that count for *webhook_id* at *now* (monotonic seconds)."""
@@ -263,7 +206,7 @@ class Counts:
     @property
     def shows_other(self) -> bool:
         """Whether `other` is shown: at zero before the first webhook falls into it, and from then
-        on for good.
+        on always.
         """
         return self.was_full or self.is_full
 
@@ -285,18 +228,16 @@ class Counts:
         return [*named, (OTHER_WEBHOOKS, self.other)] if self.shows_other else named
 
     def copy(self, *, new_at_zero: bool) -> "Counts":
-        """Return a copy that shares nothing, webhooks as in `WebhookSeries.copy`; *queue* is
-        immutable.
-        """
+        """Return a copy that shares nothing; webhooks as in `WebhookSeries.copy`."""
         return replace(
             self,
             webhooks={
                 key: series.copy(new_at_zero=new_at_zero) for key, series in self.webhooks.items()
             },
             other=self.other.copy(new_at_zero=new_at_zero and self.shows_other),
-            totals=replace(self.totals),
-            wakeups=self.wakeups.copy(),
-            removed_rows=self.removed_rows.copy(),
-            record_batch_size=self.record_batch_size.copy(),
-            exchanges=self.exchanges.copy(),
+            values={name: series.copy() for name, series in self.values.items()},
+            histograms={
+                name: {label: histogram.copy() for label, histogram in series.items()}
+                for name, series in self.histograms.items()
+            },
         )

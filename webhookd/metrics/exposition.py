@@ -1,15 +1,15 @@
 """A worker's counts in the formats that Prometheus reads: its text format and OpenMetrics 1.0.
 
-Names, labels and buckets are those that the project promises; what is of our own making is called
-`webhookd_...`. There are no `_created` series: many more lines in every scrape, and nobody queries
-them.
+Names, labels and buckets are those that the project promises (declarations.py); names of our own
+start with `webhookd_`. There are no `_created` series: they would add many lines to every scrape,
+and no query uses them.
 
-prometheus_client writes what does not grow. The lines of the webhooks are written here, straight
-from the counts: through the library, which makes an object of each line, they took ten times as
-long, more than a scrape may cost.
+prometheus_client writes the metrics whose number of series is fixed. The lines of the webhooks are
+written here, straight from the counts. The library makes an object of each line: through it they
+took ten times as long, more than a scrape may cost.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry
@@ -20,19 +20,12 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.utils import floatToGoString
 
 from webhookd import __version__
+from webhookd.metrics import declarations as declared
 from webhookd.metrics.counters import Metrics
-from webhookd.metrics.counts import (
-    DURATION_BUCKETS_S,
-    Counts,
-    Exchanges,
-    Histogram,
-    QueueCause,
-    QueueCounts,
-    Totals,
-    WebhookSeries,
-)
+from webhookd.metrics.counts import Counts, Histogram, WebhookSeries
+from webhookd.metrics.declarations import Kind
 
-_DURATION_BOUNDS = (*map(floatToGoString, DURATION_BUCKETS_S), "+Inf")
+_DURATION_BOUNDS = (*map(floatToGoString, declared.DELIVERY_DURATION.buckets), "+Inf")
 
 
 class Exposition:
@@ -52,8 +45,8 @@ class Exposition:
         try:
             encode, content_type = choose_encoder(accept)
         except TypeError:
-            # The library compares versions piece by piece and stumbles over `version=latest`: such
-            # a client gets text.
+            # The library compares versions part by part, and fails for `version=latest`: such a
+            # client gets text.
             encode, content_type = choose_encoder("")
         counts, is_healthy = self._metrics.snapshot(for_prometheus=for_prometheus)
         registry = CollectorRegistry()
@@ -68,24 +61,39 @@ class _Fixed:
     """The families whose size does not depend on the webhooks; a registry calls `collect`."""
 
     def __init__(self, counts: Counts, *, worker_id: str, is_healthy: bool) -> None:
-        self._counts = counts
-        self._worker_id = worker_id
-        self._is_healthy = is_healthy
+        self._histograms = counts.histograms
+        self._values = counts.values | {
+            declared.WORKER_HEALTH.name: {worker_id: int(is_healthy)},
+            declared.BUILD.name: {__version__: 1},
+        }
 
     def collect(self) -> Iterator[Metric]:
-        counts = self._counts
-        health = Gauge(
-            "worker_health_status", "1 while the worker can deliver, else 0.", labels=["worker_id"]
-        )
-        health.add_metric([self._worker_id], int(self._is_healthy))
-        yield health
-        yield from _queue_families(counts.queue)
-        yield from _counter_families(counts)
-        yield from _gauge_families(counts.totals)
-        yield from _exchange_families(counts.exchanges)
-        yield InfoMetricFamily(
-            "webhookd_build", "The version that runs.", value={"version": __version__}
-        )
+        for metric in declared.FIXED:
+            if metric.kind is Kind.HISTOGRAM:
+                yield _histogram_family(metric, self._histograms[metric.name])
+            elif metric.kind is Kind.INFO:
+                [label] = metric.labels
+                [value] = self._values[metric.name]
+                yield InfoMetricFamily(metric.name, metric.help, value={label: value})
+            else:
+                yield _number_family(metric, self._values[metric.name])
+
+
+def _number_family(metric: declared.Metric, series: Mapping[str, float]) -> Metric:
+    make = Counter if metric.kind is Kind.COUNTER else Gauge
+    family = make(metric.name, metric.help, labels=metric.labels)
+    for label, value in series.items():
+        family.add_metric([label] if metric.labels else [], value)
+    return family
+
+
+def _histogram_family(metric: declared.Metric, series: Mapping[str, Histogram]) -> Metric:
+    family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
+    bounds = [*map(floatToGoString, metric.buckets), "+Inf"]
+    for label, histogram in series.items():
+        buckets = list(zip(bounds, accumulate(histogram.counts), strict=True))
+        family.add_metric([label] if metric.labels else [], buckets, histogram.total)
+    return family
 
 
 def _webhook_lines(
@@ -95,21 +103,18 @@ def _webhook_lines(
     be escaped.
     """
 
-    def head(name: str, kind: str, documentation: str) -> str:
-        # The formats differ in this alone: OpenMetrics names a counter's family without its suffix.
-        family = f"{name}_total" if kind == "counter" and not openmetrics else name
-        return f"# HELP {family} {documentation}\n# TYPE {family} {kind}\n"
+    def head(metric: declared.Metric) -> str:
+        # The formats differ only here: OpenMetrics names a counter's family without its suffix.
+        family = metric.name if openmetrics else metric.text_name
+        return f"# HELP {family} {metric.help}\n# TYPE {family} {metric.kind}\n"
 
-    yield head(
-        "webhook_deliveries",
-        "counter",
-        "Attempts whose result was recorded; a timeout is counted as timeout only.",
-    )
+    yield head(declared.DELIVERIES)
+    name = declared.DELIVERIES.text_name
     for webhook_id, series in labelled:
         for status, count in series.attempts.items():
-            yield f'webhook_deliveries_total{{status="{status}",webhook_id="{webhook_id}"}} {count}\n'
-    name = "webhook_delivery_duration_seconds"
-    yield head(name, "histogram", "Time of one attempt, from before DNS to the last byte.")
+            yield f'{name}{{status="{status}",webhook_id="{webhook_id}"}} {count}\n'
+    yield head(declared.DELIVERY_DURATION)
+    name = declared.DELIVERY_DURATION.text_name
     for webhook_id, series in labelled:
         count = 0
         for bound, falling in zip(_DURATION_BOUNDS, series.duration.counts, strict=True):
@@ -117,136 +122,11 @@ def _webhook_lines(
             yield f'{name}_bucket{{le="{bound}",webhook_id="{webhook_id}"}} {count}\n'
         yield f'{name}_count{{webhook_id="{webhook_id}"}} {count}\n'
         yield f'{name}_sum{{webhook_id="{webhook_id}"}} {series.duration.total}\n'
-    yield head(
-        "rate_limit_hits",
-        "counter",
-        "Claims that left due rows for want of tokens, at most one a second a webhook.",
-    )
+    yield head(declared.RATE_LIMIT_HITS)
+    name = declared.RATE_LIMIT_HITS.text_name
     for webhook_id, series in labelled:
-        yield f'rate_limit_hits_total{{webhook_id="{webhook_id}"}} {series.rate_limit_hits}\n'
-    yield head("circuit_breaker_opens", "counter", "Entries into open, failed probes included.")
+        yield f'{name}{{webhook_id="{webhook_id}"}} {series.rate_limit_hits}\n'
+    yield head(declared.CIRCUIT_OPENS)
+    name = declared.CIRCUIT_OPENS.text_name
     for webhook_id, series in labelled:
-        yield f'circuit_breaker_opens_total{{webhook_id="{webhook_id}"}} {series.circuit_opens}\n'
-
-
-def _queue_families(queue: QueueCounts | None) -> Iterator[Metric]:
-    depth = Gauge(
-        "webhook_queue_depth",
-        "Rows due or waiting to be retried; every worker sees the same queue, so take the max.",
-        labels=[],
-    )
-    by_cause = Gauge(
-        "webhookd_queue_depth_by_cause",
-        "Rows not yet finished, by what they wait for.",
-        labels=["cause"],
-    )
-    oldest = Gauge(
-        "webhookd_oldest_due_seconds", "How long the oldest due row has been due.", labels=[]
-    )
-    if queue is not None:
-        depth.add_metric([], queue.depth)
-        oldest.add_metric([], queue.oldest_due_s)
-        for cause in QueueCause:
-            by_cause.add_metric([cause.value], queue.by_cause.get(cause, 0))
-    yield from (depth, by_cause, oldest)
-
-
-def _counter_families(counts: Counts) -> Iterator[Metric]:
-    totals = counts.totals
-    for name, documentation, value in (
-        ("webhookd_claims", "Claim statements, empty ones included.", totals.claims),
-        (
-            "webhookd_claimed_deliveries",
-            "Deliveries that claims brought.",
-            totals.claimed_deliveries,
-        ),
-        ("webhookd_records", "Record statements.", totals.records),
-        ("webhookd_recorded_results", "Results that were written.", totals.recorded_results),
-        (
-            "webhookd_refused_results",
-            "Results refused by the fence: another owner holds the delivery.",
-            totals.refused_results,
-        ),
-        (
-            "webhookd_lost_leases",
-            "Leases that this worker released: they ended without a result.",
-            totals.lost_leases,
-        ),
-        (
-            "webhookd_given_back",
-            "Claimed deliveries returned to the queue without an attempt.",
-            totals.given_back,
-        ),
-    ):
-        yield Counter(name, documentation, value=value)
-    removed = Counter(
-        "webhookd_removed_rows",
-        "Rows that went since they had been kept for long enough.",
-        labels=["table"],
-    )
-    for table_name, rows in counts.removed_rows.items():
-        removed.add_metric([table_name], rows)
-    yield removed
-    wakeups = Counter(
-        "webhookd_wakeups",
-        "What woke the dispatcher, other than its own timers and senders.",
-        labels=["reason"],
-    )
-    for reason, count in counts.wakeups.items():
-        wakeups.add_metric([reason.value], count)
-    yield wakeups
-    batches = HistogramMetricFamily(
-        "webhookd_record_batch_size", "Results a record statement carried.", labels=[]
-    )
-    _add_histogram(batches, [], counts.record_batch_size)
-    yield batches
-
-
-def _gauge_families(totals: Totals) -> Iterator[Metric]:
-    for name, documentation, value in (
-        ("webhookd_sender_threads", "Threads that send.", totals.sender_threads),
-        (
-            "webhookd_deliveries_outstanding",
-            "Deliveries claimed and not yet recorded.",
-            totals.outstanding,
-        ),
-        (
-            "webhookd_listener_connected",
-            "1 while notifications arrive, else 0.",
-            int(totals.listener_connected),
-        ),
-        (
-            "webhookd_database_up",
-            "1 while statements reach the database, else 0.",
-            int(totals.database_up),
-        ),
-    ):
-        yield Gauge(name, documentation, value=value)
-
-
-def _exchange_families(exchanges: Exchanges) -> Iterator[Metric]:
-    connections = Counter(
-        "webhookd_http_connections",
-        "Connections to receivers, by how they were had.",
-        labels=["kind"],
-    )
-    connections.add_metric(["opened"], exchanges.opened)
-    connections.add_metric(["reused"], exchanges.reused)
-    yield connections
-    phases = HistogramMetricFamily(
-        "webhookd_http_phase_seconds", "Time of one phase of an exchange.", labels=["phase"]
-    )
-    _add_histogram(phases, ["dns"], exchanges.dns)
-    _add_histogram(phases, ["connect"], exchanges.connect)
-    _add_histogram(phases, ["tls"], exchanges.tls)
-    _add_histogram(phases, ["first_byte"], exchanges.first_byte)
-    yield phases
-
-
-def _add_histogram(
-    family: HistogramMetricFamily, labels: Sequence[str], histogram: Histogram
-) -> None:
-    bounds = [*map(floatToGoString, histogram.bounds), "+Inf"]
-    family.add_metric(
-        labels, list(zip(bounds, accumulate(histogram.counts), strict=True)), histogram.total
-    )
+        yield f'{name}{{webhook_id="{webhook_id}"}} {series.circuit_opens}\n'

@@ -1,11 +1,11 @@
 """Several workers' metrics as those of one fleet.
 
-Counters and histograms are summed. What becomes of a gauge is said in `GAUGES`, one rule each; one
-that is not there (a newer worker's) is merged by `max`.
+Counters and histograms are summed. Each gauge has a rule in its declaration (declarations.py); one
+that is not declared (a newer worker's) is merged by `max`.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -13,24 +13,10 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-Rule = Callable[[Sequence[float]], float]
+from webhookd.metrics import declarations as declared
+from webhookd.metrics.declarations import Rule
 
-GAUGES: dict[str, Rule] = {
-    # Every worker sees the same queue: some saw it a moment earlier.
-    "webhook_queue_depth": max,
-    "webhookd_queue_depth_by_cause": max,
-    "webhookd_oldest_due_seconds": max,
-    # Each its own share.
-    "webhookd_sender_threads": math.fsum,
-    "webhookd_deliveries_outstanding": math.fsum,
-    # One that fails must show. worker_health_status has a series for each worker_id; two of one
-    # name share it.
-    "worker_health_status": min,
-    "webhookd_listener_connected": min,
-    "webhookd_database_up": min,
-    # Always 1; a series for each version.
-    "webhookd_build_info": max,
-}
+RULES: dict[str, Rule] = {metric.text_name: metric.merge for metric in declared.ALL}
 
 
 def parse(text: str) -> list[Metric]:
@@ -40,8 +26,7 @@ def parse(text: str) -> list[Metric]:
     try:
         return list(text_string_to_metric_families(text))
     except (ValueError, IndexError, KeyError, TypeError) as error:
-        # The library's parser is made for what is right, and stumbles in several ways over what is
-        # not.
+        # The library's parser expects correct text, and fails in several ways for any other.
         raise ValueError("this is not Prometheus' text format") from error
 
 
@@ -78,8 +63,8 @@ def to_text(families: Iterable[Metric]) -> str:
 
 
 def to_json(families: Iterable[Metric]) -> list[dict[str, Any]]:
-    """Return *families* as one object a series: name, type, labels, value (null where JSON has no
-    word for it).
+    """Return *families* as one object a series: name, type, labels, value (null for infinity and
+    NaN, which JSON cannot write).
     """
     return [
         {
@@ -94,7 +79,7 @@ def to_json(families: Iterable[Metric]) -> list[dict[str, Any]]:
 
 
 class _Families:
-    """A collector of what is there already."""
+    """A collector of families that exist already."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = families
@@ -104,7 +89,9 @@ class _Families:
 
 
 def _rule_of(family: Metric) -> Rule:
-    return math.fsum if family.type in ("counter", "histogram") else GAUGES.get(family.name, max)
+    if family.type in ("counter", "histogram"):
+        return math.fsum
+    return RULES.get(family.name, max)
 
 
 def _number(value: float) -> float | int | None:

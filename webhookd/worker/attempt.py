@@ -28,7 +28,7 @@ class AttemptRunner:
         if now > delivery.start_before or self._circuits.holds_back(delivery):
             return GivenBack()
         answer = self._exchange(delivery)
-        self._circuits.attempted(delivery, classify(answer, now_at=datetime.now(UTC)))
+        self._circuits.observe(delivery, classify(answer, now_at=datetime.now(UTC)))
         return Attempted(answer, time.monotonic())
 
     def message_id(self, delivery_id: int) -> str:

@@ -1,4 +1,4 @@
-"""What this worker knows of its webhooks' circuits before the database does."""
+"""Circuits as this worker knows them, before the database does."""
 
 import math
 import threading
@@ -7,37 +7,38 @@ from webhookd.core.answer import CircuitVote, Verdict
 from webhookd.core.breaker import Breaker, CircuitState
 from webhookd.core.model import Delivery
 
-MOST = 10_000  # webhooks to remember: a day of failing ones must not fill the memory
+MAX_WEBHOOKS = 10_000  # to remember: webhooks that fail all day must not fill the memory
+FORGET_BLOCKED_S = 600.0  # no delivery is outstanding for so long
 
 
 class LocalCircuits:
-    """Webhooks that just tripped, asked to be left alone, or are gone, as seen by this worker's own
-    exchanges.
+    """Webhooks whose circuit has just opened, that asked for a pause, or that are gone, as far as
+    this worker's own exchanges show it.
 
-    A claim brings twenty rows at once; without this, all twenty would run against a receiver that
-    failed the first five. Only a hint: what it holds back is given back unspent, and the database
-    decides. Written by senders and the recorder, read by senders, under one lock that is never held
-    across an exchange.
+    A claim brings twenty rows at once. Without this all twenty would be sent to a receiver that has
+    failed the first five. It is only a hint: what is held back is given back without an attempt,
+    and the database decides. Senders and the recorder write, senders read; no exchange happens
+    under the lock.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._breakers: dict[int, Breaker] = {}
-        self._blocked: dict[
-            int, float
-        ] = {}  # webhook_id -> deliveries claimed before this (monotonic) do not go out
+        # By webhook_id: deliveries claimed before this instant (monotonic) are held back. Infinity
+        # until the result that blocked the webhook is recorded.
+        self._blocked: dict[int, float] = {}
 
     def holds_back(self, delivery: Delivery) -> bool:
-        """Return whether *delivery* was claimed before this worker knew that its webhook should be
-        left alone.
+        """Return whether *delivery* was claimed before this worker learned that nothing should be
+        sent to its webhook now.
         """
-        # A plain read: a sender that misses the hint by a moment sends one request more, as it
-        # would have a moment ago.
+        # Without the lock: a sender that just misses the entry sends one more request, as it would
+        # have done a moment earlier.
         blocked = self._blocked.get(delivery.webhook_id)
         return blocked is not None and delivery.claimed <= blocked
 
-    def attempted(self, delivery: Delivery, verdict: Verdict) -> None:
-        """Take note of an exchange's verdict."""
+    def observe(self, delivery: Delivery, verdict: Verdict) -> None:
+        """Take the *verdict* of an exchange into account."""
         webhook_id, settings = delivery.webhook_id, delivery.settings
         with self._lock:
             if verdict.vote is CircuitVote.SUCCESS:
@@ -45,11 +46,13 @@ class LocalCircuits:
                 return
             breaker = self._breakers.get(webhook_id)
             if breaker is None or breaker.generation != delivery.breaker.generation:
+                # The first result since the claim, or a claim made after a reset: count from the
+                # failures that the database knew then.
                 breaker = delivery.breaker
             after = breaker.vote(
                 verdict.vote,
                 generation=delivery.breaker.generation,
-                now=0.0,  # does not matter: only whether it opens
+                now=0.0,  # any value: only whether it opens is used
                 threshold=settings.circuit_threshold,
                 open_s=settings.circuit_open_s,
             )
@@ -59,19 +62,22 @@ class LocalCircuits:
                 self._blocked[webhook_id] = math.inf
                 return
             self._breakers[webhook_id] = after
-            if len(self._breakers) > MOST:
-                # Webhooks that are gone or paused would stay for ever. Forgotten, one goes by the
-                # database's count again.
+            if len(self._breakers) > MAX_WEBHOOKS:
+                # Webhooks that are gone or paused would stay forever. For one that is forgotten the
+                # database's count applies again.
                 del self._breakers[next(iter(self._breakers))]
 
-    def recorded(self, webhook_ids: set[int], *, now: float) -> None:
-        """The database knows of everything about *webhook_ids* up to *now* (monotonic): claims from
-        now on go by its word.
+    def mark_recorded(self, webhook_ids: set[int], *, now: float) -> None:
+        """Results of *webhook_ids* were recorded: claims made after *now* (monotonic) have seen
+        what the database decided, and are no longer held back here.
         """
         with self._lock:
             for webhook_id in webhook_ids:
                 if self._blocked.get(webhook_id) == math.inf:
                     self._blocked[webhook_id] = now
-            if len(self._blocked) > MOST:
-                # Old entries hold nothing back any more.
-                self._blocked = {key: at for key, at in self._blocked.items() if at > now - 600}
+            if len(self._blocked) > MAX_WEBHOOKS:
+                self._blocked = {
+                    webhook_id: at
+                    for webhook_id, at in self._blocked.items()
+                    if at > now - FORGET_BLOCKED_S
+                }

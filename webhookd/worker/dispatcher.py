@@ -198,7 +198,7 @@ class Dispatcher:
         self._look_at = now
 
     def _submit(self, claim: Claim, now: float) -> None:
-        self._recording.enter(len(claim.deliveries))
+        self._recording.note_claimed(len(claim.deliveries))
         self._senders.submit(claim.deliveries)
         self._metrics.claimed(len(claim.deliveries))
         for webhook_id in claim.rate_limited:
@@ -206,7 +206,7 @@ class Dispatcher:
         self._came_back()
 
     def _give_back(self, deliveries: Sequence[Delivery]) -> None:
-        self._recording.enter(len(deliveries))
+        self._recording.note_claimed(len(deliveries))
         for delivery in deliveries:
             self._recording.give_back(delivery)
 

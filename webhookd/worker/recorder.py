@@ -1,5 +1,6 @@
-"""The recorder thread: gathers results and commits whatever has gathered. Under load batches grow
-by themselves.
+"""The recorder thread: gathers results and commits what has gathered, many in one transaction.
+
+While one transaction runs, the next batch gathers: so batches grow with the load.
 """
 
 import math
@@ -13,6 +14,7 @@ from psycopg_pool import ConnectionPool
 
 from webhookd import logs
 from webhookd.core.answer import AnswerKind
+from webhookd.core.backoff import GrowingPause
 from webhookd.core.model import Attempted, Delivery, GivenBack, Result
 from webhookd.errors import first_line
 from webhookd.metrics.counters import Metrics
@@ -26,37 +28,41 @@ from webhookd.worker.wakeup import WakeupPipe
 log = logs.Logger("webhookd.recorder")
 
 GATHER_S = 0.04
-DEFER_S = 0.003  # a lane is usually locked by another worker's claim, for a millisecond or two
-DEFER_MOST_S = 0.25
+# A lane is usually locked by another worker's claim, for a millisecond or two.
+DEFER_PAUSE = GrowingPause(first_s=0.003, max_s=0.25)
 STUCK_S = 1.0  # a record takes milliseconds
+# Which tries in a row are logged. A deadlock or one connection that was cut is not worth a line.
+LOGGED_TRIES = (3, 30, 300)
 
 
 class Recorder:
-    """Everything claimed and not yet recorded passes through here. The dispatcher enters
-    deliveries, the thread ends them.
+    """Records results, and counts what is outstanding: claimed and not yet recorded.
+
+    The dispatcher adds each claim with `note_claimed`, the thread subtracts what it has recorded.
+    Every claimed delivery must come back as a result, or a worker would drain until its time is up.
     """
 
     def __init__(
         self,
         pool: ConnectionPool[Connection],
-        recorder: ResultWriter,
+        writer: ResultWriter,
         results: ResultQueue,
         *,
-        hints: LocalCircuits,
+        circuits: LocalCircuits,
         metrics: Metrics,
-        bell: WakeupPipe,
+        wakeup: WakeupPipe,
     ) -> None:
         self._results = results
         self._pool = pool
-        self._recorder = recorder
-        self._hints = hints
+        self._writer = writer
+        self._circuits = circuits
         self._metrics = metrics
-        self._bell = bell
-        self._lock = threading.Lock()
-        self._outstanding = self._ended = 0
+        self._wakeup = wakeup
+        self._lock = threading.Lock()  # guards the two counts below
+        self._outstanding = self._completed = 0
         self._deferred: list[Result] = []
         self._lock_rows_first = False
-        self._defer_s = DEFER_S
+        self._defer_pause = DEFER_PAUSE
         self._recording_since: float | None = None  # monotonic
         self._give_up = threading.Event()
         self._thread = threading.Thread(target=self._run, name="webhookd-recorder", daemon=True)
@@ -64,18 +70,22 @@ class Recorder:
     def start(self) -> None:
         self._thread.start()
 
-    def enter(self, count: int) -> None:
-        """Note that *count* deliveries were claimed."""
+    def note_claimed(self, count: int) -> None:
+        """Add *count* claimed deliveries to those outstanding. Before the first of them is sent:
+        a result could be recorded first, and the count would fall below zero.
+        """
         with self._lock:
             self._outstanding += count
 
     def give_back(self, delivery: Delivery) -> None:
-        """Have *delivery* recorded as not attempted."""
+        """Have *delivery* recorded as returned without an attempt. Never blocks."""
         self._results.put(Result(delivery, GivenBack()), last=True)
 
-    def settled(self) -> bool:
-        """Return whether no finished exchange waits to be recorded for longer than one does under
-        load.
+    def is_caught_up(self) -> bool:
+        """Return whether no result has waited for longer than results do under load.
+
+        Not so while the database is away, and until all that waited then is recorded. Any thread
+        may ask.
         """
         since = self._recording_since
         stuck = since is not None and time.monotonic() - since >= STUCK_S
@@ -85,13 +95,15 @@ class Recorder:
         """Return how many deliveries are claimed and not yet recorded."""
         return self._outstanding
 
-    def ended(self) -> int:
-        """Return how many deliveries have been claimed and are done with."""
-        return self._ended
+    def completed(self) -> int:
+        """Return how many claimed deliveries this worker is done with since its start."""
+        return self._completed
 
     def stop(self, *, timeout_s: float) -> bool:
-        """Record what is there and end the thread; after *timeout_s* give up on a database that is
-        away, and return False.
+        """Record what is there and end the thread. Return whether all was recorded.
+
+        Blocks for *timeout_s* and half a second at most: then it gives up on a database that is
+        away.
         """
         self._results.close()
         self._thread.join(timeout_s)
@@ -110,15 +122,19 @@ class Recorder:
                 self._recording_since = None
 
     def _gather(self) -> list[Result]:
-        """Return what was put off and what has come since; blocks for the first, and for 40 ms
-        while there is more to come.
+        """Return the deferred results and those that have come since.
+
+        Blocks until there is one, and then for 40 ms while more are expected. With deferred results
+        it blocks no longer than they are to wait.
         """
         deferred, self._deferred = self._deferred, []
         if not deferred:
             return self._results.take(within_s=None, gather_s=GATHER_S)
+        defer_s = self._defer_pause.seconds
         if self._results.ended:
-            self._give_up.wait(self._defer_s)
-        return deferred + self._results.take(within_s=self._defer_s, gather_s=GATHER_S)
+            # A closed queue does not block, and without this pause the loop would spin.
+            self._give_up.wait(defer_s)
+        return deferred + self._results.take(within_s=defer_s, gather_s=GATHER_S)
 
     def _record(self, batch: Sequence[Result]) -> None:
         try:
@@ -127,17 +143,20 @@ class Recorder:
             self._record_one_by_one(batch, error)
             return
         except tenacity.RetryError:
-            return  # told to leave while the database is away: the leases run out, and the rows are sent again
+            # Told to leave while the database is away: the leases expire, and the rows are sent
+            # again.
+            return
         self._deferred.extend(recorded.deferred)
         self._lock_rows_first = recorded.rows_held
-        # The longer a lane stays locked the less often it is asked for; any progress starts afresh.
+        # The longer a lane stays locked, the less often it is tried. Any progress starts from the
+        # first pause again.
         progress = recorded.accepted or recorded.refused
-        self._defer_s = DEFER_S if progress else min(DEFER_MOST_S, self._defer_s * 2)
+        self._defer_pause = DEFER_PAUSE if progress else self._defer_pause.longer()
         self._account(recorded)
 
     def _persist(self, batch: Sequence[Result]) -> RecordOutcome:
-        """Record *batch*, for as long as it takes a database that is away to come back (or until
-        told to give up).
+        """Record *batch*. Blocks until a database that is away is back; raises `RetryError` if told
+        to give up first, and `psycopg.Error` for what no retry can cure.
         """
         for attempt in tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(psycopg.OperationalError),
@@ -147,7 +166,7 @@ class Recorder:
             before_sleep=self._database_away,
         ):
             with attempt, self._pool.connection() as connection:
-                recorded = self._recorder.record(
+                recorded = self._writer.record(
                     connection, batch, lock_rows_first=self._lock_rows_first
                 )
         self._metrics.set_database_up(True)
@@ -155,35 +174,33 @@ class Recorder:
 
     def _database_away(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
-        if state.attempt_number in (
-            3,
-            30,
-            300,
-        ):  # a deadlock or one cut connection is nobody's business
+        if state.attempt_number in LOGGED_TRIES:
             self._metrics.set_database_up(False)
             log.warning("record waits for the database", error=first_line(error))
 
     def _record_one_by_one(self, batch: Sequence[Result], error: psycopg.Error) -> None:
-        """One result that the database cannot take must not keep the others from being recorded."""
+        """Record each result of *batch* by itself: one that the database rejects must not keep the
+        others from being recorded.
+        """
         if len(batch) > 1:
             for result in batch:
                 self._record([result])
             return
         log.error(
-            "result cannot be recorded; its lease will run out",
+            "result cannot be recorded; its lease will expire",
             delivery_id=batch[0].delivery.delivery_id,
             error=first_line(error),
         )
-        self._leave(1)
+        self._complete(1)
 
     def _account(self, recorded: RecordOutcome) -> None:
         ended = len(recorded.accepted) + len(recorded.refused)
         if not ended:
             return
-        self._hints.recorded(
+        self._circuits.mark_recorded(
             {result.delivery.webhook_id for result in recorded.accepted}, now=time.monotonic()
         )
-        # What was given back unsent came too late for nobody.
+        # Only attempts were too late: the owner of a delivery that was given back did not send it.
         late = sum(not isinstance(result.outcome, GivenBack) for result in recorded.refused)
         self._metrics.recorded(len(recorded.accepted), refused=late)
         self._metrics.observe_attempts(
@@ -197,14 +214,14 @@ class Recorder:
         self._metrics.given_back(
             sum(isinstance(result.outcome, GivenBack) for result in recorded.accepted)
         )
-        self._leave(ended)
+        self._complete(ended)
         if recorded.next_look_s < math.inf:
-            self._bell.ring(recorded.next_look_s)
+            self._wakeup.ring(recorded.next_look_s)
 
-    def _leave(self, count: int) -> None:
+    def _complete(self, count: int) -> None:
         with self._lock:
             self._outstanding -= count
-            self._ended += count
+            self._completed += count
 
 
 def _attempted(result: Result) -> bool:

@@ -1,4 +1,4 @@
-"""What senders have done and nobody has recorded yet."""
+"""The results that are not recorded yet."""
 
 import collections
 import threading
@@ -11,13 +11,14 @@ BATCH = 200
 class ResultQueue:
     """Hands results from many senders to the recorder, a batch at a time.
 
-    The recorder is woken twice a batch, not for each result: each wakeup would take the
-    interpreter's lock from a sender.
+    The recorder is woken twice for each batch (it has begun; it is complete), not for each result:
+    each wakeup would take the interpreter's lock from a sender.
     """
 
     def __init__(self) -> None:
         self._results: collections.deque[Result] = collections.deque()
-        self._some, self._ripe = threading.Event(), threading.Event()
+        self._has_some = threading.Event()
+        self._is_complete = threading.Event()  # a batch is full, or its last result has come
         self._closed = False
 
     def __len__(self) -> int:
@@ -25,42 +26,43 @@ class ResultQueue:
 
     @property
     def ended(self) -> bool:
-        """Return whether there is nothing left, and nothing to come."""
+        """Return whether it is closed and empty."""
         return self._closed and not self._results
 
     def put(self, result: Result, *, last: bool = False) -> None:
-        """Add *result*; *last* says that none is to be expected soon. Never blocks; any thread may
-        call it.
-        """
+        """Add *result*; *last*: no other is expected soon. Never blocks; any thread may call it."""
+        # Append first, then set. `take` clears the events first and then reads the queue: so a
+        # result is either taken, or its event is still set for the next call. In the other order a
+        # result could lie there unnoticed.
         self._results.append(result)
-        # After the append: `take` clears both and then empties the queue.
         if last or len(self._results) >= BATCH:
-            self._ripe.set()
-        if not self._some.is_set():
-            self._some.set()
+            self._is_complete.set()
+        if not self._has_some.is_set():
+            self._has_some.set()
 
     def take(self, *, within_s: float | None, gather_s: float) -> list[Result]:
-        """Return at most a batch, maybe nothing. For one thread.
+        """Return at most a batch, maybe nothing. Only one thread may call it.
 
-        Blocks for *within_s* until there is a first result (None: for as long as it takes), then
-        for *gather_s* until a batch is full or has its last; for nothing once it is closed.
+        Blocks for *within_s* until there is a result (None: without limit), then for *gather_s*
+        until the batch is complete. Does not block once it is closed.
         """
-        if self._some.wait(within_s):
-            self._ripe.wait(gather_s)
+        if self._has_some.wait(within_s):
+            self._is_complete.wait(gather_s)
         if not self._closed:
-            self._some.clear()
-            self._ripe.clear()
+            self._has_some.clear()
+            self._is_complete.clear()
         taken: list[Result] = []
         while self._results and len(taken) < BATCH:
             taken.append(self._results.popleft())
+        # What is left was announced before the events were cleared: announce it again.
         if self._results:
-            self._some.set()
+            self._has_some.set()
             if len(self._results) >= BATCH:
-                self._ripe.set()
+                self._is_complete.set()
         return taken
 
     def close(self) -> None:
-        """Have `take` wait no more."""
+        """Let `take` return at once from now on."""
         self._closed = True
-        self._some.set()
-        self._ripe.set()
+        self._has_some.set()
+        self._is_complete.set()
