@@ -22,12 +22,7 @@ UPDATE pggit.webhook_health_metrics h
        in_flight = r.in_flight,
        runnable_at = to_timestamp(r.runnable_at),
        blocked_by = r.blocked_by
-  FROM unnest(%(webhook_ids)s::bigint[], %(totals)s::int[], %(successfuls)s::int[], %(sums_ms)s::float8[],
-              %(mins_ms)s::float8[], %(maxs_ms)s::float8[], %(health_statuses)s::text[], %(failures)s::int[],
-              %(circuit_states)s::text[], %(circuit_epochs)s::bigint[], %(circuit_untils)s::float8[],
-              %(hold_untils)s::float8[], %(tokens)s::float8[], %(tokens_ats)s::float8[], %(in_flights)s::int[],
-              %(runnable_ats)s::float8[], %(blocked_bys)s::text[])
-       AS r (webhook_id, total, successful, sum_ms, min_ms, max_ms, health_status, failures, circuit_state, circuit_epoch,
-             circuit_until, hold_until, tokens, tokens_at, in_flight, runnable_at, blocked_by)
- WHERE h.webhook_id = ANY (%(webhook_ids)s::bigint[])  -- looked up, whatever the planner believes of the table
+  FROM {settled_lanes}
+ -- The list has the rows looked up by their key (see claim).
+ WHERE h.webhook_id = ANY (%(webhook_ids)s::bigint[])
    AND h.webhook_id = r.webhook_id

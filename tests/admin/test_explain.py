@@ -190,7 +190,7 @@ def test_what_is_said_to_be_free_is_exactly_what_a_claim_takes(database: Databas
         for _ in webhooks:
             taken |= {
                 claimed.delivery_id
-                for claimed in worker.claimer.claim_suspect(worker.connection).deliveries
+                for claimed in worker.claimer.claim_quarantined(worker.connection).deliveries
             }
     assert 10 < len(free) < 90, "the states are mixed"
     differing = sorted(free ^ (taken & said.keys()))

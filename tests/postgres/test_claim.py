@@ -312,9 +312,9 @@ def test_a_suspect_whose_lane_is_gone_comes_up_with_the_sweep(
             "UPDATE pggit.alert_delivery_queue SET delivery_status = 'pending', leases_lost = 3"
         )
         connection.execute("DELETE FROM pggit.webhook_health_metrics")
-    assert worker.claimer.claim_suspect(worker.connection) == Claim()
+    assert worker.claimer.claim_quarantined(worker.connection) == Claim()
     worker.sweep()
-    assert ids(worker.claimer.claim_suspect(worker.connection).deliveries) == [suspect]
+    assert ids(worker.claimer.claim_quarantined(worker.connection).deliveries) == [suspect]
 
 
 def test_a_registration_in_an_open_transaction_keeps_nobody_waiting(
@@ -367,7 +367,7 @@ def test_an_empty_queue_asks_for_no_look_at_all(database: Database, worker: Engi
     register(database, 1)
     worker.take_all()
     look = worker.claimer.next_look(worker.connection)
-    assert (look.lane_s, look.suspect_s, look.new_rows) == (math.inf, math.inf, False)
+    assert (look.lane_s, look.quarantined_s, look.new_rows) == (math.inf, math.inf, False)
 
 
 def test_the_next_look_is_the_earliest_of_the_retries_due(

@@ -130,11 +130,11 @@ class Protocol(RuleBasedStateMachine):
         self._claimed(claimant, list(claimant.claim(limit).deliveries), suspect=False)
 
     @rule(worker=INDEX)
-    def claim_suspect(self, worker: int) -> None:
+    def claim_quarantined(self, worker: int) -> None:
         claimant = self.stage.workers[worker % WORKERS]
         self._claimed(
             claimant,
-            list(claimant.claimer.claim_suspect(claimant.connection).deliveries),
+            list(claimant.claimer.claim_quarantined(claimant.connection).deliveries),
             suspect=True,
         )
 
@@ -333,7 +333,7 @@ class Protocol(RuleBasedStateMachine):
             self.stage.make_due()
             deliveries = [
                 *worker.take_all(),
-                *worker.claimer.claim_suspect(worker.connection).deliveries,
+                *worker.claimer.claim_quarantined(worker.connection).deliveries,
             ]
             worker.finish(deliveries, answered(200))
             open_rows = self.stage.operator.execute(
@@ -438,12 +438,12 @@ FAULTS = {
     ),
     "claim takes suspects with the rest": Fault(
         "claim",
-        "AND w.leases_lost < 3 AND w.next_retry_at BETWEEN to_timestamp(l.floor) AND now()",
+        "AND w.leases_lost < 3 AND w.next_retry_at BETWEEN to_timestamp(l.mark) AND now()",
         "",
     ),
-    "suspect is claimed without a token": Fault("claim_suspect", "lease_token = %(token)s,", ""),
+    "suspect is claimed without a token": Fault("claim_quarantined", "lease_token = %(token)s,", ""),
     "suspect is not counted as in flight": Fault(
-        "claim_suspect", ", in_flight = %(in_flight)s::int + 1", ""
+        "claim_quarantined", ", in_flight = %(in_flight)s::int + 1", ""
     ),
     "reap takes leases that have not run out": Fault(
         "expired_leases", "AND q.lease_until <= now()", ""

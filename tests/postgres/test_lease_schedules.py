@@ -52,21 +52,21 @@ def test_whatever_breaks_each_row_has_one_owner_and_one_end(scheduled: Database)
     assert all(happened[what] for what in expected), happened
 
 
-def test_a_floor_under_an_old_snapshot_hides_no_row_for_ever(
+def test_a_low_water_mark_under_an_old_snapshot_hides_no_row_for_ever(
     scheduled: Database, looks_are_slow: None
 ) -> None:
     happened = run_schedules(scheduled, range(8))
     assert happened["released"] and happened["recorded unheard"], happened
 
 
-def test_a_lane_whose_floor_outlives_its_last_row_is_found(
+def test_a_lane_whose_mark_outlives_its_last_row_is_found(
     scheduled: Database, looks_are_slow: None
 ) -> None:
-    def keep(floor: Horizon, webhook_id: int, first_at: float | None, *, now_at: float) -> None:
-        floor._lanes[webhook_id] = now_at, math.inf
+    def keep(horizon: Horizon, webhook_id: int, first_at: float | None, *, now_at: float) -> None:
+        horizon._lanes[webhook_id] = now_at, math.inf
 
     with (
-        patch.object(Horizon, "claimed", keep),
+        patch.object(Horizon, "note_claim", keep),
         pytest.raises(AssertionError, match="nobody's for ever"),
     ):
         run_schedules(scheduled, range(40))
@@ -100,7 +100,7 @@ FAULTS = {
     ),
     "suspects are claimed with the rest": Fault(
         "claim",
-        "AND w.leases_lost < 3 AND w.next_retry_at BETWEEN to_timestamp(l.floor) AND now()",
+        "AND w.leases_lost < 3 AND w.next_retry_at BETWEEN to_timestamp(l.mark) AND now()",
         "",
     ),
     "record forgets what is in flight": Fault("update_lanes", "in_flight = r.in_flight,", ""),

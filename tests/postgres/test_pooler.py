@@ -74,7 +74,7 @@ def test_a_transaction_has_webhookds_settings_and_leaves_none(
     with session.connect(dsn, application_name="test") as connection:
         assert connection.behind_pooler
         for _ in range(3):
-            with session.transaction(connection, durable=False, impatient=True) as cursor:
+            with session.transaction(connection, durable=False, lock_timeout_s=0.05) as cursor:
                 names = (
                     "search_path",
                     "statement_timeout",

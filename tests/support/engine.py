@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -17,9 +17,9 @@ from psycopg import sql
 
 from tests.support.postgres import Database
 from webhookd.core.answer import Answer, AnswerKind
-from webhookd.core.model import Attempted, Delivery, GivenBack, Outcome, Result
-from webhookd.postgres import session, statements
-from webhookd.postgres.claim import Claim, Claimer, WebhookDefaults, make_lanes
+from webhookd.core.model import Attempted, Delivery, GivenBack, Outcome, Result, WebhookDefaults
+from webhookd.postgres import lanes, session, statements
+from webhookd.postgres.claim import Claim, Claimer
 from webhookd.postgres.record import RecordOutcome, ResultWriter
 
 # The documented defaults.
@@ -50,7 +50,7 @@ class Engine:
     connection: session.Connection
     claimer: Claimer
     recorder: ResultWriter
-    sweep_lanes: str
+    statement_faults: Callable[[], AbstractContextManager[object]]
 
     def claim(self, limit: int = 100) -> Claim:
         return self.claimer.claim(self.connection, limit=limit)
@@ -86,19 +86,8 @@ class Engine:
 
     def sweep(self) -> None:
         """Do the chore of that name, for all lanes."""
-        webhook_ids = sorted(
-            row[0] for row in self.connection.execute(statements.load("sweep_candidates"))
-        )
-        make_lanes(self.connection, webhook_ids)
-        with session.transaction(self.connection) as cursor:
-            parameters = {"webhook_ids": session.number_array(webhook_ids)}
-            locked = [
-                row[0]
-                for row in cursor.execute(
-                    statements.load("lock_recorded_lanes"), parameters
-                ).fetchall()
-            ]
-            cursor.execute(self.sweep_lanes, {"webhook_ids": session.number_array(locked)})
+        with self.statement_faults():
+            lanes.repair_lanes(self.connection, lanes.suspicious_lanes(self.connection))
 
 
 @contextmanager
@@ -114,14 +103,17 @@ def engine(
     """
     incarnation = uuid4()
     load = statements.load
-    with patch.object(
-        statements, "load", lambda name: mutate(name, load(name)) if mutate else load(name)
-    ):
+
+    def faults() -> AbstractContextManager[object]:
+        if mutate is None:
+            return nullcontext()
+        return patch.object(statements, "load", lambda name: mutate(name, load(name)))
+
+    with faults():
         claimer = Claimer(worker_id=worker_id, incarnation=incarnation, defaults=defaults)
         recorder = ResultWriter(worker_id=worker_id, defaults=defaults)
-        sweep_lanes = statements.load("sweep_lanes")
     with session.connect(database.dsn, application_name=f"webhookd/{worker_id}/test") as connection:
-        yield Engine(worker_id, incarnation, connection, claimer, recorder, sweep_lanes)
+        yield Engine(worker_id, incarnation, connection, claimer, recorder, faults)
 
 
 def replaced(text: str, old: str, new: str) -> str:

@@ -11,7 +11,7 @@ from tests.support.engine import STANDARD, unseen
 from tests.support.postgres import Database
 from webhookd.admin import facts as delivery_facts
 from webhookd.admin.explain import Reason, reasons
-from webhookd.postgres.claim import WebhookDefaults
+from webhookd.core.model import WebhookDefaults
 
 LANE = "UPDATE pggit.webhook_health_metrics SET {} WHERE webhook_id = 1"
 

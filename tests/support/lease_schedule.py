@@ -45,16 +45,7 @@ class Worker:
         claimer = Claimer(
             worker_id=self.engine.worker_id, incarnation=incarnation, defaults=DEFAULTS
         )
-        for statement in (
-            "_lock_lanes",
-            "_lock_suspect",
-            "_count_leases",
-            "_claim",
-            "_claim_suspect",
-        ):
-            setattr(
-                claimer, statement, getattr(self.engine.claimer, statement)
-            )  # faults are planted in them
+        claimer._statements = self.engine.claimer._statements  # faults are planted in them
         self.engine = replace(self.engine, incarnation=incarnation, claimer=claimer)
         self.hands, self.results, self.lost = [], [], []
 
@@ -109,7 +100,7 @@ class Schedule:
         if not worker.hands and not worker.results:
             claimer, connection = worker.engine.claimer, worker.engine.connection
             self._claimed(
-                worker, lambda: list(claimer.claim_suspect(connection).deliveries), suspect=True
+                worker, lambda: list(claimer.claim_quarantined(connection).deliveries), suspect=True
             )
 
     def _claimed(

@@ -124,8 +124,8 @@ MUTANTS = (
     Mutant("backoff", "if tries < 0:", "if tries < -1:", "refuses_a_negative_number_of_tries"),
     Mutant("backoff", "* (0.8 + 0.4 * u)", "", "spreads_what_failed_together"),
     # The answer.
-    Mutant("answer", "200 <= status < 300", "200 <= status <= 300", "every_status_is_in_the_table"),
-    Mutant("answer", "200 <= status < 300", "200 <= status < 400", "every_status_is_in_the_table"),
+    Mutant("answer", "200 <= http_status < 300", "200 <= http_status <= 300", "every_status_is_in_the_table"),
+    Mutant("answer", "200 <= http_status < 300", "200 <= http_status < 400", "every_status_is_in_the_table"),
     Mutant("answer", "if status == 410:", "if status == 404:", "every_status_is_in_the_table"),
     Mutant("answer", "disables_webhook=True", "disables_webhook=False", "every_status_is_in_the_table"),
     Mutant("answer", "frozenset({408, 425, 429})", "frozenset({408, 429})", "every_status_is_in_the_table"),
@@ -180,8 +180,8 @@ MUTANTS = (
     Mutant("lifecycle", "if delivery.attempts else", "if delivery.leases_lost else",
            "without_an_attempt_nothing_is_said_or_spent"),
     Mutant("lifecycle", "GIVE_UP_AFTER = 6", "GIVE_UP_AFTER = 7", "a_row_that_loses_leases_is_tried_alone_and_given_up"),
-    Mutant("lifecycle", "SUSPECT_AFTER = 3 ", "SUSPECT_AFTER = 2 ", "a_row_that_loses_leases_is_tried_alone_and_given_up"),
-    Mutant("lifecycle", "backoff_s(lost - SUSPECT_AFTER,", "backoff_s(lost,",
+    Mutant("lifecycle", "QUARANTINE_AFTER = 3\n", "QUARANTINE_AFTER = 2\n", "a_row_that_loses_leases_is_tried_alone_and_given_up"),
+    Mutant("lifecycle", "backoff_s(lost - QUARANTINE_AFTER,", "backoff_s(lost,",
            "a_row_that_loses_leases_is_tried_alone_and_given_up"),
     Mutant("lifecycle", "delay_s=delay_s, loses_lease=True", "delay_s=delay_s",
            "a_row_that_loses_leases_is_tried_alone_and_given_up"),
@@ -303,7 +303,7 @@ STORED = (
     StoredMutant("lane", "generation=delivery.breaker.generation,\n", "generation=breaker.generation,\n", rare=True),
     StoredMutant("update_lanes", "circuit_epoch = r.circuit_epoch,", ""),
     StoredMutant("claim", "circuit_epoch = h.circuit_epoch + t.probes::int,", ""),
-    StoredMutant("claim_suspect", "circuit_epoch = h.circuit_epoch + %(probe)s::int,", ""),
+    StoredMutant("claim_quarantined", "circuit_epoch = h.circuit_epoch + %(probe)s::int,", ""),
     StoredMutant("reset_circuit", "NEW.circuit_epoch := OLD.circuit_epoch + 1;", ""),
     # What a record stores.
     StoredMutant("update_lanes", "circuit_state = r.circuit_state,", ""),
@@ -320,11 +320,11 @@ STORED = (
                           "h.health_status END,", ""),
     StoredMutant("claim", "in_flight = l.in_flight + t.n,", ""),
     StoredMutant("claim", "l.probe AND count(c.webhook_id) > 0 AS probes", "l.probe AS probes", rare=True),
-    StoredMutant("claim_suspect", "circuit_state = CASE WHEN %(probe)s THEN 'half_open' ELSE "
+    StoredMutant("claim_quarantined", "circuit_state = CASE WHEN %(probe)s THEN 'half_open' ELSE "
                                   "h.circuit_state END,", "",
                  rare=True),
-    StoredMutant("claim_suspect", "circuit_until = CASE WHEN %(probe)s", "circuit_until = CASE WHEN false", rare=True),
-    StoredMutant("claim_suspect", "AND %(admitted)s", "", rare=True),
+    StoredMutant("claim_quarantined", "circuit_until = CASE WHEN %(probe)s", "circuit_until = CASE WHEN false", rare=True),
+    StoredMutant("claim_quarantined", "AND %(admitted)s", "", rare=True),
     # The operator's reset.
     StoredMutant("reset_circuit", "NEW.circuit_state := 'closed';", ""),
     StoredMutant("reset_circuit", "NEW.circuit_until := NULL;", ""),
@@ -337,6 +337,6 @@ STORED = (
     # The locks.
     StoredMutant("lock_recorded_lanes", "FOR NO KEY UPDATE SKIP LOCKED", ""),
     StoredMutant("lock_lanes", "FOR NO KEY UPDATE SKIP LOCKED", ""),
-    StoredMutant("lock_suspect_lane", "FOR NO KEY UPDATE OF h, q SKIP LOCKED", ""),
+    StoredMutant("lock_quarantined_lane", "FOR NO KEY UPDATE OF h, q SKIP LOCKED", ""),
 )
 # fmt: on

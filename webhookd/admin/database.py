@@ -14,8 +14,8 @@ from psycopg.rows import dict_row
 from webhookd.config.load import Config
 from webhookd.embedded import server
 from webhookd.errors import UnusableError
-from webhookd.postgres import statements
-from webhookd.schema import identity, migrate
+from webhookd.postgres import session, statements
+from webhookd.schema import migrate
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -45,7 +45,7 @@ def connect(config: Config) -> Iterator[Connection]:
 
     Raise `UnusableError` where it does not, `WebhookdError` for a database that cannot be reached.
     """
-    with identity.connect(dsn_of(config), role="cli") as connection:
+    with session.connect_command(dsn_of(config), role="cli") as connection:
         row = connection.execute("SELECT to_regclass('pggit.installation') IS NOT NULL").fetchone()
         if row is None or not row[0]:
             raise UnusableError("the database has no schema of webhookd's: run `webhookd migrate`")

@@ -14,9 +14,8 @@ from webhookd.admin.facts import LAST, MOST_AHEAD, Facts, Row
 from webhookd.core.breaker import Breaker, CircuitState
 from webhookd.core.bucket import Bucket
 from webhookd.core.lane import BlockedBy, Lane, admit
-from webhookd.core.lifecycle import GIVE_UP_AFTER, SUSPECT_AFTER
-from webhookd.core.model import Status, WebhookSettings
-from webhookd.postgres.record import GONE_REASON
+from webhookd.core.lifecycle import GIVE_UP_AFTER, QUARANTINE_AFTER
+from webhookd.core.model import GONE_REASON, Status, WebhookSettings
 from webhookd.text import duration, shown
 
 LONG_DUE_S = 30.0  # by then the sweep has mended what no notification covers
@@ -220,7 +219,7 @@ def _as_admitted(facts: Facts, settings: WebhookSettings) -> Lane:
         return Lane(
             facts.row.webhook_id, Breaker(), Bucket(None, facts.now), 0, None, None, None, "unknown"
         )
-    counted = lane.in_flight >= settings.max_in_flight and facts.row.leases_lost < SUSPECT_AFTER
+    counted = lane.in_flight >= settings.max_in_flight and facts.row.leases_lost < QUARANTINE_AFTER
     return replace(lane, in_flight=facts.in_flight) if counted else lane
 
 
@@ -245,7 +244,7 @@ def _parked(facts: Facts) -> Iterator[Reason]:
         lane is None
         or not row.routed
         or row.next_retry_at > facts.now
-        or row.leases_lost >= SUSPECT_AFTER
+        or row.leases_lost >= QUARANTINE_AFTER
     ):
         return
     if lane.runnable_at is None:
@@ -267,7 +266,7 @@ def _own_time(facts: Facts) -> Iterator[Reason]:
     if row.next_retry_at <= facts.now:
         return
     now = (f"webhookd delivery retry {row.delivery_id}",)
-    if row.leases_lost >= SUSPECT_AFTER:
+    if row.leases_lost >= QUARANTINE_AFTER:
         text = f"It waits {_until(facts, row.next_retry_at)}: {_suspect(row)}."
         yield Reason("suspect", text, row.next_retry_at, now)
     elif row.attempts:
@@ -286,9 +285,9 @@ def _own_time(facts: Facts) -> Iterator[Reason]:
 
 def _lost_leases(facts: Facts) -> Iterator[Reason]:
     row = facts.row
-    if row.leases_lost >= SUSPECT_AFTER and row.next_retry_at <= facts.now:
+    if row.leases_lost >= QUARANTINE_AFTER and row.next_retry_at <= facts.now:
         yield Reason("suspect", f"It is due, alone: {_suspect(row)}.")
-    elif 0 < row.leases_lost < SUSPECT_AFTER:
+    elif 0 < row.leases_lost < QUARANTINE_AFTER:
         times = "once" if row.leases_lost == 1 else "twice"
         yield Reason(
             "leases_lost",
@@ -320,7 +319,7 @@ def _free(facts: Facts) -> Reason:
 
 def _ahead(facts: Facts) -> Iterator[Reason]:
     row, settings, lane = facts.row, facts.settings, facts.lane
-    if facts.ahead == 0 or row.next_retry_at > facts.now or row.leases_lost >= SUSPECT_AFTER:
+    if facts.ahead == 0 or row.next_retry_at > facts.now or row.leases_lost >= QUARANTINE_AFTER:
         return
     many = (
         f"{MOST_AHEAD:,} or more deliveries"

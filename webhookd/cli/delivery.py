@@ -130,7 +130,7 @@ def explain(ctx: click.Context, /, delivery_id: int, as_json: bool, **_: object)
     from webhookd.admin.doctor.commands import commands_for
     from webhookd.admin.explain import reasons
     from webhookd.cli import output
-    from webhookd.postgres.claim import defaults_of
+    from webhookd.postgres.rows import defaults_of
 
     settings = load_settings(ctx)
     config = settings.config
@@ -312,7 +312,7 @@ def _print_waits(connection: Any, settings: LoadedConfig, delivery_ids: Sequence
     from webhookd.admin import facts as delivery_facts
     from webhookd.admin.doctor.commands import commands_for
     from webhookd.admin.explain import reasons
-    from webhookd.postgres.claim import defaults_of
+    from webhookd.postgres.rows import defaults_of
 
     commands = commands_for(settings, database.dsn_of(settings.config))
     connection.isolation_level, connection.read_only = IsolationLevel.REPEATABLE_READ, True

@@ -13,12 +13,12 @@ import click
 
 from webhookd.cli.options import connection_options, load_settings
 from webhookd.config.load import Config
+from webhookd.core.model import WORKER_SILENT_AFTER_S
 from webhookd.errors import WebhookdError
 from webhookd.text import duration
 
 _SHOWN = 10
-_BEAT_S = 20.0  # a living worker reports every few seconds
-_DOWN_S = 120.0  # and one that has been silent for so long is down, not busy
+_DOWN_S = 120.0  # a worker that has been silent for so long is down, not busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,12 @@ def _baselines(report: dict[str, Any], last_hour: dict[str, Any]) -> list[Baseli
         ),
         Baseline("queue depth", float(depth), "", 100.0, 1000.0),
         Baseline(
-            "worker health, longest silence", silence_s, " s", _BEAT_S, _DOWN_S, missing="critical"
+            "worker health, longest silence",
+            silence_s,
+            " s",
+            WORKER_SILENT_AFTER_S,
+            _DOWN_S,
+            missing="critical",
         ),
         Baseline("circuit openings, last hour", float(last_hour["circuit_opens"]), "", 0.0, 2.0),
         Baseline(

@@ -12,7 +12,7 @@ from webhookd.cli.options import connection_options, egress_options, load_settin
 from webhookd.config.kinds import Kind, Seconds, rate
 from webhookd.config.load import Config
 from webhookd.errors import UnusableError, WebhookdError
-from webhookd.postgres.registry import FASTEST_RATE, LONGEST_TIMEOUT_S, headers_of
+from webhookd.postgres.rows import FASTEST_RATE, LONGEST_TIMEOUT_S, headers_of
 from webhookd.text import shown
 
 
@@ -330,7 +330,7 @@ def test(ctx: click.Context, /, webhook_id: int, **_: object) -> None:
     it is 2xx.
     """
     from webhookd.admin import database
-    from webhookd.core.answer import AnswerKind
+    from webhookd.core.answer import AnswerKind, is_success
 
     config = load_settings(ctx).config
     with database.connect(config) as connection:
@@ -352,7 +352,7 @@ def test(ctx: click.Context, /, webhook_id: int, **_: object) -> None:
     click.echo(f"{status} after {answer.elapsed_s * 1000:.0f} ms")
     if answer.excerpt:
         click.echo(shown(answer.excerpt))
-    ctx.exit(0 if answer.http_status is not None and 200 <= answer.http_status < 300 else 1)
+    ctx.exit(0 if is_success(answer.http_status) else 1)
 
 
 def _send_test(row: dict[str, Any], config: Config) -> Any:

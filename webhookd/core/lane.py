@@ -7,7 +7,7 @@ database's, in epoch seconds.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -68,7 +68,7 @@ def admit(lane: Lane, settings: WebhookSettings | None, *, now: float, wish: int
     if (blocked := _blocked(lane, settings, now=now)) is not None:
         return blocked
     if lane.breaker.blocked_until is not None:
-        return Admission(1, BlockedBy.CIRCUIT, probe=True)  # the caller knows the probe's lease
+        return Admission(1, BlockedBy.CIRCUIT, probe=True)  # until its lease ends: see `admit_all`
     room = settings.max_in_flight - lane.in_flight
     level = lane.bucket.level(now, rate=settings.rate, burst=settings.burst)
     tokens = math.inf if math.isinf(level) else int(level)
@@ -81,6 +81,32 @@ def admit(lane: Lane, settings: WebhookSettings | None, *, now: float, wish: int
     if quota == room:
         return Admission(quota, BlockedBy.IN_FLIGHT, now + RECOUNT_AFTER_S)
     return Admission(quota, None, now)
+
+
+def admit_all(
+    lanes: Sequence[Lane],
+    settings: Mapping[int, WebhookSettings],
+    *,
+    now: float,
+    limit: int,
+    lease_s: float,
+) -> list[Admission]:
+    """Return an admission for each lane until *limit* rows are given away, in even shares; lanes
+    behind that have none, and stay as they are. *settings* are by webhook id; a probe ends with its
+    lease of *lease_s*.
+    """
+    admissions: list[Admission] = []
+    left = limit
+    for lane in lanes:
+        if left == 0:
+            break
+        share = -(-left // (len(lanes) - len(admissions)))
+        admission = admit(lane, settings.get(lane.webhook_id), now=now, wish=share)
+        if admission.probe:
+            admission = replace(admission, runnable_at=now + lease_s)
+        left -= admission.quota
+        admissions.append(admission)
+    return admissions
 
 
 def _blocked(lane: Lane, settings: WebhookSettings, *, now: float) -> Admission | None:

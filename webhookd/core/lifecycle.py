@@ -10,7 +10,10 @@ from webhookd.core.answer import CircuitVote, Decision, Verdict, classify
 from webhookd.core.backoff import backoff_s
 from webhookd.core.model import Attempted, Delivery, GivenBack, Lost, Outcome, Status
 
-SUSPECT_AFTER = 3  # leases lost; from then on the row is tried alone (the partial indexes of the queue say the same number)
+# Leases that a row has lost. From the first number on it may be what kills workers, so it is tried
+# alone; at the second it fails. The partial indexes of the queue contain the first number, so it
+# cannot change without a migration (a test compares them).
+QUARANTINE_AFTER = 3
 GIVE_UP_AFTER = 6
 THROTTLED_FOR_AT_MOST_S = 86_400.0  # 429 spends no retry, so something else must end it
 
@@ -98,10 +101,10 @@ def _settle_lost(delivery: Delivery, *, u: float) -> Settlement:
     if lost >= GIVE_UP_AFTER:
         return Settlement(Status.FAILED, "failed", f"lost {lost} leases", None, loses_lease=True)
     settings = delivery.settings
-    alone = lost >= SUSPECT_AFTER
+    alone = lost >= QUARANTINE_AFTER
     delay_s = (
         backoff_s(
-            lost - SUSPECT_AFTER, base_s=settings.retry_base_s, cap_s=settings.retry_max_s, u=u
+            lost - QUARANTINE_AFTER, base_s=settings.retry_base_s, cap_s=settings.retry_max_s, u=u
         )
         if alone
         else None

@@ -124,7 +124,10 @@ class Retention:
     def _advance(self, connect: Connect, removal: Removal, stopped: Callable[[], bool]) -> None:
         if removal.round_s is None:
             return
-        with connect() as connection, session.transaction(connection, impatient=True) as cursor:
+        with (
+            connect() as connection,
+            session.transaction(connection, lock_timeout_s=session.SHORT_LOCK_TIMEOUT_S) as cursor,
+        ):
             row = cursor.execute(
                 statements.load("retention_take"), {"table_name": removal.table_name}
             ).fetchone()
@@ -183,7 +186,9 @@ class Retention:
         """
         removed = 0
         # What a crash forgets here is only still there afterwards.
-        with session.transaction(connection, durable=False, impatient=True) as cursor:
+        with session.transaction(
+            connection, durable=False, lock_timeout_s=session.SHORT_LOCK_TIMEOUT_S
+        ) as cursor:
             table = {"table_name": removal.table_name}
             row = cursor.execute(statements.load("retention_take"), table).fetchone()
             if row is None:

@@ -6,29 +6,14 @@ other, and `webhookd adopt` says what is to become of the copy. Replicas share t
 identifier, so failover is no copy; neither can a copy of the whole cluster's files be told from it.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import resources
 from typing import Any
 
 import psycopg
 
-from webhookd.errors import UnusableError, WebhookdError
+from webhookd.core.model import WORKER_DEAD_AFTER_S
+from webhookd.errors import UnusableError
 from webhookd.postgres import session
-
-# How long ago a worker of a living fleet may have reported at most, in seconds.
-LIVING_S = 60
-
-SETTINGS = (
-    *("search_path = ''", "TimeZone = 'UTC'", "DateStyle = 'ISO'", "IntervalStyle = 'postgres'"),
-    "default_transaction_isolation = 'read committed'",
-    *(
-        "default_transaction_read_only = off",
-        "statement_timeout = 0",
-        "idle_in_transaction_session_timeout = 0",
-    ),
-    *("lock_timeout = 0", "standard_conforming_strings = on", "client_min_messages = warning"),
-)
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -41,7 +26,7 @@ def adopt(dsn: str, *, discard_pending: bool) -> int:
     every later webhook-id differ from the original's. Without it the copy carries on where the
     original stopped. Raise `UnusableError` where there is no schema or while workers run on it.
     """
-    with connect(dsn, role="adopt") as connection, connection.transaction():
+    with session.connect_command(dsn, role="adopt") as connection, connection.transaction():
         if _value(connection, b"SELECT to_regclass('pggit.installation')") is None:
             raise UnusableError("the database has no schema of webhookd's: run `webhookd migrate`")
         _refuse_living_workers(connection)
@@ -83,42 +68,6 @@ def refuse_copy(connection: Connection) -> None:
         )
 
 
-@contextmanager
-def connect(dsn: str, *, role: str) -> Iterator[session.Connection]:
-    """Open a connection in autocommit mode that no default of a role or database can mislead.
-
-    Raise `UnusableError` for a malformed *dsn*, `WebhookdError` for a database that cannot be
-    reached or goes away.
-    """
-    try:
-        connection = session.Connection.connect(
-            dsn,
-            autocommit=True,
-            prepare_threshold=None,
-            client_encoding="utf8",
-            connect_timeout=10,
-        )
-    except psycopg.ProgrammingError as error:
-        raise UnusableError(f"the DSN cannot be read: {first_line(error)}") from error
-    except psycopg.OperationalError as error:
-        raise WebhookdError(f"the database cannot be reached: {first_line(error)}") from error
-    with connection:
-        try:
-            session.configure(connection, application_name=f"webhookd/{role}", settings=SETTINGS)
-            yield connection
-        except psycopg.OperationalError as error:
-            raise WebhookdError(f"the database failed: {first_line(error)}") from error
-        except psycopg.Error as error:
-            raise UnusableError(f"the database refused: {first_line(error)}") from error
-
-
-def first_line(error: psycopg.Error) -> str:
-    """Return what the server (or libpq) says as one line, with the detail where there is one."""
-    message = error.diag.message_primary or str(error).strip().partition("\n")[0]
-    detail = (error.diag.message_detail or "").partition("\n")[0]
-    return f"{message} ({detail})" if detail else message
-
-
 def _identity(connection: Connection) -> tuple[str, int]:
     oid = _value(
         connection,
@@ -141,11 +90,11 @@ def _refuse_living_workers(connection: Connection) -> None:
     living = connection.execute(
         "SELECT worker_id, host FROM pggit.workers WHERE seen_at > now() - %s * interval '1 second'"
         " ORDER BY seen_at DESC LIMIT 1",
-        (LIVING_S,),
+        (WORKER_DEAD_AFTER_S,),
     ).fetchone()
     if living is not None:
         raise UnusableError(
-            f"{living[0]} on {living[1]} reported to this database within the last {LIVING_S} s: "
+            f"{living[0]} on {living[1]} reported to this database within the last {WORKER_DEAD_AFTER_S:.0f} s: "
             "stop its webhookd, or wait that long where the row was copied too"
         )
 

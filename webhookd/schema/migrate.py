@@ -31,6 +31,7 @@ from tenacity import (
 
 from webhookd import __version__, logs
 from webhookd.errors import UnusableError, WebhookdError
+from webhookd.postgres import session
 from webhookd.schema import identity, legacy
 
 log = logs.Logger("webhookd.migrate")
@@ -81,7 +82,7 @@ def migrate(
     locks were not to be had.
     """
     known = load() if migrations is None else migrations
-    with identity.connect(dsn, role="migrate") as connection:
+    with session.connect_command(dsn, role="migrate") as connection:
         if connection.behind_pooler:
             # Its lock belongs to a session, and a pooler may give each statement another.
             raise UnusableError(
@@ -271,11 +272,11 @@ def _apply(connection: Connection, migration: Migration, *, patience_s: float) -
         ) from error
     except psycopg.OperationalError as error:
         raise WebhookdError(
-            f"the database went away during {migration.name}: {identity.first_line(error)}"
+            f"the database went away during {migration.name}: {session.message_of(error)}"
         ) from error
     except psycopg.Error as error:
         raise UnusableError(
-            f"the migration {migration.name} cannot be applied: {identity.first_line(error)}"
+            f"the migration {migration.name} cannot be applied: {session.message_of(error)}"
         ) from error
 
 

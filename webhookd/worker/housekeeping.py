@@ -13,7 +13,7 @@ metrics.
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from uuid import UUID
 
 import psycopg
@@ -24,7 +24,8 @@ from webhookd.metrics.counters import Metrics
 from webhookd.metrics.counts import AttemptStatus, QueueCause, QueueCounts
 from webhookd.metrics.discovery import TargetGroups, target_groups
 from webhookd.postgres import session, statements
-from webhookd.postgres.claim import make_lanes
+from webhookd.postgres.arrays import number_array
+from webhookd.postgres.lanes import repair_lanes, suspicious_lanes
 from webhookd.postgres.record import ResultWriter
 from webhookd.postgres.retention import Retention
 from webhookd.worker.wakeup import WakeReason, WakeupPipe
@@ -184,7 +185,7 @@ class Housekeeping:
                     "timeouts": activity.attempts[AttemptStatus.TIMEOUT],
                     "circuit_opens": activity.circuit_opens,
                     "rate_limit_hits": activity.rate_limit_hits,
-                    "durations": session.number_array(activity.durations.counts),
+                    "durations": number_array(activity.durations.counts),
                     "slowest_s": activity.slowest_s,
                 }
                 connection.execute(statements.load("add_minute"), parameters)
@@ -226,27 +227,9 @@ class Housekeeping:
         with self._pool.connection() as connection:
             connection.execute(statements.load("sweep_workers"))
             connection.execute(statements.load("sweep_minutes"))
-            rows = connection.execute(statements.load("sweep_candidates")).fetchall()
-            for start in range(0, len(rows), 1000):
-                webhook_ids = sorted(row[0] for row in rows[start : start + 1000])
-                self._mend(connection, webhook_ids)
-
-    @staticmethod
-    def _mend(connection: session.Connection, webhook_ids: Sequence[int]) -> None:
-        make_lanes(connection, webhook_ids)
-        with session.transaction(connection) as cursor:
-            parameters = {"webhook_ids": session.number_array(webhook_ids)}
-            locked = [
-                row[0]
-                for row in cursor.execute(
-                    statements.load("lock_recorded_lanes"), parameters
-                ).fetchall()
-            ]
-            # Leases are counted by a statement that began after the locks: no claim or record is
-            # half seen.
-            cursor.execute(
-                statements.load("sweep_lanes"), {"webhook_ids": session.number_array(locked)}
-            )
+            webhook_ids = suspicious_lanes(connection)
+            for start in range(0, len(webhook_ids), 1000):
+                repair_lanes(connection, webhook_ids[start : start + 1000])
 
     def _read_fleet(self) -> None:
         with self._pool.connection() as connection:

@@ -28,9 +28,10 @@ from webhookd.metrics.counters import Metrics
 from webhookd.metrics.discovery import TargetGroups, address_of
 from webhookd.metrics.endpoint import Endpoint
 from webhookd.postgres import session
-from webhookd.postgres.claim import Claimer, defaults_of
+from webhookd.postgres.claim import Claimer
 from webhookd.postgres.record import ResultWriter
 from webhookd.postgres.retention import Keep, Retention
+from webhookd.postgres.rows import defaults_of
 from webhookd.schema import migrate
 from webhookd.transport.background import in_background
 from webhookd.transport.client import Transport
@@ -67,7 +68,7 @@ def run(config: Config, seat: Lifeline) -> int:
     threading.Thread(target=lifeline.read, name="webhookd-lifeline", daemon=True).start()
     metrics = Metrics(seat.name, max_webhooks=config.metrics_webhooks)
     state = _Booting(stop)
-    session.attend_waits(lambda waited_s: _attend(seat, state, waited_s))
+    session.call_while_waiting(lambda waited_s: _attend(seat, state, waited_s))
     endpoint = Endpoint(
         seat.metrics_socket, metrics, alive=state.alive, ready=state.ready, targets=state.targets
     )

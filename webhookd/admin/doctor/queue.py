@@ -116,7 +116,7 @@ def leases(installation: Installation) -> Iterator[Finding]:
 
 def suspects(installation: Installation) -> Iterator[Finding]:
     """Deliveries that may be what kills workers."""
-    for row in installation.rows("doctor_suspects"):
+    for row in installation.rows("doctor_quarantined"):
         yield warning(
             f"delivery {row['delivery_id']} for webhook {row['webhook_id']} lost "
             f"{row['leases_lost']} leases: workers died while"

@@ -12,9 +12,9 @@ from psycopg.conninfo import conninfo_to_dict
 
 from webhookd.admin.doctor.findings import Finding, error, note, ok, warning
 from webhookd.admin.doctor.installation import CONNECT_TIMEOUT_S, STATEMENT_TIMEOUT_S, Installation
+from webhookd.core.model import WORKER_DEAD_AFTER_S
 from webhookd.embedded import server as embedded
 from webhookd.postgres import session
-from webhookd.schema import identity
 
 OLDEST_MAJOR, NEWEST_MAJOR = 14, 18
 # Receivers bear five minutes between a signature's time and their own (Standard Webhooks).
@@ -95,17 +95,15 @@ def listen(installation: Installation) -> Iterator[Finding]:
     if dsn is None:
         dsn, option = installation.dsn, "--dsn"
     try:
-        ear = psycopg.connect(
-            dsn, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S, prepare_threshold=None
-        )
+        ear = session.connect_unset(dsn, timeout_s=CONNECT_TIMEOUT_S)
     except psycopg.OperationalError as failure:
         yield error(
-            f"{option} leads to no database: {identity.first_line(failure)}; deliveries start up "
+            f"{option} leads to no database: {session.message_of(failure)}; deliveries start up "
             "to 2 s late"
         )
         return
     with ear:
-        lent = session.lent_by_transaction(ear, lambda: nullcontext(installation.connection))
+        lent = session.is_transaction_pooled(ear, lambda: nullcontext(installation.connection))
         if not lent and _hears(ear, installation.connection):
             return
         other = not lent and _place(ear) != _place(installation.connection)
@@ -161,7 +159,7 @@ def connections(installation: Installation) -> Iterator[Finding]:
     replacement's.
     """
     alive = any(
-        row["seen_s_ago"] < identity.LIVING_S for row in installation.rows("doctor_workers")
+        row["seen_s_ago"] < WORKER_DEAD_AFTER_S for row in installation.rows("doctor_workers")
     )
     needed = CONNECTIONS_A_WORKER * (1 if alive else installation.config.workers)
     whose = "a worker that is replaced" if alive else f"{installation.config.workers} workers"
