@@ -8,9 +8,9 @@
 --
 -- Rows are taken, the longest due first, until their bodies add up to %(body_bytes)s; the one that
 -- exceeds that is still taken. A lane that kept rows for that reason is runnable at once (heavy).
--- New rows below %(rows_from)s, and routed ones below the lane's low-water mark, are not looked for.
--- A lane that gives less than its quota above its mark is runnable at once, too: the next claim
--- begins below it.
+-- New rows below %(rows_from)s, and routed ones below the lane's low-water mark, are not
+-- looked for. A lane that gives less than its quota above its mark is runnable at once, too: the
+-- next claim begins below it.
 WITH lane AS (
     SELECT *
       FROM {admissions}

@@ -1,12 +1,11 @@
--- Find lanes that have work and lock them; lanes that another worker holds are skipped.
--- A lane has work if its timer has come (index lane_runnable) or if a new row names it (index
--- queue_new, one probe a lane). So the cost does not depend on how many lanes are blocked, nor on
--- how many rows wait in them.
--- %(cursor)s: look at new rows of webhooks after this one first; %(lanes)s: at most so many lanes of
--- each kind; %(rows_from)s, %(lanes_from)s: epochs below which there is nothing to find (see
--- find_low_water_marks).
--- Each row begins with the same four: now, the last webhook with new rows that was looked at, how
--- many there were, and those of them that have no lane (a worker makes it).
+-- Find lanes that have work and lock them; lanes that another worker holds are skipped. A lane has
+-- work if its timer has come (index lane_runnable) or if a new row names it (index queue_new, one
+-- probe a lane). So the cost does not depend on how many lanes are blocked, nor on how many rows
+-- wait in them. %(cursor)s: look at new rows of webhooks after this one first; %(lanes)s: at most
+-- so many lanes of each kind; %(rows_from)s, %(lanes_from)s: epochs below which there is nothing to
+-- find (see find_low_water_marks). Each row begins with the same four: now, the last webhook with
+-- new rows that was looked at, how many there were, and those of them that have no lane (a worker
+-- makes it).
 WITH RECURSIVE fresh (webhook_id, n) AS (
     (SELECT q.webhook_id, 1
        FROM pggit.alert_delivery_queue q

@@ -1,7 +1,7 @@
 -- End claims: the fence (id and token), the row's new state, the attempt log and the count of
--- finished rows, in one statement. Returns the claims that were still this worker's. What is missing
--- was claimed again, reaped, deleted or re-queued meanwhile; this worker must not overwrite it.
--- (Id and token come back: one batch may hold a late result beside that of a later claim.)
+-- finished rows, in one statement. Returns the claims that were still this worker's. What is
+-- missing was claimed again, reaped, deleted or re-queued meanwhile; this worker must not overwrite
+-- it. (Id and token come back: one batch may hold a late result beside that of a later claim.)
 WITH result AS (
     SELECT *
       FROM {settled_claims}

@@ -5,7 +5,8 @@ UPDATE pggit.webhook_health_metrics h
        failed_deliveries = h.failed_deliveries + r.total - r.successful,
        response_time_sum_ms = h.response_time_sum_ms + r.sum_ms,
        avg_response_time_ms = CASE WHEN r.total = 0 THEN h.avg_response_time_ms
-           ELSE round(((h.response_time_sum_ms + r.sum_ms) / (h.total_deliveries + r.total))::numeric, 2) END,
+           ELSE round(((h.response_time_sum_ms + r.sum_ms) / (h.total_deliveries + r.total))
+                      ::numeric, 2) END,
        min_response_time_ms = least(h.min_response_time_ms, round(r.min_ms::numeric, 2)),
        max_response_time_ms = greatest(h.max_response_time_ms, round(r.max_ms::numeric, 2)),
        last_check_at = CASE WHEN r.total > 0 THEN now() ELSE h.last_check_at END,

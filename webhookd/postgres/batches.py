@@ -85,8 +85,8 @@ def admission_parameters(
     tokens: Sequence[float | None],
     marks: Sequence[float],
 ) -> dict[str, str]:
-    """Return the arrays of {admissions}, one element a lane. *tokens* are those in the bucket before
-    the claim, *marks* the low-water marks.
+    """Return the arrays of {admissions}, one element a lane. *tokens* are those in the bucket
+    before the claim, *marks* the low-water marks.
     """
     return {
         "webhook_ids": number_array([lane.webhook_id for lane in lanes]),

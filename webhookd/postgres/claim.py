@@ -9,7 +9,7 @@ that has work.
 import math
 import secrets
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -216,8 +216,8 @@ class Claimer:
         )
 
     def _widen_or_narrow(self, claim: Claim) -> None:
-        """Have the next claim look at as many lanes as it takes to be full: few that hold many rows,
-        or hundreds of one row each.
+        """Have the next claim look at as many lanes as it takes to be full: few deep ones, or
+        hundreds of one row each.
         """
         most = SLOW_ROWS_PER_LANE if self._horizon.slow else ROWS_PER_LANE
         if claim.full or claim.exhausted:
@@ -255,8 +255,8 @@ class Claimer:
     ) -> list[Lane]:
         """Return *lanes*, with the leases counted again of those at their in-flight cap.
 
-        A DELETE or TRUNCATE of a claimed row leaves the lane's counter too high. If it were trusted,
-        it would block the lane for ever.
+        A DELETE or TRUNCATE of a claimed row leaves the lane's counter too high. If it were
+        trusted, it would block the lane for ever.
         """
         full = [
             lane.webhook_id
@@ -301,21 +301,17 @@ class Claimer:
         body_bytes: int,
     ) -> _Taken:
         """Take rows of the locked *lanes*."""
-        admissions = admit_all(
-            lanes, settings, now=context.now, limit=limit, lease_s=context.lease_s
-        )
-        admitted = list(zip(lanes, admissions, strict=False))
+        now, lease_s = context.now, context.lease_s
+        admissions = admit_all(lanes, settings, now=now, limit=limit, lease_s=lease_s)
         lanes = lanes[: len(admissions)]
+        admitted = list(zip(lanes, admissions, strict=True))
         rows = cursor.execute(
             self._statements["claim"],
             {
                 **admission_parameters(
                     lanes,
                     admissions,
-                    [
-                        _tokens(lane, settings.get(lane.webhook_id), now=context.now)
-                        for lane in lanes
-                    ],
+                    [_tokens(lane, settings.get(lane.webhook_id), now=now) for lane in lanes],
                     [self._horizon.lane_mark(lane.webhook_id) for lane in lanes],
                 ),
                 **self._lease(context),
@@ -328,16 +324,10 @@ class Claimer:
             for lane, admission in admitted
         }
         claimed = [delivery_of(row, settings, breakers, context) for row in rows]
-        deliveries = [delivery for delivery in claimed if delivery is not None]
+        deliveries = [delivery for delivery in claimed if delivery]
         taken = Counter(delivery.webhook_id for delivery in deliveries)
         if self._horizon.slow:
-            # Rows come in the order in which they were due, so the first of a lane stays last here.
-            first_at = {
-                delivery.webhook_id: due_at
-                for (_, due_at, *_), delivery in zip(reversed(rows), reversed(claimed), strict=True)
-                if delivery is not None
-            }
-            self._note_claims(admitted, taken, first_at, now=context.now)
+            self._note_claims(admitted, rows, claimed, now=now)
         out_of_tokens = [
             lane.webhook_id
             for lane, admission in admitted
@@ -351,19 +341,21 @@ class Claimer:
     def _note_claims(
         self,
         admitted: Sequence[tuple[Lane, Admission]],
-        taken: Mapping[int, int],
-        first_at: Mapping[int, float],
+        rows: Sequence[TupleRow],
+        claimed: Sequence[Delivery | None],
         *,
         now: float,
     ) -> None:
-        """Tell the horizon where the claim began in each lane; None where the lane ran out of rows."""
+        """Tell the horizon where the claim began in each lane, and which ran out of rows."""
+        due: dict[int, list[float]] = defaultdict(list)  # in order, as the rows are
+        for (_, due_at, *_), delivery in zip(rows, claimed, strict=True):
+            if delivery is not None:
+                due[delivery.webhook_id].append(due_at)
         for lane, admission in admitted:
-            webhook_id = lane.webhook_id
             if admission.quota:
-                ran_out = taken[webhook_id] < admission.quota
-                self._horizon.note_claim(
-                    webhook_id, None if ran_out else first_at[webhook_id], now_at=now
-                )
+                of_lane = due[lane.webhook_id]
+                first_at = of_lane[0] if len(of_lane) == admission.quota else None
+                self._horizon.note_claim(lane.webhook_id, first_at, now_at=now)
 
     def _due_among(self, cursor: psycopg.Cursor[TupleRow], webhook_ids: Sequence[int]) -> list[int]:
         """Return which of these webhooks still have due rows."""
@@ -379,8 +371,8 @@ class Claimer:
 def _transaction(
     connection: session.Connection, *, batch: bool = False
 ) -> Iterator[tuple[psycopg.Cursor[TupleRow], list[Delivery]]]:
-    """Run a claim's transaction. The body puts what it takes into the list, last of all: an error
-    with an empty list came before the COMMIT, one with deliveries in it came from the COMMIT.
+    """Run a claim's transaction. The body puts what it takes into the list, last of all: so an
+    error came from the COMMIT if the list is not empty.
     """
     taken: list[Delivery] = []
     try:

@@ -45,14 +45,14 @@ class Horizon:
     """The low-water marks of one worker's claims; used by the dispatcher's thread only.
 
     Ordinarily there are none. Once a look was slow, `refresh` makes a full look, from the beginning
-    of the indexes. If that is slow, too, the marks that it found hold for the looks that follow, and
-    are raised every second. The marks can hide work: a row with a past next_retry_at of its own, or
-    one of a transaction that was open for longer than `MARGIN_S`, may lie below them. So full looks
-    are repeated, as often as a twentieth of the time allows; the next one finds it.
+    of the indexes. If that is slow, too, the marks that it found hold for the looks that follow,
+    and are raised every second. The marks can hide work: a row with a past next_retry_at of its
+    own, or one of a transaction that was open for longer than `MARGIN_S`, may lie below them. So
+    full looks are repeated, as often as a twentieth of the time allows; the next one finds it.
 
-    Each lane also has its own mark, for its routed rows: the due time of the first row that its last
-    claim returned. Returned, lost, late or locked rows can lie below it. They are found when the
-    lane runs out of other rows, or when the mark expires after `FORGET_AFTER_S`.
+    Each lane also has its own mark, for its routed rows: the due time of the first row that its
+    last claim took. Rows that were given back, lost, late or locked can lie below it. They are
+    found when the lane runs out of other rows, or when the mark expires after `FORGET_AFTER_S`.
     """
 
     def __init__(self) -> None:

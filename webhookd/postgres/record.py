@@ -79,8 +79,8 @@ class ResultWriter:
         nothing was stored.
 
         If the answer to COMMIT is lost, the results may be stored all the same. Record them again:
-        the fence then refuses them. *lock_rows_first* first finds out which rows others have locked.
-        That costs one more statement, so do it only after such a row was met.
+        the fence then refuses them. *lock_rows_first* finds out beforehand which rows others have
+        locked. That costs one more statement, so do it only after such a row was met.
         """
         webhook_ids = sorted({result.delivery.webhook_id for result in results})
         try:
@@ -129,8 +129,8 @@ class ResultWriter:
         """Store those of *results* whose lanes and rows are free; return also the lanes that were
         free, by webhook id.
         """
-        # Without *lock_rows_first* a locked row would make the settle statement wait, with all lanes
-        # locked. The short time-out ends that.
+        # Without *lock_rows_first* the settle statement waits for a locked row, while this
+        # transaction holds the locks of all its lanes. The short time-out ends that.
         lock_timeout_s = None if lock_rows_first else session.SHORT_LOCK_TIMEOUT_S
         with session.transaction(connection, lock_timeout_s=lock_timeout_s, batch=True) as cursor:
             rows = cursor.execute(self._lock, {"webhook_ids": number_array(webhook_ids)}).fetchall()

@@ -219,7 +219,8 @@ def removing(cursor: Cursor[TupleRow], removal: Removal) -> str | None:
             return None
         if reference.keeps and reference.readable:
             # Not EXISTS: that becomes a join, and a planner may read the whole of an index for it.
-            conditions += f" AND (SELECT true FROM {reference.referrer} r WHERE {reference.condition} LIMIT 1) IS NULL"
+            found = f"SELECT true FROM {reference.referrer} r WHERE {reference.condition} LIMIT 1"
+            conditions += f" AND ({found}) IS NULL"
     return statements.load(removal.statement).replace(_UNREFERENCED, conditions.replace("%", "%%"))
 
 

@@ -1,18 +1,17 @@
 """Connections to PostgreSQL, each kind with settings of its own, and explicit transactions.
 
-Three profiles: a worker (`connect`, `open_pool`), one command (`connect_command`), and one that only
-reads (`connect_unset` with `read_only`).
+Three profiles: a worker (`connect`, `open_pool`), one command (`connect_command`), and one that
+only reads (`connect_unset` with `read_only`).
 """
 
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
 from typing import Any, Self
 
 import psycopg
-from psycopg import sql
+from psycopg import errors, sql
 from psycopg.abc import RV, Params, PQGen
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
@@ -23,16 +22,19 @@ from webhookd.errors import UnusableError, WebhookdError
 
 AnyConnection = psycopg.Connection[Any]
 
-# A worker's settings: they hold whatever the defaults of the role or the database are. Generic
-# plans: the hot statements run thousands of times with parameters that must not change their plan,
-# and the statistics of a queue are stale by nature.
-_WORKER_SETTINGS = (
+# No default of a role or a database may change what statements mean.
+_COMMON_SETTINGS = (
     "default_transaction_isolation = 'read committed'",
     "default_transaction_read_only = off",
-    "default_transaction_deferrable = off",
     "TimeZone = 'UTC'",
     "DateStyle = 'ISO'",
     "IntervalStyle = 'postgres'",
+)
+# Generic plans: the hot statements run thousands of times with parameters that must not change
+# their plan, and the statistics of a queue are stale by nature.
+_WORKER_SETTINGS = (
+    *_COMMON_SETTINGS,
+    "default_transaction_deferrable = off",
     "search_path = pg_catalog",
     "statement_timeout = '60s'",
     "lock_timeout = '5s'",
@@ -45,23 +47,19 @@ _WORKER_SETTINGS = (
     "enable_bitmapscan = off",
     "synchronous_commit = 'on'",
 )
-# A command's settings: a migration may take as long as it needs.
+# A migration may take as long as it needs.
 _COMMAND_SETTINGS = (
+    *_COMMON_SETTINGS,
     "search_path = ''",
-    "TimeZone = 'UTC'",
-    "DateStyle = 'ISO'",
-    "IntervalStyle = 'postgres'",
-    "default_transaction_isolation = 'read committed'",
-    "default_transaction_read_only = off",
     "statement_timeout = 0",
     "idle_in_transaction_session_timeout = 0",
     "lock_timeout = 0",
     "standard_conforming_strings = on",
     "client_min_messages = warning",
 )
-# A reader's, for one transaction and never for the session: behind a pooler the next transaction of
-# that session belongs to another client. The planner is held to the indexes like a worker's, since
-# the history is long and the statistics of a queue are old.
+# For one transaction, never for the session: behind a pooler the session's next transaction belongs
+# to another client. The planner is held to the indexes like a worker's, since the history is long
+# and the statistics of a queue are old.
 _READER_SETTINGS = (
     "search_path = pg_catalog",
     "TimeZone = 'UTC'",
@@ -108,12 +106,9 @@ def call_while_waiting(callback: Callable[[float], None]) -> None:
     _while_waiting.append(callback)
 
 
-# Errors that another connection does not have: a standby rejects BEGIN ... READ WRITE, and a session
-# whose plans a migration has changed rejects those.
-_RECONNECT_ERRORS = (
-    psycopg.errors.ReadOnlySqlTransaction,
-    psycopg.errors.FeatureNotSupported,
-)
+# Errors that another connection does not have: a standby rejects BEGIN ... READ WRITE, and a
+# session whose plans a migration has changed rejects those.
+_RECONNECT_ERRORS = (errors.ReadOnlySqlTransaction, errors.FeatureNotSupported)
 
 
 class Connection(psycopg.Connection[TupleRow]):
@@ -161,8 +156,8 @@ class _PooledCursor(psycopg.Cursor[Row]):
 
 
 class _WorkersConnection(Connection):
-    """Calls the callback of `call_while_waiting` while the main thread, the dispatcher, waits on it.
-    How long other threads wait says nothing about the dispatcher.
+    """Calls the callback of `call_while_waiting` while the main thread, the dispatcher, waits on
+    it. How long other threads wait says nothing about the dispatcher.
 
     An error that another connection would not have raises `psycopg.OperationalError`, like a
     connection that was cut.
@@ -207,7 +202,7 @@ def connect(dsn: str, *, application_name: str) -> Connection:
     connection = _WorkersConnection.connect(dsn, **_parameters(dsn))
     with ExitStack() as unless_done:
         unless_done.callback(connection.close)
-        _configure(connection, application_name=application_name, settings=_WORKER_SETTINGS)
+        _configure(connection, application_name, _WORKER_SETTINGS)
         unless_done.pop_all()
     return connection
 
@@ -228,8 +223,8 @@ def _parameters(dsn: str) -> dict[str, Any]:
 def connect_command(dsn: str, *, role: str) -> Iterator[Connection]:
     """Open a connection in autocommit mode for one command, named after its *role*.
 
-    Blocks for at most 10 s a host. Raises `UnusableError` for a malformed *dsn*, `WebhookdError` for
-    a database that cannot be reached or goes away while the body runs.
+    Blocks for at most 10 s a host. Raises `UnusableError` for a malformed *dsn*, `WebhookdError`
+    for a database that cannot be reached or goes away while the body runs.
     """
     try:
         connection = Connection.connect(
@@ -245,7 +240,7 @@ def connect_command(dsn: str, *, role: str) -> Iterator[Connection]:
         raise WebhookdError(f"the database cannot be reached: {message_of(error)}") from error
     with connection:
         try:
-            _configure(connection, application_name=f"webhookd/{role}", settings=_COMMAND_SETTINGS)
+            _configure(connection, f"webhookd/{role}", _COMMAND_SETTINGS)
             yield connection
         except psycopg.OperationalError as error:
             raise WebhookdError(f"the database failed: {message_of(error)}") from error
@@ -278,7 +273,8 @@ def read_only(
         f"statement_timeout = '{statement_timeout_s:g}s'",
         *_READER_SETTINGS,
     )
-    connection.execute("; ".join([_BEGIN_READING, *_set_local(settings)]).encode())
+    begin = "; SET LOCAL ".join([_BEGIN_READING, *settings])
+    connection.execute(begin.encode())
     try:
         yield connection
     finally:
@@ -319,7 +315,7 @@ def _answering(connection: AnyConnection) -> int:
     return int(row[0])
 
 
-def _configure(connection: Connection, *, application_name: str, settings: Sequence[str]) -> None:
+def _configure(connection: Connection, application_name: str, settings: Sequence[str]) -> None:
     """Have everything that runs on *connection*, which is new, run with this name and *settings*
     (`name = value`); raises `psycopg.Error`.
 
@@ -334,16 +330,12 @@ def _configure(connection: Connection, *, application_name: str, settings: Seque
     connection.prepare_threshold = None
     connection.cursor_factory = _PooledCursor
     connection.isolation_level, connection.read_only = psycopg.IsolationLevel.READ_COMMITTED, False
-    connection.local_settings = "; ".join(_set_local(settings))
+    connection.local_settings = "; ".join(f"SET LOCAL {setting}" for setting in settings)
 
 
 def _named(connection: AnyConnection, application_name: str) -> str:
     name = sql.Literal(application_name).as_string(connection)
     return f"application_name = {name}"
-
-
-def _set_local(settings: Sequence[str]) -> list[str]:
-    return [f"SET LOCAL {setting}" for setting in settings]
 
 
 def open_pool(
@@ -356,12 +348,11 @@ def open_pool(
         dsn,
         connection_class=_WorkersConnection,
         kwargs=_parameters(dsn),
-        configure=partial(_configure, application_name=application_name, settings=_WORKER_SETTINGS),
+        configure=lambda connection: _configure(connection, application_name, _WORKER_SETTINGS),
         min_size=size,
         max_size=size,
         timeout=timeout_s,
-        # After that it connects only when a thread wants a connection, without growing pauses.
-        reconnect_timeout=3.0,
+        reconnect_timeout=3.0,  # after that only when a thread wants a connection: no long pauses
         num_workers=1,
         name=application_name,
         open=True,
@@ -407,8 +398,3 @@ def _roll_back(connection: Connection) -> None:
     # On a broken connection there is nothing left to roll back, and the pool throws it away.
     if not connection.closed and not connection.broken:
         connection.rollback()
-
-
-def listen_statement(channel: str) -> sql.Composed:
-    """Return LISTEN for *channel*, which cannot be a parameter."""
-    return sql.SQL("LISTEN {}").format(sql.Identifier(channel))

@@ -11,9 +11,8 @@ from typing import Any
 
 import psycopg
 
-from webhookd.core.model import WORKER_DEAD_AFTER_S
 from webhookd.errors import UnusableError
-from webhookd.postgres import session
+from webhookd.postgres import session, statements
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -87,14 +86,11 @@ def _identity(connection: Connection) -> tuple[str, int]:
 
 
 def _refuse_living_workers(connection: Connection) -> None:
-    living = connection.execute(
-        "SELECT worker_id, host FROM pggit.workers WHERE seen_at > now() - %s * interval '1 second'"
-        " ORDER BY seen_at DESC LIMIT 1",
-        (WORKER_DEAD_AFTER_S,),
-    ).fetchone()
+    living = connection.execute(statements.load("living_worker").encode()).fetchone()
     if living is not None:
+        worker_id, host, dead_after_s = living
         raise UnusableError(
-            f"{living[0]} on {living[1]} reported to this database within the last {WORKER_DEAD_AFTER_S:.0f} s: "
+            f"{worker_id} on {host} reported to this database within the last {dead_after_s} s: "
             "stop its webhookd, or wait that long where the row was copied too"
         )
 

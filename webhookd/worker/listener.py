@@ -98,7 +98,7 @@ class Listener:
             ):
                 # LISTEN would stay in a session that somebody else gets next.
                 raise DeafError("a pooler in transaction mode")
-            connection.execute(session.listen_statement(WAKE_CHANNEL))
+            connection.execute(f"LISTEN {WAKE_CHANNEL}".encode())
             if not _hears(connection, pool):
                 if connection.behind_pooler:
                     connection.execute(

@@ -121,7 +121,7 @@ def listen(installation: Installation) -> Iterator[Finding]:
 
 def _hears(ear: psycopg.Connection[Any], sender: psycopg.Connection[Any]) -> bool:
     channel = f"webhookd_doctor_{uuid4().hex}"
-    ear.execute(session.listen_statement(channel))
+    ear.execute(f"LISTEN {channel}".encode())
     with sender.transaction():
         sender.execute(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT_S:g}s'".encode())
         sender.execute("SELECT pg_notify(%s, '')", [channel])
