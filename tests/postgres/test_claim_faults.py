@@ -6,12 +6,12 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.support.blocks import block, unblock
 from tests.support.engine import (
     TEN_MINUTES_S,
     Engine,
     answered,
     assert_books_balance,
-    block,
     delivery,
     engine,
     given_back,
@@ -22,7 +22,6 @@ from tests.support.engine import (
     let_pass,
     register,
     statuses,
-    unblock,
     unseen,
 )
 from tests.support.postgres import Database
@@ -35,7 +34,7 @@ from webhookd.postgres.claim import ClaimInDoubtError
 def lose_the_commits_answer(
     worker: Engine, monkeypatch: pytest.MonkeyPatch, *, stored: bool
 ) -> None:
-    """Have the connection break with the next COMMIT: after it was *stored*, or before it was sent."""
+    """Have the connection break with the next COMMIT: after it was *stored*, or before."""
     execute = worker.connection.execute
 
     def breaking(query: Any, *args: Any, **kwargs: Any) -> Any:

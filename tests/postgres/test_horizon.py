@@ -24,7 +24,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def past(database: Database, worker: Engine) -> Iterator[None]:
-    """6,000 rows of two webhooks that were delivered while somebody held a snapshot, which lasts."""
+    """6,000 rows of two webhooks that were delivered while a snapshot was held, which lasts."""
     register(database, 1, 2)
     lanes_of(database, 1, 2)
     with database.connect(autocommit=False) as reader:

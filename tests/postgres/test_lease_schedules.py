@@ -8,19 +8,24 @@ that kill six workers, and a lane at its cap whose counter is wrong.
 
 import math
 import random
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from unittest.mock import patch
 
 import psycopg
 import pytest
 
 from tests.support import breaking
-from tests.support.engine import Fault, register
-from tests.support.lease_schedule import WEBHOOKS, run_schedules
+from tests.support.engine import Fault, engine, register
+from tests.support.lease_schedule import Schedule
+from tests.support.lease_workers import DEFAULTS, WEBHOOKS, Worker
 from tests.support.postgres import Database, Server
 from webhookd.postgres import horizon
 from webhookd.postgres.claim import Claimer
 from webhookd.postgres.horizon import Horizon
+
+WORKERS = 3
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +41,36 @@ def scheduled(embedded_server: Server) -> Iterator[Database]:
 def looks_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have each worker believe it from its first claim on, whatever the machine."""
     monkeypatch.setattr(horizon, "SLOW_LOOK_S", 0.0)
+
+
+def run_schedules(
+    database: Database,
+    seeds: range,
+    *,
+    steps: int = 100,
+    mutate: Callable[[str, str], str] | None = None,
+) -> Counter[str]:
+    """Run one schedule for each seed; return what happened how often. A failure's note names its
+    seed.
+    """
+    happened: Counter[str] = Counter()
+    with ExitStack() as stack:
+        engines = [
+            stack.enter_context(
+                engine(database, f"worker-{number}", defaults=DEFAULTS, mutate=mutate)
+            )
+            for number in range(1, WORKERS + 1)
+        ]
+        session = stack.enter_context(database.connect())
+        for seed in seeds:
+            schedule = Schedule([Worker(engine) for engine in engines], session, seed)
+            try:
+                schedule.run(steps)
+            except AssertionError as error:
+                error.add_note(f"schedule of seed {seed}")
+                raise
+            happened += schedule.happened
+    return happened
 
 
 def test_whatever_breaks_each_row_has_one_owner_and_one_end(scheduled: Database) -> None:
@@ -98,7 +133,7 @@ FAULTS = {
     "reap takes leases that have not run out": Fault(
         "expired_leases", "AND q.lease_until <= now()", ""
     ),
-    "suspects are claimed with the rest": Fault(
+    "quarantined rows are claimed with the rest": Fault(
         "claim",
         "AND w.leases_lost < 3 AND w.next_retry_at BETWEEN to_timestamp(l.mark) AND now()",
         "",
