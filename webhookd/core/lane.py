@@ -35,7 +35,7 @@ class BlockedBy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """The locked state row. *runnable_at* None: not before somebody says so."""
+    """The locked state row. *runnable_at* None: no timer; a change makes it runnable."""
 
     webhook_id: int
     breaker: Breaker
@@ -201,7 +201,7 @@ def _rescheduled(lane: Lane, *, before: Lane, wake_at: float, now: float) -> Lan
             lane, runnable_at=now, blocked_by=None
         )  # closed again, or there is room or a token again
     if lane.blocked_by is not None:
-        return lane  # what blocks it also says when it ends, or somebody will
+        return lane  # its timer or another change ends the block
     if wake_at < (math.inf if lane.runnable_at is None else lane.runnable_at):
         return replace(lane, runnable_at=wake_at)
     return lane

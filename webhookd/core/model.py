@@ -100,7 +100,7 @@ class GivenBack:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The lease ended and nobody knows whether an exchange took place."""
+    """The lease ended; whether an exchange took place is unknown."""
 
 
 Outcome = Attempted | GivenBack | Lost

@@ -9,6 +9,7 @@ from psycopg import errors
 
 from webhookd.admin.doctor.findings import Finding, error, note, warning
 from webhookd.admin.doctor.installation import Installation
+from webhookd.core.lifecycle import GIVE_UP_AFTER
 from webhookd.core.signing import parse_secret
 from webhookd.postgres.retention import Keep, Reference, removals
 from webhookd.transport.egress import Egress, NotAllowed, is_address
@@ -119,8 +120,8 @@ def suspects(installation: Installation) -> Iterator[Finding]:
     for row in installation.rows("doctor_quarantined"):
         yield warning(
             f"delivery {row['delivery_id']} for webhook {row['webhook_id']} lost "
-            f"{row['leases_lost']} leases: workers died while"
-            " they sent it; it is tried alone, and fails after 6; this gives it up now",
+            f"{row['leases_lost']} leases: workers died while they sent it; it is tried alone, "
+            f"and fails after {GIVE_UP_AFTER}; this gives it up now",
             installation.commands.sql(
                 "UPDATE pggit.alert_delivery_queue SET delivery_status = 'failed' WHERE "
                 f"delivery_id = {row['delivery_id']}"
