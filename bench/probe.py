@@ -12,8 +12,9 @@ from webhookd.config.load import Config
 from webhookd.core.answer import Answer, AnswerKind
 from webhookd.core.model import Attempted, Result
 from webhookd.postgres import session as store
-from webhookd.postgres.claim import Claimer, defaults_of
+from webhookd.postgres.claim import Claimer
 from webhookd.postgres.record import ResultWriter
+from webhookd.postgres.rows import defaults_of
 
 LIMIT = 200  # rows a claim
 CLAIMS, FIRST_CLAIMS = 25, 5  # the first ones prepare statements and warm caches

@@ -27,6 +27,7 @@ from bench.postgres import Postgres, running_postgres
 from bench.report import Report
 from bench.sink import nginx
 from webhookd.postgres import session
+from webhookd.postgres.arrays import number_array
 from webhookd.postgres.retention import Keep, Retention
 from webhookd.schema.migrate import migrate
 
@@ -236,7 +237,7 @@ def finish(connection: session.Connection, rows: int) -> int:
     for number in range(first, first + rows, BATCH):
         connection.execute(
             _FINISH.encode(),
-            [session.number_array(range(number, min(number + BATCH, first + rows)))],
+            [number_array(range(number, min(number + BATCH, first + rows)))],
         )
     return rows
 
@@ -284,7 +285,7 @@ def store_attempts(connection: session.Connection, rows: int, table: str, batch:
     statement = _STORE_ATTEMPTS.format(table=table).encode()
     for first in range(0, rows, batch):
         connection.execute(
-            statement, [session.number_array(range(first, first + batch)), [_DETAIL] * batch]
+            statement, [number_array(range(first, first + batch)), [_DETAIL] * batch]
         )
     return -(-rows // batch) * batch
 

@@ -1,5 +1,6 @@
--- Open transactions that have written the queue, or are about to: what they inserted cannot be seen before they commit. The oldest
--- first; prepared ones have no pid. *open_s* is NULL where this role may not see others' sessions.
+-- Open transactions that have written the queue, or are about to: what they inserted cannot be seen
+-- before they commit. The oldest first; prepared ones have no pid. *open_s* is NULL where this role
+-- may not see the sessions of others.
 WITH locks AS MATERIALIZED (
     SELECT * FROM pg_catalog.pg_locks WHERE granted
 )
@@ -11,7 +12,8 @@ SELECT a.pid, a.application_name, a.usename::text AS role, a.state, p.gid,
                    AND x.virtualtransaction = l.virtualtransaction
   LEFT JOIN pg_catalog.pg_prepared_xacts p ON p.transaction = x.transactionid
  WHERE l.locktype = 'relation' AND l.relation = 'pggit.alert_delivery_queue'::regclass
-   AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database())
+   AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d
+                      WHERE d.datname = current_database())
    AND l.mode = 'RowExclusiveLock'
    AND (a.application_name IS NULL OR NOT starts_with(a.application_name, 'webhookd/'))
  ORDER BY open_s DESC NULLS LAST, a.pid

@@ -1,5 +1,6 @@
--- Send deliveries again, delivered ones included; those being sent right now are left alone. Returns the ids and whose they are.
--- A plain UPDATE: the schema's trigger makes the rows new again and wakes the workers.
+-- Send deliveries again, delivered ones included; those that are being sent now are left alone.
+-- Returns their ids and webhooks. A plain UPDATE: the schema's trigger makes the rows new again and
+-- wakes the workers.
 UPDATE pggit.alert_delivery_queue
    SET delivery_status = 'pending', retry_count = 0, next_retry_at = now()
  WHERE delivery_id = ANY (%(delivery_ids)s::bigint[]) AND delivery_status <> 'sending'

@@ -1,5 +1,6 @@
--- Send failed deliveries again, the next batch after an id: of one webhook, or that failed lately, where asked for.
--- In batches, so that a long history is not held locked; ids grow from batch to batch, so none is met twice.
+-- Send failed deliveries again, the next batch after an id: of one webhook, or that failed lately,
+-- where asked for. In batches, so that a long history is not held locked; ids grow from batch to
+-- batch, so none is met twice.
 UPDATE pggit.alert_delivery_queue
    SET delivery_status = 'pending', retry_count = 0, next_retry_at = now()
  WHERE delivery_id = ANY (ARRAY(

@@ -1,4 +1,5 @@
--- A thousand deliveries for fifty webhooks, 2000 to 2049: the load that pggit's dashboards were tested with.
+-- A thousand deliveries for fifty webhooks, 2000 to 2049: the load that the dashboards of pggit
+-- were tested with.
 INSERT INTO pggit.alert_delivery_queue (
     alert_id, webhook_id, message_body, delivery_status,
     retry_count, max_retries, created_at

@@ -1,5 +1,6 @@
--- The receiver said 410 Gone. A registry row that somebody is just changing is left to them (the next 410 tries again): to wait
--- for it while holding lanes would keep everybody's results waiting, and could deadlock with the change's own trigger.
+-- The receiver answered 410 Gone. A registry row that another transaction is changing is skipped
+-- (the next 410 tries again): to wait for it while holding lanes would delay the results of all
+-- workers, and could deadlock with the trigger of that change.
 UPDATE pggit.webhooks SET enabled = false, disabled_reason = %(reason)s
  WHERE webhook_id = ANY (ARRAY(SELECT w.webhook_id
                                  FROM pggit.webhooks w

@@ -1,4 +1,5 @@
--- Attempts that stand twice among the newest of the attempt log: the fence lets each claim be recorded once.
+-- Attempts that stand twice among the newest of the attempt log: the fence lets each claim be
+-- recorded once.
 WITH newest AS MATERIALIZED (
     SELECT delivery_id, event_details->>'attempt' AS attempt
       FROM pggit.alert_delivery_log

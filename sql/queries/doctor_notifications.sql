@@ -1,4 +1,5 @@
--- How full the queue of notifications is, and the oldest transaction: a session that listens reads none while it is in one.
+-- How full the queue of notifications is, and the oldest transaction: a session that listens reads
+-- none while it is in one.
 SELECT pg_notification_queue_usage() AS usage, s.pid, s.usename, s.application_name,
        extract(epoch FROM now() - s.xact_start)::float8 AS age_s
   FROM (SELECT) one

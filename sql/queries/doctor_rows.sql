@@ -1,6 +1,7 @@
 -- Impossible rows among the newest deliveries that webhookd attempted (the history may be long).
 WITH newest AS MATERIALIZED (
-    SELECT delivery_id, delivery_status, delivered_at, retry_count, max_retries, attempts, lease_until, leased_by
+    SELECT delivery_id, delivery_status, delivered_at, retry_count, max_retries, attempts,
+           lease_until, leased_by
       FROM pggit.alert_delivery_queue
      ORDER BY delivery_id DESC
      LIMIT 10000

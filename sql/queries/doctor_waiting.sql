@@ -1,8 +1,9 @@
--- The lanes in which deliveries wait, by what they wait for. One entry of each index is read a lane, however many rows wait.
+-- The lanes in which deliveries wait, by what they wait for. One entry of each index is read a
+-- lane, however many rows wait.
 WITH RECURSIVE new (webhook_id, oldest, routed) AS (
     (SELECT q.webhook_id, q.next_retry_at, false
        FROM pggit.alert_delivery_queue q
-      WHERE NOT q.routed AND q.delivery_status IN ('pending', 'retrying')
+      WHERE {new:q}
       ORDER BY q.webhook_id, q.next_retry_at LIMIT 1)
     UNION ALL
     SELECT x.webhook_id, x.next_retry_at, false
@@ -10,12 +11,12 @@ WITH RECURSIVE new (webhook_id, oldest, routed) AS (
      CROSS JOIN LATERAL (
         SELECT q.webhook_id, q.next_retry_at
           FROM pggit.alert_delivery_queue q
-         WHERE NOT q.routed AND q.delivery_status IN ('pending', 'retrying') AND q.webhook_id > n.webhook_id
+         WHERE {new:q} AND q.webhook_id > n.webhook_id
          ORDER BY q.webhook_id, q.next_retry_at LIMIT 1) x
 ), known (webhook_id, oldest, routed) AS (
     (SELECT q.webhook_id, q.next_retry_at, true
        FROM pggit.alert_delivery_queue q
-      WHERE q.routed AND q.delivery_status IN ('pending', 'retrying') AND q.leases_lost < 3
+      WHERE {routed:q}
       ORDER BY q.webhook_id, q.next_retry_at LIMIT 1)
     UNION ALL
     SELECT x.webhook_id, x.next_retry_at, true
@@ -23,8 +24,7 @@ WITH RECURSIVE new (webhook_id, oldest, routed) AS (
      CROSS JOIN LATERAL (
         SELECT q.webhook_id, q.next_retry_at
           FROM pggit.alert_delivery_queue q
-         WHERE q.routed AND q.delivery_status IN ('pending', 'retrying') AND q.leases_lost < 3
-           AND q.webhook_id > k.webhook_id
+         WHERE {routed:q} AND q.webhook_id > k.webhook_id
          ORDER BY q.webhook_id, q.next_retry_at LIMIT 1) x
 ), lane AS (
     SELECT webhook_id, min(oldest) AS oldest, min(oldest) FILTER (WHERE routed) AS oldest_routed
@@ -33,19 +33,22 @@ WITH RECURSIVE new (webhook_id, oldest, routed) AS (
 ), judged AS (
     SELECT l.webhook_id, l.oldest,
            CASE WHEN w.webhook_id IS NULL AND l.webhook_id < 1 THEN 'impossible'
-                WHEN w.webhook_id IS NULL THEN 'unregistered'
-                WHEN NOT w.enabled THEN CASE WHEN w.disabled_reason = '410 Gone' THEN 'gone' ELSE 'paused' END
+                WHEN NOT w.enabled AND w.disabled_reason = {gone_reason} THEN 'gone'
+                WHEN {barred:w} IS NOT NULL THEN {barred:w}
                 -- Workers know of a row, but of no time at which to look at it.
-                WHEN l.oldest_routed < now() - interval '60 seconds' AND h.runnable_at IS NULL THEN 'parked'
+                WHEN l.oldest_routed < now() - interval '60 seconds' AND h.runnable_at IS NULL
+                     THEN 'parked'
                 WHEN l.oldest > now() THEN 'scheduled'
                 WHEN h.blocked_by IS NULL
-                     OR coalesce(h.runnable_at, '-infinity') < now() - %(overdue_s)s * interval '1 second' THEN 'due'
+                     OR coalesce(h.runnable_at, '-infinity')
+                        < now() - %(overdue_s)s * interval '1 second' THEN 'due'
                 ELSE 'blocked' END AS cause
       FROM lane l
       LEFT JOIN pggit.webhooks w USING (webhook_id)
       LEFT JOIN pggit.webhook_health_metrics h USING (webhook_id)
 )
-SELECT cause, count(*) AS webhooks, (array_agg(webhook_id ORDER BY oldest, webhook_id))[1:10] AS webhook_ids,
+SELECT cause, count(*) AS webhooks,
+       (array_agg(webhook_id ORDER BY oldest, webhook_id))[1:10] AS webhook_ids,
        extract(epoch FROM now())::float8 - extract(epoch FROM min(oldest))::float8 AS oldest_s
   FROM judged
  GROUP BY cause

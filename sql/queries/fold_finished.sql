@@ -1,4 +1,5 @@
--- Sum up finished_counts, unless there is little to sum. One worker at a time does it; rows that a record adds meanwhile stay.
+-- Sum up finished_counts, unless there is little to sum. One worker at a time does it; rows that a
+-- record adds meanwhile stay.
 WITH folded AS (
     DELETE FROM pggit.finished_counts
      WHERE (SELECT count(*) FROM pggit.finished_counts) > 20

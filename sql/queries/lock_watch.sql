@@ -1,2 +1,3 @@
--- Whoever changes the flag or who keeps the watch does it alone. The number is webhookd's own ("webh" in ASCII).
+-- The flag, and who holds the duty to be notified, change under this lock, one change at a time.
+-- The number is webhookd's own ("webh" in ASCII).
 SELECT pg_advisory_xact_lock(2003132008)

@@ -1,29 +1,30 @@
--- Count what waits, by what it waits for. One worker does it for all. Each index of waiting rows is read once, and grouped in its
--- own order: grouping the three together, or by due and not due as well, takes twice as long.
+-- Count what waits, by what it waits for. One worker does it for all. Each index of waiting rows is
+-- read once, and grouped in its own order: to group the three together, or by due and not due as
+-- well, takes twice as long.
 WITH waiting AS (
-    SELECT q.webhook_id, count(*) AS deliveries, count(*) FILTER (WHERE q.next_retry_at <= now()) AS due,
-           min(q.next_retry_at) AS oldest
+    SELECT q.webhook_id, count(*) AS deliveries,
+           count(*) FILTER (WHERE q.next_retry_at <= now()) AS due, min(q.next_retry_at) AS oldest
       FROM pggit.alert_delivery_queue q
-     WHERE NOT q.routed AND q.delivery_status IN ('pending', 'retrying')
+     WHERE {new:q}
      GROUP BY q.webhook_id
      UNION ALL
-    SELECT q.webhook_id, count(*), count(*) FILTER (WHERE q.next_retry_at <= now()), min(q.next_retry_at)
+    SELECT q.webhook_id, count(*), count(*) FILTER (WHERE q.next_retry_at <= now()),
+           min(q.next_retry_at)
       FROM pggit.alert_delivery_queue q
-     WHERE q.routed AND q.delivery_status IN ('pending', 'retrying') AND q.leases_lost < 3
+     WHERE {routed:q}
      GROUP BY q.webhook_id
      UNION ALL
-    SELECT q.webhook_id, count(*), count(*) FILTER (WHERE q.next_retry_at <= now()), min(q.next_retry_at)
+    SELECT q.webhook_id, count(*), count(*) FILTER (WHERE q.next_retry_at <= now()),
+           min(q.next_retry_at)
       FROM pggit.alert_delivery_queue q
-     WHERE q.routed AND q.delivery_status IN ('pending', 'retrying') AND q.leases_lost >= 3
+     WHERE q.routed AND {quarantined:q}
      GROUP BY q.webhook_id
 ), by_cause AS (
     SELECT c.cause, sum(c.deliveries) AS deliveries, min(c.oldest) AS oldest
       FROM waiting q
       LEFT JOIN pggit.webhooks w USING (webhook_id)
       LEFT JOIN pggit.webhook_health_metrics h USING (webhook_id)
-     CROSS JOIN LATERAL (
-        SELECT CASE WHEN w.webhook_id IS NULL THEN 'unregistered' WHEN NOT w.enabled THEN 'paused' END
-     ) AS b (barred)
+     CROSS JOIN LATERAL (SELECT {barred:w}) AS b (barred)
      CROSS JOIN LATERAL (VALUES
         (coalesce(b.barred, h.blocked_by, 'due'), q.due, CASE WHEN q.due > 0 THEN q.oldest END),
         (coalesce(b.barred, 'scheduled'), q.deliveries - q.due, NULL)
@@ -32,9 +33,11 @@ WITH waiting AS (
 )
 INSERT INTO pggit.queue_depth AS d (cause, deliveries, oldest_due_seconds, counted_at)
 SELECT c.cause, coalesce(b.deliveries, 0),
-       CASE WHEN c.cause = 'due' THEN extract(epoch FROM now() - nullif(b.oldest, '-infinity'))::float8 END,
+       CASE WHEN c.cause = 'due'
+            THEN extract(epoch FROM now() - nullif(b.oldest, '-infinity'))::float8 END,
        clock_timestamp()  -- when it is known: a count may take longer than it stays fresh
-  FROM unnest(ARRAY['due', 'scheduled', 'paused', 'circuit', 'hold', 'rate', 'in_flight', 'unregistered']) AS c (cause)
+  FROM unnest({queue_causes}) AS c (cause)
   LEFT JOIN by_cause b USING (cause)
 ON CONFLICT (cause) DO UPDATE
-   SET deliveries = excluded.deliveries, oldest_due_seconds = excluded.oldest_due_seconds, counted_at = excluded.counted_at
+   SET deliveries = excluded.deliveries, oldest_due_seconds = excluded.oldest_due_seconds,
+       counted_at = excluded.counted_at

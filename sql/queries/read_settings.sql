@@ -1,6 +1,6 @@
--- The registry's word on the lanes just locked. A statement of its own: its snapshot is younger than the locks, so a
--- registration or a resume that committed before them is seen, and a later one finds the lane parked and unparks it.
-SELECT webhook_id, url, enabled, secret, headers::text, timeout_seconds, max_in_flight, rate_limit_per_second,
-       rate_limit_burst, retry_base_seconds, retry_max_seconds, circuit_failure_threshold, circuit_open_seconds
+-- The registry's rows of the lanes just locked. A statement of its own: its snapshot is younger
+-- than the locks, so it sees a registration or a resume that committed before them. One that
+-- commits later finds the lane parked, and its trigger makes the lane runnable.
+SELECT webhook_id, {settings_columns}
   FROM pggit.webhooks
  WHERE webhook_id = ANY (%(webhook_ids)s::bigint[])

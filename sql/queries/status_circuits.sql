@@ -1,6 +1,7 @@
 -- Registered webhooks whose circuit is not closed, the longest waiting first.
 SELECT h.webhook_id, h.circuit_state, h.consecutive_failures,
-       CASE WHEN h.circuit_until > now() THEN extract(epoch FROM h.circuit_until - now())::float8 END AS probe_in_s
+       CASE WHEN h.circuit_until > now()
+            THEN extract(epoch FROM h.circuit_until - now())::float8 END AS probe_in_s
   FROM pggit.webhook_health_metrics h
   JOIN pggit.webhooks w USING (webhook_id)
  WHERE h.circuit_state <> 'closed'

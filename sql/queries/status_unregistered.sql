@@ -1,4 +1,4 @@
--- Webhooks that deliveries wait for although nobody has registered them.
+-- Webhooks that deliveries wait for although they are not registered.
 SELECT q.webhook_id, count(*) AS waiting
   FROM pggit.v_waiting_deliveries q
  WHERE NOT EXISTS (SELECT FROM pggit.webhooks w WHERE w.webhook_id = q.webhook_id)

@@ -1,10 +1,11 @@
--- Lanes whose state may be wrong: parked although rows wait that nothing else will bring up (a trigger was off, a row was
--- locked when its lane was read), without a row of their own, or with leases counted. One probe a lane with waiting rows;
--- the suspects, which are few, are read one by one. What parks a lane keeps none of them waiting: only that there is none.
+-- Lanes whose state may be wrong: without a row of their own; with leases counted; or parked
+-- although rows wait that no timer brings up (a trigger was off, or a row was locked when its lane
+-- was read). One probe a lane with routed rows. The rows in quarantine, which are few, are read one
+-- by one: a parked lane keeps none of them waiting, only a missing one does.
 WITH RECURSIVE lane (webhook_id) AS (
     (SELECT q.webhook_id
        FROM pggit.alert_delivery_queue q
-      WHERE q.routed AND q.delivery_status IN ('pending', 'retrying') AND q.leases_lost < 3
+      WHERE {routed:q}
       ORDER BY q.webhook_id LIMIT 1)
     UNION ALL
     SELECT x.webhook_id
@@ -12,8 +13,7 @@ WITH RECURSIVE lane (webhook_id) AS (
      CROSS JOIN LATERAL (
         SELECT q.webhook_id
           FROM pggit.alert_delivery_queue q
-         WHERE q.routed AND q.delivery_status IN ('pending', 'retrying') AND q.leases_lost < 3
-           AND q.webhook_id > l.webhook_id
+         WHERE {routed:q} AND q.webhook_id > l.webhook_id
          ORDER BY q.webhook_id LIMIT 1) x
 )
 SELECT l.webhook_id
@@ -24,12 +24,12 @@ SELECT l.webhook_id
     OR (w.enabled AND h.runnable_at IS NULL)
     OR (w.enabled AND h.blocked_by IS NULL AND h.runnable_at > now()
         AND EXISTS (SELECT FROM pggit.alert_delivery_queue q
-                     WHERE q.webhook_id = l.webhook_id AND q.routed AND q.delivery_status IN ('pending', 'retrying')
-                       AND q.leases_lost < 3 AND q.next_retry_at <= now()))
+                     WHERE q.webhook_id = l.webhook_id AND {routed:q}
+                       AND q.next_retry_at <= now()))
 UNION
 SELECT h.webhook_id FROM pggit.webhook_health_metrics h WHERE h.in_flight > 0
 UNION
 SELECT q.webhook_id
   FROM pggit.alert_delivery_queue q
- WHERE q.delivery_status IN ('pending', 'retrying') AND q.leases_lost >= 3
+ WHERE {quarantined:q}
    AND NOT EXISTS (SELECT FROM pggit.webhook_health_metrics h WHERE h.webhook_id = q.webhook_id)

@@ -5,7 +5,8 @@ UPDATE pggit.webhook_health_metrics h
        failed_deliveries = h.failed_deliveries + r.total - r.successful,
        response_time_sum_ms = h.response_time_sum_ms + r.sum_ms,
        avg_response_time_ms = CASE WHEN r.total = 0 THEN h.avg_response_time_ms
-           ELSE round(((h.response_time_sum_ms + r.sum_ms) / (h.total_deliveries + r.total))::numeric, 2) END,
+           ELSE round(((h.response_time_sum_ms + r.sum_ms) / (h.total_deliveries + r.total))
+                      ::numeric, 2) END,
        min_response_time_ms = least(h.min_response_time_ms, round(r.min_ms::numeric, 2)),
        max_response_time_ms = greatest(h.max_response_time_ms, round(r.max_ms::numeric, 2)),
        last_check_at = CASE WHEN r.total > 0 THEN now() ELSE h.last_check_at END,
@@ -22,12 +23,7 @@ UPDATE pggit.webhook_health_metrics h
        in_flight = r.in_flight,
        runnable_at = to_timestamp(r.runnable_at),
        blocked_by = r.blocked_by
-  FROM unnest(%(webhook_ids)s::bigint[], %(totals)s::int[], %(successfuls)s::int[], %(sums_ms)s::float8[],
-              %(mins_ms)s::float8[], %(maxs_ms)s::float8[], %(health_statuses)s::text[], %(failures)s::int[],
-              %(circuit_states)s::text[], %(circuit_epochs)s::bigint[], %(circuit_untils)s::float8[],
-              %(hold_untils)s::float8[], %(tokens)s::float8[], %(tokens_ats)s::float8[], %(in_flights)s::int[],
-              %(runnable_ats)s::float8[], %(blocked_bys)s::text[])
-       AS r (webhook_id, total, successful, sum_ms, min_ms, max_ms, health_status, failures, circuit_state, circuit_epoch,
-             circuit_until, hold_until, tokens, tokens_at, in_flight, runnable_at, blocked_by)
- WHERE h.webhook_id = ANY (%(webhook_ids)s::bigint[])  -- looked up, whatever the planner believes of the table
+  FROM {settled_lanes}
+ -- The list has the rows looked up by their key (see claim).
+ WHERE h.webhook_id = ANY (%(webhook_ids)s::bigint[])
    AND h.webhook_id = r.webhook_id

@@ -1,4 +1,4 @@
--- After an id was given by hand: a later plain INSERT without one must not draw the same from the sequence.
+-- After an id was given by hand: a later plain INSERT must not get the same from the sequence.
 SELECT setval(s.name::regclass, %(webhook_id)s)
   FROM (SELECT pg_get_serial_sequence('pggit.webhooks', 'webhook_id') AS name) s
  WHERE s.name IS NOT NULL AND has_sequence_privilege(s.name, 'UPDATE')

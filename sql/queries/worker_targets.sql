@@ -1,2 +1,6 @@
--- Where the fleet's workers serve their metrics, workers included that have been silent for a while: their silence must show.
-SELECT worker_id, metrics_address FROM pggit.workers WHERE metrics_address IS NOT NULL ORDER BY worker_id, seen_at
+-- Where the fleet's workers serve their metrics. Workers that have been silent for a while are
+-- included: their silence must show.
+SELECT worker_id, metrics_address
+  FROM pggit.workers
+ WHERE metrics_address IS NOT NULL
+ ORDER BY worker_id, seen_at

@@ -202,7 +202,7 @@ def test_a_claim_takes_exactly_the_deliveries_that_are_explained_as_free(
         for _ in webhooks:
             taken |= {
                 claimed.delivery_id
-                for claimed in worker.claimer.claim_suspect(worker.connection).deliveries
+                for claimed in worker.claimer.claim_quarantined(worker.connection).deliveries
             }
     assert 10 < len(free) < 90, "the states are mixed"
     differing = sorted(free ^ (taken & said.keys()))

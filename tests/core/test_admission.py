@@ -210,3 +210,23 @@ def test_an_admission_has_the_property(holds: Callable[[ModuleType, settings], N
 def test_a_planted_mutant_is_caught_by_its_property(mutant: Mutant) -> None:
     with pytest.raises(AssertionError):
         ADMIT[mutant.killed_by](mutant.plant(), HUNT)
+
+
+@given(
+    st.lists(st.tuples(lane_states, st.one_of(st.none(), registered)), max_size=6),
+    st.integers(1, 12),
+)
+def test_a_limit_is_shared_by_lanes_and_never_exceeded(
+    pairs: list[tuple[Lane, WebhookSettings | None]], limit: int
+) -> None:
+    locked = [replace(lane, webhook_id=number) for number, (lane, _) in enumerate(pairs)]
+    of_webhook = {number: item for number, (_, item) in enumerate(pairs) if item is not None}
+    given_out = lanes.admit_all(locked, of_webhook, now=NOW, limit=limit, lease_s=40.0)
+    quotas = [admission.quota for admission in given_out]
+    assert sum(quotas) <= limit
+    assert len(given_out) == len(locked) or sum(quotas) == limit
+    for number, (lane, admission) in enumerate(zip(locked, given_out, strict=False)):
+        share = math.ceil((limit - sum(quotas[:number])) / (len(locked) - number))
+        alone = lanes.admit(lane, of_webhook.get(number), now=NOW, wish=share)
+        assert replace(admission, runnable_at=None) == replace(alone, runnable_at=None)
+        assert admission.runnable_at == (NOW + 40.0 if alone.probe else alone.runnable_at)

@@ -184,7 +184,10 @@ def test_a_claim_looks_at_as_many_lanes_as_it_takes_to_be_full(
     """
     register(database, *range(1, 1001))
     lanes_of(database, *range(1, 1001))
-    one_each = "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) SELECT i, '{}' FROM generate_series(1, 1000) i"
+    one_each = (
+        "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body)"
+        " SELECT i, '{}' FROM generate_series(1, 1000) i"
+    )
     database.execute(one_each)
     brought = [len(worker.claim(100).deliveries) for _ in range(20)]
     assert brought[0] == 5  # as many lanes as deep ones would need
@@ -282,7 +285,7 @@ def test_a_queue_row_that_an_operator_holds_is_skipped_without_waiting(
     assert ids(worker.take_all()) == [held]
 
 
-def test_a_tried_row_that_was_held_for_a_moment_comes_up_with_the_sweep_although_others_wait_for_later(
+def test_a_tried_row_that_was_held_comes_up_with_the_sweep_although_others_wait_for_later(
     database: Database, worker: Engine
 ) -> None:
     register(database, 1, retry_base_seconds=1000)
@@ -312,9 +315,9 @@ def test_a_suspect_whose_lane_is_gone_comes_up_with_the_sweep(
             "UPDATE pggit.alert_delivery_queue SET delivery_status = 'pending', leases_lost = 3"
         )
         connection.execute("DELETE FROM pggit.webhook_health_metrics")
-    assert worker.claimer.claim_suspect(worker.connection) == Claim()
+    assert worker.claimer.claim_quarantined(worker.connection) == Claim()
     worker.sweep()
-    assert ids(worker.claimer.claim_suspect(worker.connection).deliveries) == [suspect]
+    assert ids(worker.claimer.claim_quarantined(worker.connection).deliveries) == [suspect]
 
 
 def test_a_registration_in_an_open_transaction_keeps_nobody_waiting(
@@ -367,7 +370,7 @@ def test_an_empty_queue_asks_for_no_look_at_all(database: Database, worker: Engi
     register(database, 1)
     worker.take_all()
     look = worker.claimer.next_look(worker.connection)
-    assert (look.lane_s, look.suspect_s, look.new_rows) == (math.inf, math.inf, False)
+    assert (look.lane_s, look.quarantined_s, look.new_rows) == (math.inf, math.inf, False)
 
 
 def test_the_next_look_is_the_earliest_of_the_retries_due(
@@ -389,19 +392,3 @@ def test_a_lane_with_more_due_rows_asks_to_be_looked_at_at_once(
     claim = worker.claim(10)
     assert claim.full
     assert worker.claimer.next_look(worker.connection).lane_s <= 0
-
-
-def test_a_claim_says_whether_other_workers_hold_the_lanes_with_new_rows(
-    database: Database, worker: Engine
-) -> None:
-    register(database, 1, 2)
-    worker.take_all()
-    insert(database, 1)
-    insert(database, 2)
-    with database.connect(autocommit=False) as operator:
-        operator.execute(
-            "SELECT 1 FROM pggit.webhook_health_metrics WHERE webhook_id = 2 FOR UPDATE"
-        )
-        assert worker.claim().contended
-        operator.rollback()
-    assert not worker.claim().contended

@@ -6,12 +6,12 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.support.blocks import block, unblock
 from tests.support.engine import (
     TEN_MINUTES_S,
     Engine,
     answered,
     assert_books_balance,
-    block,
     delivery,
     engine,
     given_back,
@@ -22,7 +22,6 @@ from tests.support.engine import (
     let_pass,
     register,
     statuses,
-    unblock,
     unseen,
 )
 from tests.support.postgres import Database
@@ -35,7 +34,7 @@ from webhookd.postgres.claim import ClaimInDoubtError
 def lose_the_commits_answer(
     worker: Engine, monkeypatch: pytest.MonkeyPatch, *, stored: bool
 ) -> None:
-    """Have the connection break with the next COMMIT: after it was *stored*, or before it was sent."""
+    """Have the connection break with the next COMMIT: after it was *stored*, or before."""
     execute = worker.connection.execute
 
     def breaking(query: Any, *args: Any, **kwargs: Any) -> Any:
@@ -69,7 +68,7 @@ def test_a_claim_whose_commit_was_not_answered_can_be_given_back_at_once(
             )
     lose_the_commits_answer(worker, monkeypatch, stored=stored)
     with pytest.raises(ClaimInDoubtError) as doubt:
-        worker.claimer.claim_suspect(worker.connection) if suspect else worker.claim()
+        worker.claimer.claim_quarantined(worker.connection) if suspect else worker.claim()
     assert ids(doubt.value.deliveries) == due
     assert statuses(database) == {"sending" if stored else "pending": 1}
     recorded = other.finish(doubt.value.deliveries, given_back())
@@ -81,7 +80,7 @@ def test_a_claim_whose_commit_was_not_answered_can_be_given_back_at_once(
         0,
     )
     assert (state["in_flight"], state["tokens"] or 20) == (0, pytest.approx(20, abs=0.1))
-    again = other.claimer.claim_suspect(other.connection) if suspect else other.claim()
+    again = other.claimer.claim_quarantined(other.connection) if suspect else other.claim()
     assert ids(again.deliveries) == due
 
 
@@ -111,14 +110,14 @@ def test_a_row_that_lost_three_leases_is_claimed_alone_and_nowhere_else(
     for _ in range(3):
         assert ids(worker.take_all()) == [suspect]
         lose(database, worker)
-    assert 0 < worker.claimer.next_look(worker.connection).suspect_s <= 6
+    assert 0 < worker.claimer.next_look(worker.connection).quarantined_s <= 6
     let_pass(database, TEN_MINUTES_S)
-    assert worker.claimer.next_look(worker.connection).suspect_s <= 0
+    assert worker.claimer.next_look(worker.connection).quarantined_s <= 0
     [healthy] = insert(database, 1)
     assert ids(worker.take_all()) == [healthy]
-    [claimed] = worker.claimer.claim_suspect(worker.connection).deliveries
+    [claimed] = worker.claimer.claim_quarantined(worker.connection).deliveries
     assert (claimed.delivery_id, claimed.leases_lost) == (suspect, 3)
-    assert not worker.claimer.claim_suspect(worker.connection).deliveries
+    assert not worker.claimer.claim_quarantined(worker.connection).deliveries
     worker.finish([claimed], answered(200))
     assert delivery(database, suspect)["delivery_status"] == "delivered"
 
@@ -134,9 +133,9 @@ def test_after_six_lost_leases_a_row_is_failed_and_says_why(
         lose(database, worker)
     for _ in range(3):
         let_pass(database, TEN_MINUTES_S)
-        assert ids(worker.claimer.claim_suspect(worker.connection).deliveries) == [poison]
+        assert ids(worker.claimer.claim_quarantined(worker.connection).deliveries) == [poison]
         lose(database, worker)
-        delays.append(worker.claimer.next_look(worker.connection).suspect_s)
+        delays.append(worker.claimer.next_look(worker.connection).quarantined_s)
     row = delivery(database, poison)
     assert (row["delivery_status"], row["leases_lost"], row["retry_count"], row["attempts"]) == (
         "failed",
@@ -166,12 +165,12 @@ def test_a_suspect_of_a_blocked_webhook_waits_and_goes_out_once_it_is_free(
             [suspect],
         )
     lanes_of(database, 1)
-    assert not worker.claimer.claim_suspect(worker.connection).deliveries
-    assert worker.claimer.next_look(worker.connection).suspect_s > 0
+    assert not worker.claimer.claim_quarantined(worker.connection).deliveries
+    assert worker.claimer.next_look(worker.connection).quarantined_s > 0
     assert delivery(database, suspect)["leases_lost"] == 3
     unblock(database, worker, cause, in_flight)
     let_pass(database, 61)
-    assert ids(worker.claimer.claim_suspect(worker.connection).deliveries) == [suspect]
+    assert ids(worker.claimer.claim_quarantined(worker.connection).deliveries) == [suspect]
 
 
 def test_a_suspect_counts_for_tokens_in_flight_and_the_probe(database: Database) -> None:
@@ -182,7 +181,7 @@ def test_a_suspect_counts_for_tokens_in_flight_and_the_probe(database: Database)
         with unseen(database) as connection:
             connection.execute("UPDATE pggit.alert_delivery_queue SET leases_lost = 3")
         let_pass(database, TEN_MINUTES_S)
-        [claimed] = worker.claimer.claim_suspect(worker.connection).deliveries
+        [claimed] = worker.claimer.claim_quarantined(worker.connection).deliveries
         state = lane(database, 1)
         assert (state["circuit_state"], state["in_flight"], state["tokens"]) == ("half_open", 1, 4)
         worker.finish([claimed], answered(200))
@@ -205,7 +204,7 @@ def test_a_counter_that_is_wrong_does_not_keep_a_suspect_from_its_turn(
     assert ids(worker.take_all()) == others
     database.execute("DELETE FROM pggit.alert_delivery_queue WHERE delivery_status = 'sending'")
     assert lane(database, 1)["in_flight"] == 2
-    assert ids(worker.claimer.claim_suspect(worker.connection).deliveries) == [suspect]
+    assert ids(worker.claimer.claim_quarantined(worker.connection).deliveries) == [suspect]
     assert lane(database, 1)["in_flight"] == 1
 
 

@@ -7,11 +7,11 @@ from collections import Counter
 
 import pytest
 
+from tests.support.blocks import block, unblock
 from tests.support.engine import (
     STANDARD,
     Engine,
     answered,
-    block,
     engine,
     given_back,
     ids,
@@ -23,7 +23,6 @@ from tests.support.engine import (
     not_allowed,
     register,
     run_at_once,
-    unblock,
 )
 from tests.support.postgres import Database
 from webhookd.core.breaker import CircuitState
@@ -308,3 +307,19 @@ def test_a_probe_that_said_nothing_leaves_the_circuit_open_for_the_next(
     worker.finish(worker.take_all(), not_allowed())
     assert lane(database, 1)["circuit_state"] == "half_open"
     assert len(worker.take_all()) == 1
+
+
+def test_a_claim_says_whether_other_workers_hold_the_lanes_with_new_rows(
+    database: Database, worker: Engine
+) -> None:
+    register(database, 1, 2)
+    worker.take_all()
+    insert(database, 1)
+    insert(database, 2)
+    with database.connect(autocommit=False) as operator:
+        operator.execute(
+            "SELECT 1 FROM pggit.webhook_health_metrics WHERE webhook_id = 2 FOR UPDATE"
+        )
+        assert worker.claim().contended
+        operator.rollback()
+    assert not worker.claim().contended

@@ -24,7 +24,7 @@ from webhookd.core.model import Delivery, Result
 
 GATE = 770_077
 WAIT = f"(SELECT pg_advisory_xact_lock({GATE})) IS NOT NULL"
-TIMER_HAS_COME = "h.runnable_at BETWEEN to_timestamp(%(lanes_floor)s) AND now()"
+TIMER_HAS_COME = "h.runnable_at BETWEEN to_timestamp(%(lanes_from)s) AND now()"
 
 
 @contextmanager
@@ -73,7 +73,7 @@ def with_the_rows_of_the_locks_snapshot(name: str, text: str) -> str:
         listed = (
             "w.delivery_id = ANY (string_to_array(current_setting('test.seen'), ',')::bigint[])"
         )
-        due = "w.next_retry_at BETWEEN to_timestamp(l.floor) AND now()"
+        due = "w.next_retry_at BETWEEN to_timestamp(l.mark) AND now()"
         return replaced(text, due, f"{due} AND {listed}")
     return text
 

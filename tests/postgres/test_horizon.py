@@ -24,7 +24,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def past(database: Database, worker: Engine) -> Iterator[None]:
-    """6,000 rows of two webhooks that were delivered while somebody held a snapshot, which lasts."""
+    """6,000 rows of two webhooks that were delivered while a snapshot was held, which lasts."""
     register(database, 1, 2)
     lanes_of(database, 1, 2)
     with database.connect(autocommit=False) as reader:
@@ -72,7 +72,7 @@ def test_a_look_that_was_slow_is_the_last_to_walk_through_what_was_delivered(
 
 
 @pytest.mark.usefixtures("slow")
-def test_rows_above_the_floors_are_claimed_at_once(
+def test_rows_above_the_marks_are_claimed_at_once(
     database: Database, worker: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(horizon, "FULL_LOOKS_SHARE", 1e-6)
@@ -113,7 +113,7 @@ def test_a_claim_begins_where_the_last_one_of_that_lane_did(
 
 @pytest.mark.usefixtures("slow")
 @pytest.mark.parametrize("others", [0, 100], ids=["nothing else waits", "the lane is never empty"])
-def test_a_row_that_is_given_back_is_found_below_its_lanes_floor(
+def test_a_row_that_is_given_back_is_found_below_its_lanes_mark(
     database: Database, worker: Engine, other: Engine, monkeypatch: pytest.MonkeyPatch, others: int
 ) -> None:
     monkeypatch.setattr(horizon, "FORGET_AFTER_S", 0.5 if others else math.inf)
@@ -136,7 +136,7 @@ def test_a_row_that_is_given_back_is_found_below_its_lanes_floor(
 
 
 @pytest.mark.usefixtures("slow")
-def test_a_row_below_the_floor_waits_for_the_next_full_look_only(
+def test_a_row_below_the_mark_waits_for_the_next_full_look_only(
     database: Database, worker: Engine
 ) -> None:
     register(database, 1)
@@ -147,7 +147,7 @@ def test_a_row_below_the_floor_waits_for_the_next_full_look_only(
 
 
 @pytest.mark.usefixtures("slow")
-def test_a_lane_whose_timer_lies_below_the_floor_waits_for_the_next_full_look_only(
+def test_a_lane_whose_timer_lies_below_the_mark_waits_for_the_next_full_look_only(
     database: Database, worker: Engine
 ) -> None:
     register(database, 1, enabled=False)
@@ -162,7 +162,7 @@ def test_a_lane_whose_timer_lies_below_the_floor_waits_for_the_next_full_look_on
     assert claimed_in_time(worker) == [waiting]
 
 
-def test_there_are_no_floors_while_looks_are_fast(
+def test_there_are_no_marks_while_looks_are_fast(
     database: Database, worker: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(horizon, "SLOW_LOOK_S", 0.0)
@@ -175,9 +175,9 @@ def test_there_are_no_floors_while_looks_are_fast(
     assert worker.claimer.next_look(worker.connection).lane_s == math.inf
 
 
-def alarmed(floor: horizon.Horizon, seconds: float, *, lanes: int) -> bool:
-    floor.looked(seconds, lanes=lanes)
-    return floor.slow
+def alarmed(limits: horizon.Horizon, seconds: float, *, lanes: int) -> bool:
+    limits.note_look(seconds, lanes=lanes)
+    return limits.slow
 
 
 def test_a_false_alarm_costs_one_full_look_and_then_none_for_a_while(
@@ -185,33 +185,33 @@ def test_a_false_alarm_costs_one_full_look_and_then_none_for_a_while(
 ) -> None:
     monkeypatch.setattr(horizon, "SLOW_LOOK_S", 30.0)
     monkeypatch.setattr(horizon, "FALSE_ALARM_S", 2.0)
-    floor = horizon.Horizon()
-    assert alarmed(floor, 60.0, lanes=1)
-    floor.keep(worker.connection)
-    assert not floor.slow
-    assert not alarmed(floor, 60.0, lanes=1)
-    eventually(lambda: alarmed(floor, 60.0, lanes=1), what="the next alarm is looked into")
+    limits = horizon.Horizon()
+    assert alarmed(limits, 60.0, lanes=1)
+    limits.refresh(worker.connection)
+    assert not limits.slow
+    assert not alarmed(limits, 60.0, lanes=1)
+    eventually(lambda: alarmed(limits, 60.0, lanes=1), what="the next alarm is looked into")
 
 
 @pytest.mark.usefixtures("slow")
-def test_a_full_look_that_the_database_gives_up_leaves_the_floors_as_they_are(
+def test_a_full_look_that_the_database_gives_up_leaves_the_marks_as_they_are(
     database: Database, worker: Engine
 ) -> None:
-    floor = horizon.Horizon()
-    assert alarmed(floor, 60.0, lanes=1)
-    floor.keep(worker.connection)
-    found = floor.floors
+    limits = horizon.Horizon()
+    assert alarmed(limits, 60.0, lanes=1)
+    limits.refresh(worker.connection)
+    found = limits.marks
     with database.connect(autocommit=False) as operator:
         operator.execute("LOCK TABLE pggit.alert_delivery_queue IN ACCESS EXCLUSIVE MODE")
         worker.connection.execute("SET lock_timeout = 0; SET statement_timeout = '100ms'")
-        eventually(lambda: floor.full_look_in_s <= 0)
-        floor.keep(worker.connection)
-    assert floor.floors == found
-    assert floor.slow
-    assert floor.full_look_in_s > 0
+        eventually(lambda: limits.full_look_in_s <= 0)
+        limits.refresh(worker.connection)
+    assert limits.marks == found
+    assert limits.slow
+    assert limits.full_look_in_s > 0
 
 
-def test_a_lanes_floor_leaves_room_for_what_commits_late(
+def test_a_lanes_mark_leaves_room_for_what_commits_late(
     database: Database, worker: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(horizon, "SLOW_LOOK_S", 0.0)
@@ -222,7 +222,7 @@ def test_a_lanes_floor_leaves_room_for_what_commits_late(
         claimed = worker.claim(1).deliveries
         worker.finish(claimed, given_back())
     assert ids(claimed) == [first]
-    assert worker.claimer._floor.of_lane(1) > -math.inf
+    assert worker.claimer._horizon.lane_mark(1) > -math.inf
     [late] = insert(database, 1, due_in_s=-1)
     with unseen(database) as connection:
         connection.execute("UPDATE pggit.alert_delivery_queue SET routed = true WHERE NOT routed")
@@ -233,16 +233,16 @@ def test_a_lanes_floor_leaves_room_for_what_commits_late(
 def test_many_lanes_take_their_time_without_any_past(
     database: Database, worker: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    floor = horizon.Horizon()
-    assert not alarmed(floor, 0.02, lanes=100)
-    # Nor do floors stay because it takes long to find them for many webhooks.
+    limits = horizon.Horizon()
+    assert not alarmed(limits, 0.02, lanes=100)
+    # Nor do marks stay because it takes long to find them for many webhooks.
     database.execute(
         "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) SELECT n, '{}' FROM "
         "generate_series(1, 2000) n"
     )
     monkeypatch.setattr(horizon, "SLOW_LOOK_S", 0.001)
-    assert alarmed(floor, 0.02, lanes=1)
+    assert alarmed(limits, 0.02, lanes=1)
     began = time.monotonic()
-    floor.keep(worker.connection)
+    limits.refresh(worker.connection)
     assert time.monotonic() - began > horizon.SLOW_LOOK_S
-    assert not floor.slow
+    assert not limits.slow

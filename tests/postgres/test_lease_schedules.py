@@ -8,19 +8,24 @@ that kill six workers, and a lane at its cap whose counter is wrong.
 
 import math
 import random
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from unittest.mock import patch
 
 import psycopg
 import pytest
 
 from tests.support import breaking
-from tests.support.engine import Fault, register
-from tests.support.lease_schedule import WEBHOOKS, run_schedules
+from tests.support.engine import Fault, engine, register
+from tests.support.lease_schedule import Schedule
+from tests.support.lease_workers import DEFAULTS, WEBHOOKS, Worker
 from tests.support.postgres import Database, Server
 from webhookd.postgres import horizon
 from webhookd.postgres.claim import Claimer
 from webhookd.postgres.horizon import Horizon
+
+WORKERS = 3
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +43,36 @@ def looks_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(horizon, "SLOW_LOOK_S", 0.0)
 
 
+def run_schedules(
+    database: Database,
+    seeds: range,
+    *,
+    steps: int = 100,
+    mutate: Callable[[str, str], str] | None = None,
+) -> Counter[str]:
+    """Run one schedule for each seed; return what happened how often. A failure's note names its
+    seed.
+    """
+    happened: Counter[str] = Counter()
+    with ExitStack() as stack:
+        engines = [
+            stack.enter_context(
+                engine(database, f"worker-{number}", defaults=DEFAULTS, mutate=mutate)
+            )
+            for number in range(1, WORKERS + 1)
+        ]
+        session = stack.enter_context(database.connect())
+        for seed in seeds:
+            schedule = Schedule([Worker(engine) for engine in engines], session, seed)
+            try:
+                schedule.run(steps)
+            except AssertionError as error:
+                error.add_note(f"schedule of seed {seed}")
+                raise
+            happened += schedule.happened
+    return happened
+
+
 def test_whatever_breaks_each_row_has_one_owner_and_one_end(scheduled: Database) -> None:
     happened = run_schedules(scheduled, range(8))
     # What a schedule is for did happen.
@@ -52,21 +87,21 @@ def test_whatever_breaks_each_row_has_one_owner_and_one_end(scheduled: Database)
     assert all(happened[what] for what in expected), happened
 
 
-def test_a_floor_under_an_old_snapshot_hides_no_row_for_ever(
+def test_a_low_water_mark_under_an_old_snapshot_hides_no_row_for_ever(
     scheduled: Database, looks_are_slow: None
 ) -> None:
     happened = run_schedules(scheduled, range(8))
     assert happened["released"] and happened["recorded unheard"], happened
 
 
-def test_a_lane_whose_floor_outlives_its_last_row_is_found(
+def test_a_lane_whose_mark_outlives_its_last_row_is_found(
     scheduled: Database, looks_are_slow: None
 ) -> None:
-    def keep(floor: Horizon, webhook_id: int, first_at: float | None, *, now_at: float) -> None:
-        floor._lanes[webhook_id] = now_at, math.inf
+    def keep(horizon: Horizon, webhook_id: int, first_at: float | None, *, now_at: float) -> None:
+        horizon._lanes[webhook_id] = now_at, math.inf
 
     with (
-        patch.object(Horizon, "claimed", keep),
+        patch.object(Horizon, "note_claim", keep),
         pytest.raises(AssertionError, match="nobody's for ever"),
     ):
         run_schedules(scheduled, range(40))
@@ -98,9 +133,9 @@ FAULTS = {
     "reap takes leases that have not run out": Fault(
         "expired_leases", "AND q.lease_until <= now()", ""
     ),
-    "suspects are claimed with the rest": Fault(
+    "quarantined rows are claimed with the rest": Fault(
         "claim",
-        "AND w.leases_lost < 3 AND w.next_retry_at BETWEEN to_timestamp(l.floor) AND now()",
+        "AND w.leases_lost < 3 AND w.next_retry_at BETWEEN to_timestamp(l.mark) AND now()",
         "",
     ),
     "record forgets what is in flight": Fault("update_lanes", "in_flight = r.in_flight,", ""),

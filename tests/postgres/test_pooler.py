@@ -30,9 +30,11 @@ Application = psycopg.Connection[tuple[Any, ...]]
 # client's settings along.)
 SESSION = """
 SELECT name || ' = ' || setting FROM pg_catalog.pg_settings
- WHERE source = 'session' AND name NOT IN ('application_name', 'client_encoding', 'DateStyle', 'TimeZone')
+ WHERE source = 'session' AND name NOT IN
+       ('application_name', 'client_encoding', 'DateStyle', 'TimeZone')
 UNION ALL SELECT name || ' = ' || setting FROM pg_catalog.pg_settings
-           WHERE (name, setting) IN (('TimeZone', 'UTC'), ('DateStyle', 'ISO, MDY')) OR setting LIKE 'webhookd/%'
+           WHERE (name, setting) IN (('TimeZone', 'UTC'), ('DateStyle', 'ISO, MDY'))
+               OR setting LIKE 'webhookd/%'
 UNION ALL SELECT 'prepared: ' || statement FROM pg_catalog.pg_prepared_statements
 UNION ALL SELECT 'listens: ' || c FROM pg_catalog.pg_listening_channels() AS c
 UNION ALL SELECT 'locks: ' || objid FROM pg_catalog.pg_locks
@@ -42,7 +44,7 @@ UNION ALL SELECT 'locks: ' || objid FROM pg_catalog.pg_locks
 
 @pytest.fixture
 def dsn(database: Database) -> Iterator[str]:
-    """The test's database behind a pooler that has a single session, which everybody gets in turn."""
+    """The test's database behind a pooler with a single session, which all clients get in turn."""
     name = database.name
     database.execute(
         f"ALTER DATABASE {name} SET TimeZone = 'Asia/Tokyo'; ALTER DATABASE {name} SET DateStyle "
@@ -74,7 +76,7 @@ def test_a_transaction_has_webhookds_settings_and_leaves_none(
     with session.connect(dsn, application_name="test") as connection:
         assert connection.behind_pooler
         for _ in range(3):
-            with session.transaction(connection, durable=False, impatient=True) as cursor:
+            with session.transaction(connection, durable=False, lock_timeout_s=0.05) as cursor:
                 names = (
                     "search_path",
                     "statement_timeout",

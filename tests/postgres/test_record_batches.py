@@ -1,4 +1,4 @@
-"""Many results in one record: mixed, at once, of lanes that are held or gone, or recorded before."""
+"""Many results in one record: mixed, at once, of lanes locked or gone, or recorded again."""
 
 import random
 import threading

@@ -56,7 +56,10 @@ def register_each(database: Database, column: str, values: list[float], *, first
 
 
 def drop_checks(database: Database) -> None:
-    named = "SELECT conname FROM pg_constraint WHERE conrelid = 'pggit.webhooks'::regclass AND contype = 'c'"
+    named = (
+        "SELECT conname FROM pg_constraint"
+        " WHERE conrelid = 'pggit.webhooks'::regclass AND contype = 'c'"
+    )
     for (name,) in database.execute(named):
         database.execute(f'ALTER TABLE pggit.webhooks DROP CONSTRAINT "{name}"')
 

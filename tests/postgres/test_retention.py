@@ -174,7 +174,7 @@ def test_a_delivery_that_failed_of_lost_leases_is_kept_from_the_last_one_on(
                 writer.execute("UPDATE pggit.webhook_health_metrics SET runnable_at = now()")
             claimed = [
                 *worker.take_all(),
-                *worker.claimer.claim_suspect(worker.connection).deliveries,
+                *worker.claimer.claim_quarantined(worker.connection).deliveries,
             ]
             assert [item.delivery_id for item in claimed] == [delivery_id]
             assert worker.release(worker.incarnation).accepted

@@ -6,6 +6,7 @@ from psycopg.conninfo import make_conninfo
 
 from tests.support.postgres import Database, Server
 from webhookd.postgres import session
+from webhookd.postgres.arrays import text_array
 
 
 def test_a_server_that_is_read_only_counts_as_away(database: Database) -> None:
@@ -58,5 +59,5 @@ def test_array_literals_hold_whatever_text_there_is(database: Database) -> None:
         'a "quoted" one',
     ]
     with session.connect(database.dsn, application_name="test") as connection:
-        [(back,)] = connection.execute("SELECT %s::text[]", [session.text_array(texts)])
+        [(back,)] = connection.execute("SELECT %s::text[]", [text_array(texts)])
     assert back == texts

@@ -8,7 +8,9 @@ from importlib.resources import files
 import pytest
 
 from tests.support.engine import answered, engine, insert, register
-from tests.support.postgres import running_server
+from tests.support.postgres import Database, running_server
+from webhookd.core.lane import BlockedBy
+from webhookd.metrics.counts import QueueCause
 from webhookd.postgres import statements
 
 NAMES = sorted(
@@ -42,3 +44,45 @@ def test_pg_stat_statements_names_what_a_worker_does() -> None:
             "LIKE '%/* webhookd:%'"
         )}  # fmt: skip
     assert found >= {"lock_lanes", "claim", "settle", "update_lanes"}
+
+
+def partial_index(database: Database, name: str) -> str:
+    [(definition,)] = database.execute("SELECT pg_get_indexdef(to_regclass(%s))", [f"pggit.{name}"])
+    return str(definition).partition(" WHERE ")[2]
+
+
+@pytest.mark.parametrize(
+    ("index", "fragment"),
+    [("queue_new", "new"), ("queue_waiting", "routed"), ("queue_suspect", "quarantined")],
+)
+def test_a_condition_of_rows_is_that_of_its_index(
+    database: Database, index: str, fragment: str
+) -> None:
+    """An index keeps the number of leases that it was made with, so the constant is not free."""
+    condition = statements.FRAGMENTS[fragment].replace("@", "")
+    database.execute(
+        f"CREATE INDEX same ON pggit.alert_delivery_queue (webhook_id) WHERE {condition}"
+    )
+    assert partial_index(database, "same") == partial_index(database, index)
+
+
+def test_what_rows_wait_for_has_the_same_names_everywhere(database: Database) -> None:
+    assert {"due", "scheduled", *BlockedBy} == set(QueueCause)
+    database.execute(statements.load("measure_depth"))
+    assert {cause for (cause,) in database.execute("SELECT cause FROM pggit.queue_depth")} == {
+        *QueueCause
+    }
+    [(check,)] = database.execute(
+        "SELECT pg_get_constraintdef(oid) FROM pg_constraint"
+        " WHERE conrelid = 'pggit.webhook_health_metrics'::regclass"
+        " AND pg_get_constraintdef(oid) LIKE '%%blocked_by%%'"
+    )
+    assert set(re.findall(r"'(\w+)'", check)) == {*BlockedBy}
+
+
+def test_a_fragment_is_filled_in_with_the_alias_of_its_table() -> None:
+    text = statements.load("lock_quarantined_lane")
+    assert "WHERE q.delivery_status IN ('pending', 'retrying') AND q.leases_lost >= 3 AND" in text
+    for name in NAMES:
+        if not name.startswith("__"):
+            assert not re.search(r"[{@]\w", statements.load(name)), name

@@ -161,7 +161,7 @@ class Fleet(RuleBasedStateMachine):
     def claim_a_suspect(self, worker: int) -> None:
         engine = self.workers[worker]
         may_go = self.may_go(1, self.due("leases_lost >= 3"))
-        self.claimed(worker, engine.claimer.claim_suspect(engine.connection).deliveries, may_go)
+        self.claimed(worker, engine.claimer.claim_quarantined(engine.connection).deliveries, may_go)
 
     def claimed(self, worker: int, deliveries: Sequence[Delivery], may_go: int) -> None:
         assert len(deliveries) == may_go
@@ -257,7 +257,7 @@ class Fleet(RuleBasedStateMachine):
                 [WEBHOOK_ID],
             )
             assert engine.take(2) == []
-            assert engine.claimer.claim_suspect(engine.connection).deliveries == ()
+            assert engine.claimer.claim_quarantined(engine.connection).deliveries == ()
             assert not results or list(engine.record(results).deferred) == results
             operator.rollback()
 

@@ -107,7 +107,7 @@ def test_no_statement_of_a_worker_is_taken_for_an_operators(
         worker.finish(worker.take_all()[:3], answered(200))
         let_pass(database, 100)
         worker.release()
-        worker.finish(worker.claimer.claim_suspect(worker.connection).deliveries, answered(200))
+        worker.finish(worker.claimer.claim_quarantined(worker.connection).deliveries, answered(200))
         worker.sweep()
 
 

@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -17,12 +17,10 @@ from psycopg import sql
 
 from tests.support.postgres import Database
 from webhookd.core.answer import Answer, AnswerKind
-from webhookd.core.model import Attempted, Delivery, GivenBack, Outcome, Result
-from webhookd.postgres import session, statements
-from webhookd.postgres.claim import Claim, Claimer, WebhookDefaults
+from webhookd.core.model import Attempted, Delivery, GivenBack, Outcome, Result, WebhookDefaults
+from webhookd.postgres import lanes, session, statements
+from webhookd.postgres.claim import Claim, Claimer
 from webhookd.postgres.record import RecordOutcome, ResultWriter
-from webhookd.worker.chores.sweeper import Sweeper
-from webhookd.worker.wakeup import WakeupPipe
 
 # The documented defaults.
 STANDARD = WebhookDefaults(
@@ -38,7 +36,6 @@ STANDARD = WebhookDefaults(
 # The same without the two limits, for tests of something else.
 ROOMY = STANDARD._replace(rate=0.0, max_in_flight=100_000)
 
-NO_DISPATCHER = WakeupPipe()  # what an engine's sweep wakes
 
 TEN_MINUTES_S = 600.0  # longer than any lease here
 
@@ -54,7 +51,7 @@ class Engine:
     connection: session.Connection
     claimer: Claimer
     recorder: ResultWriter
-    sweeper: Sweeper
+    statement_faults: Callable[[], AbstractContextManager[object]]
 
     def claim(self, limit: int = 100) -> Claim:
         return self.claimer.claim(self.connection, limit=limit)
@@ -89,8 +86,9 @@ class Engine:
         return self.record(self.recorder.lost_leases(self.connection, incarnation=incarnation))
 
     def sweep(self) -> None:
-        """Repair the lanes, as the chore of that name does."""
-        self.sweeper.repair_lanes(self.connection)
+        """Do the chore of that name, for all lanes."""
+        with self.statement_faults():
+            lanes.repair_lanes(self.connection, lanes.suspicious_lanes(self.connection))
 
 
 @contextmanager
@@ -106,14 +104,17 @@ def engine(
     """
     incarnation = uuid4()
     load = statements.load
-    with patch.object(
-        statements, "load", lambda name: mutate(name, load(name)) if mutate else load(name)
-    ):
+
+    def faults() -> AbstractContextManager[object]:
+        if mutate is None:
+            return nullcontext()
+        return patch.object(statements, "load", lambda name: mutate(name, load(name)))
+
+    with faults():
         claimer = Claimer(worker_id=worker_id, incarnation=incarnation, defaults=defaults)
         recorder = ResultWriter(worker_id=worker_id, defaults=defaults)
-        sweeper = Sweeper(NO_DISPATCHER)
     with session.connect(database.dsn, application_name=f"webhookd/{worker_id}/test") as connection:
-        yield Engine(worker_id, incarnation, connection, claimer, recorder, sweeper)
+        yield Engine(worker_id, incarnation, connection, claimer, recorder, faults)
 
 
 def replaced(text: str, old: str, new: str) -> str:
@@ -310,21 +311,27 @@ def assert_books_balance(database: Database) -> None:
     """The health counters, the attempt log, the rows and the leases tell one story."""
     differing = database.execute(
         """
-        SELECT h.webhook_id, h.total_deliveries, h.successful_deliveries, h.failed_deliveries, h.in_flight, l.*, q.*
+        SELECT h.webhook_id, h.total_deliveries, h.successful_deliveries, h.failed_deliveries,
+               h.in_flight, l.*, q.*
           FROM pggit.webhook_health_metrics h
-          LEFT JOIN LATERAL (SELECT count(*) AS logged, count(*) FILTER (WHERE event_type = 'delivered') AS logged_delivered,
-                                    avg(response_time_ms) AS mean_ms, min(response_time_ms) AS least_ms,
-                                    max(response_time_ms) AS most_ms
-                               FROM pggit.alert_delivery_log WHERE webhook_id = h.webhook_id) l ON true
-          LEFT JOIN LATERAL (SELECT coalesce(sum(attempts), 0) AS attempted,
-                                    count(*) FILTER (WHERE delivery_status = 'delivered') AS delivered,
-                                    count(*) FILTER (WHERE delivery_status = 'sending') AS leased
-                               FROM pggit.alert_delivery_queue WHERE webhook_id = h.webhook_id) q ON true
-         WHERE NOT (h.total_deliveries = l.logged AND l.logged = q.attempted AND h.in_flight = q.leased
-                    AND h.successful_deliveries = l.logged_delivered AND l.logged_delivered = q.delivered
+          LEFT JOIN LATERAL (
+            SELECT count(*) AS logged,
+                   count(*) FILTER (WHERE event_type = 'delivered') AS delivered,
+                   avg(response_time_ms) AS mean_ms, min(response_time_ms) AS least_ms,
+                   max(response_time_ms) AS most_ms
+              FROM pggit.alert_delivery_log WHERE webhook_id = h.webhook_id) l ON true
+          LEFT JOIN LATERAL (
+            SELECT coalesce(sum(attempts), 0) AS attempted,
+                   count(*) FILTER (WHERE delivery_status = 'delivered') AS delivered,
+                   count(*) FILTER (WHERE delivery_status = 'sending') AS leased
+              FROM pggit.alert_delivery_queue WHERE webhook_id = h.webhook_id) q ON true
+         WHERE NOT (h.total_deliveries = l.logged AND l.logged = q.attempted
+                    AND h.in_flight = q.leased
+                    AND h.successful_deliveries = l.delivered AND l.delivered = q.delivered
                     AND h.failed_deliveries = h.total_deliveries - h.successful_deliveries)
             OR abs(h.avg_response_time_ms - l.mean_ms) > 0.01
-            OR abs(h.min_response_time_ms - l.least_ms) > 0.01 OR abs(h.max_response_time_ms - l.most_ms) > 0.01
+            OR abs(h.min_response_time_ms - l.least_ms) > 0.01
+            OR abs(h.max_response_time_ms - l.most_ms) > 0.01
         """
     )
     assert differing == []
@@ -365,40 +372,3 @@ def run_at_once(claimants: list[Engine], *, claims: int) -> int:
     for thread in threads:
         thread.join(60)
     return sum(taken)
-
-
-def block(database: Database, worker: Engine, cause: str) -> list[Delivery]:
-    """Have the lane of webhook 1 blocked by *cause*, without a waiting row; return what is in
-    flight.
-    """
-    if cause == "unregistered":
-        return []
-    limits: dict[str, dict[str, float]] = {
-        "rate": {"rate_limit_per_second": 0.01, "rate_limit_burst": 1},
-        "in_flight": {"max_in_flight": 1},
-    }
-    register(database, 1, **limits.get(cause, {}))
-    insert(database, 1, 5 if cause == "circuit" else 1)
-    claimed = worker.take_all()
-    if cause == "paused":
-        worker.finish(claimed, answered(200))
-        database.execute("UPDATE pggit.webhooks SET enabled = false WHERE webhook_id = 1")
-    elif cause == "circuit":
-        worker.finish(claimed, answered(404))
-    elif cause == "hold":
-        worker.finish(claimed, answered(429, retry_after="1000"))
-        database.execute("DELETE FROM pggit.alert_delivery_queue")
-    elif cause == "rate":
-        worker.finish(claimed, answered(200))
-    return claimed
-
-
-def unblock(database: Database, worker: Engine, cause: str, in_flight: list[Delivery]) -> None:
-    if cause == "unregistered":
-        register(database, 1)
-    elif cause == "paused":
-        database.execute("UPDATE pggit.webhooks SET enabled = true WHERE webhook_id = 1")
-    elif cause == "in_flight":
-        worker.finish(in_flight, answered(200))
-    else:
-        let_pass(database, {"circuit": 61.0, "hold": 1001.0, "rate": 101.0}[cause])

@@ -13,7 +13,7 @@ from webhookd.admin import database as database_of_admin
 from webhookd.admin import facts as delivery_facts
 from webhookd.admin.explain import reasons
 from webhookd.admin.reason import Reason
-from webhookd.postgres.claim import WebhookDefaults
+from webhookd.core.model import WebhookDefaults
 
 LANE = "UPDATE pggit.webhook_health_metrics SET {} WHERE webhook_id = 1"
 

@@ -2,7 +2,8 @@
 counts, at the receiver.
 
 limited   a webhook with a rate limit: never more arrivals than its bucket has given out by then
-broken    one that always fails, one exchange at a time: exactly as many attempts as open its circuit, then one probe a period
+broken    one that always fails, one exchange at a time: exactly as many attempts as open its
+          circuit, then one probe a period
 crowded   one whose receiver takes its time: never more exchanges at once than its cap
 plain     twenty others: each delivery arrives once
 """
@@ -57,7 +58,10 @@ class Stage:
 
     def prepare(self) -> None:
         """Register the webhooks."""
-        columns = "rate_limit_per_second, rate_limit_burst, circuit_failure_threshold, circuit_open_seconds, max_in_flight"
+        columns = (
+            "rate_limit_per_second, rate_limit_burst, circuit_failure_threshold,"
+            " circuit_open_seconds, max_in_flight"
+        )
         for webhook_id, values in {
             LIMITED: f"{RATE}, {BURST}, NULL, NULL, NULL",
             BROKEN: f"0, NULL, {THRESHOLD}, {OPEN_S}, 1",

@@ -7,56 +7,20 @@ A schedule is nothing but its seed, which a failure names.
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import psycopg
 
 from tests.support.breaking import Breaking, Broken
-from tests.support.engine import ROOMY, Engine, engine, given_back
+from tests.support.engine import given_back
 from tests.support.expected import MAX_RETRIES, OUTCOMES, Row
-from tests.support.postgres import Database
+from tests.support.lease_workers import WEBHOOKS, Worker
 from webhookd.core.model import Delivery, Result
 from webhookd.postgres import session as store
-from webhookd.postgres.claim import Claimer, ClaimInDoubtError
-
-WORKERS = 3
-WEBHOOKS = (1, 2)
-CAP = 2
-DEFAULTS = ROOMY._replace(max_in_flight=CAP, circuit_threshold=1_000_000)
-Mutate = Callable[[str, str], str]
-
-
-@dataclass(slots=True, eq=False)
-class Worker:
-    """A name, the process that has it just now, and what that one remembers."""
-
-    engine: Engine
-    hands: list[Delivery] = field(default_factory=list)
-    results: list[tuple[Result, str]] = field(default_factory=list)
-    lost: list[Result] = field(default_factory=list)
-
-    def anew(self) -> None:
-        """Another process with the same name: nothing is left of the last one but its leases."""
-        incarnation = uuid4()
-        claimer = Claimer(
-            worker_id=self.engine.worker_id, incarnation=incarnation, defaults=DEFAULTS
-        )
-        for statement in (
-            "_lock_lanes",
-            "_lock_suspect",
-            "_count_leases",
-            "_claim",
-            "_claim_suspect",
-        ):
-            setattr(
-                claimer, statement, getattr(self.engine.claimer, statement)
-            )  # faults are planted in them
-        self.engine = replace(self.engine, incarnation=incarnation, claimer=claimer)
-        self.hands, self.results, self.lost = [], [], []
+from webhookd.postgres.claim import ClaimInDoubtError
 
 
 class Schedule:
@@ -109,7 +73,7 @@ class Schedule:
         if not worker.hands and not worker.results:
             claimer, connection = worker.engine.claimer, worker.engine.connection
             self._claimed(
-                worker, lambda: list(claimer.claim_suspect(connection).deliveries), suspect=True
+                worker, lambda: list(claimer.claim_quarantined(connection).deliveries), suspect=True
             )
 
     def _claimed(
@@ -415,29 +379,3 @@ def _unseen(session: psycopg.Connection[Any]) -> Iterator[None]:
     session.execute("SET session_replication_role = replica")
     yield
     session.execute("RESET session_replication_role")
-
-
-def run_schedules(
-    database: Database, seeds: range, *, steps: int = 100, mutate: Mutate | None = None
-) -> Counter[str]:
-    """Run one schedule for each seed; return what happened how often. A failure's note names its
-    seed.
-    """
-    happened: Counter[str] = Counter()
-    with ExitStack() as stack:
-        engines = [
-            stack.enter_context(
-                engine(database, f"worker-{number}", defaults=DEFAULTS, mutate=mutate)
-            )
-            for number in range(1, WORKERS + 1)
-        ]
-        session = stack.enter_context(database.connect())
-        for seed in seeds:
-            schedule = Schedule([Worker(engine) for engine in engines], session, seed)
-            try:
-                schedule.run(steps)
-            except AssertionError as error:
-                error.add_note(f"schedule of seed {seed}")
-                raise
-            happened += schedule.happened
-    return happened

@@ -78,7 +78,7 @@ class Server:
     def create(
         self, *, template: str = "template0", owner: str = programs.USER, encoding: str = "UTF8"
     ) -> Database:
-        """Make a database of a fresh name out of *template*, which has *encoding* or is template0."""
+        """Make a database with a new name from *template*, which has *encoding* or is template0."""
         name = f"test_{uuid.uuid4().hex[:12]}"
         self._administer(
             "CREATE DATABASE {} TEMPLATE {} OWNER {} ENCODING {}", name, template, owner, encoding

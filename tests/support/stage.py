@@ -15,9 +15,10 @@ from uuid import uuid4
 from tests.support.postgres import Database
 from tests.support.receivers import Receiver, answering
 from tests.support.waiting import eventually
+from webhookd.core.model import WebhookDefaults
 from webhookd.metrics.counters import Metrics
 from webhookd.postgres import session
-from webhookd.postgres.claim import BODY_BYTES, Claim, Claimer, NextLook, WebhookDefaults
+from webhookd.postgres.claim import BODY_BYTES, Claim, Claimer, NextLook
 from webhookd.postgres.record import ResultWriter
 from webhookd.transport.client import Transport
 from webhookd.transport.egress import Egress

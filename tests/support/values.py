@@ -6,7 +6,7 @@ from webhookd.core.breaker import Breaker
 from webhookd.core.model import Delivery, WebhookSettings
 
 
-def settings(
+def settings(  # noqa: PLR0913 (each field has a default here)
     *,
     webhook_id: int = 1,
     url: str = "http://127.0.0.1:1/",

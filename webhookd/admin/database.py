@@ -14,8 +14,8 @@ from psycopg.types.datetime import TimestamptzLoader
 from webhookd.config.load import Config
 from webhookd.embedded import server
 from webhookd.errors import UnusableError
-from webhookd.postgres import statements
-from webhookd.schema import identity, migrate
+from webhookd.postgres import session, statements
+from webhookd.schema import migrate
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 # Text where no datetime can hold it: a column may also hold infinity, or the year 20000.
@@ -59,7 +59,7 @@ def connect(config: Config) -> Iterator[Connection]:
     Raise `UnusableError` where it does not, `WebhookdError` for a database that cannot be reached
     or goes away. Instants are read as `Instant`.
     """
-    with identity.connect(dsn_of(config), role="cli") as connection:
+    with session.connect_command(dsn_of(config), role="cli") as connection:
         connection.adapters.register_loader("timestamptz", LenientInstant)
         row = connection.execute("SELECT to_regclass('pggit.installation') IS NOT NULL").fetchone()
         if row is None or not row[0]:

@@ -18,7 +18,7 @@ from webhookd.admin.reason import Reason
 from webhookd.config.load import Config
 from webhookd.core.model import Status
 from webhookd.errors import WebhookdError
-from webhookd.postgres.claim import defaults_of
+from webhookd.postgres.rows import defaults_of
 
 BATCH = 1000  # failed deliveries that one statement sends again
 MOST_WAITS = 5  # webhooks of which `waits` tells

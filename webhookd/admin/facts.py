@@ -12,12 +12,12 @@ from uuid import UUID
 from webhookd.admin import database
 from webhookd.admin.database import Connection, Instant
 from webhookd.core.lane import Lane
-from webhookd.core.model import Status, WebhookSettings
-from webhookd.postgres import session, statements
-from webhookd.postgres.claim import WebhookDefaults, lane_of, settings_of
+from webhookd.core.model import WORKER_SILENT_AFTER_S, Status, WebhookDefaults, WebhookSettings
+from webhookd.postgres import statements
+from webhookd.postgres.arrays import number_array
+from webhookd.postgres.rows import lane_of, settings_of
 from webhookd.text import duration, shown
 
-ALIVE_S = 20.0  # a worker reports every few seconds
 MOST_AHEAD = 10_000
 # What a datetime can hold; a column may also hold infinity, or the year 20000.
 FIRST, LAST = (
@@ -58,7 +58,7 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        return self.seen_s_ago <= ALIVE_S
+        return self.seen_s_ago <= WORKER_SILENT_AFTER_S
 
     def __str__(self) -> str:
         return f"{self.worker_id} ({self.host}, pid {self.pid})"
@@ -160,7 +160,7 @@ def read(connection: Connection, delivery_id: int, defaults: WebhookDefaults) ->
         found.pop("disabled_reason"),
     )
     row = Row(status=Status(found.pop("delivery_status")), **found)
-    only_this = {"webhook_ids": session.number_array([webhook_id])}
+    only_this = {"webhook_ids": number_array([webhook_id])}
     registered = _first(connection, "read_settings", only_this)
     lane = _first(connection, "delivery_explain_lane", {"webhook_id": webhook_id})
     leases = _first(connection, "count_leases", only_this)

@@ -14,8 +14,7 @@ from webhookd.core.breaker import Breaker, CircuitState
 from webhookd.core.bucket import Bucket
 from webhookd.core.lane import Admission, BlockedBy, Lane, admit
 from webhookd.core.lifecycle import QUARANTINE_AFTER
-from webhookd.core.model import WebhookSettings
-from webhookd.postgres.record import GONE_REASON
+from webhookd.core.model import GONE_REASON, WebhookSettings
 from webhookd.text import shown
 
 SWEEP_S = 30.0  # workers look this often for rows that no timer leads to

@@ -9,7 +9,7 @@ from typing import Any
 from webhookd.config.kinds import Kind, Seconds, Whole, rate
 from webhookd.config.load import Config
 from webhookd.errors import UnusableError
-from webhookd.postgres.registry import FASTEST_RATE, LONGEST_TIMEOUT_S
+from webhookd.postgres.rows import FASTEST_RATE, LONGEST_TIMEOUT_S
 
 _LARGEST_INTEGER = 2**31 - 1  # of PostgreSQL's type integer
 

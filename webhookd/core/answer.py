@@ -94,10 +94,15 @@ def classify(answer: Answer, *, now_at: datetime) -> Verdict:
     return _classify_status(answer.http_status, wait_s)
 
 
+def is_success(http_status: int | None) -> bool:
+    """Return whether an answer with this status means that the receiver has the message."""
+    return http_status is not None and 200 <= http_status < 300
+
+
 @lru_cache(maxsize=1024)
 def _classify_status(status: int, wait_s: float | None) -> Verdict:
     reason = f"HTTP {status}"
-    if 200 <= status < 300:
+    if is_success(status):
         return Verdict(Decision.DELIVERED, CircuitVote.SUCCESS, reason)
     if status == 410:
         return Verdict(Decision.GONE, CircuitVote.FAILURE, reason, disables_webhook=True)

@@ -7,7 +7,7 @@ epoch seconds.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -85,6 +85,32 @@ def admit(lane: Lane, settings: WebhookSettings | None, *, now: float, wish: int
     if quota == room:
         return Admission(quota, BlockedBy.IN_FLIGHT, now + RECOUNT_AFTER_S)
     return Admission(quota, None, now)
+
+
+def admit_all(
+    lanes: Sequence[Lane],
+    settings: Mapping[int, WebhookSettings],
+    *,
+    now: float,
+    limit: int,
+    lease_s: float,
+) -> list[Admission]:
+    """Return an admission for each lane until *limit* rows are given away, in even shares; lanes
+    behind that have none, and stay as they are. *settings* are by webhook id; a probe ends with its
+    lease of *lease_s*.
+    """
+    admissions: list[Admission] = []
+    left = limit
+    for lane in lanes:
+        if left == 0:
+            break
+        share = -(-left // (len(lanes) - len(admissions)))
+        admission = admit(lane, settings.get(lane.webhook_id), now=now, wish=share)
+        if admission.probe:
+            admission = replace(admission, runnable_at=now + lease_s)
+        left -= admission.quota
+        admissions.append(admission)
+    return admissions
 
 
 def _blocked(lane: Lane, settings: WebhookSettings, *, now: float) -> Admission | None:

@@ -11,7 +11,8 @@ from webhookd.core.backoff import backoff_s
 from webhookd.core.model import Attempted, Delivery, GivenBack, Lost, Outcome, Status
 
 # Lost leases after which a row is in quarantine: it may kill the workers that send it, so it is
-# tried alone. The partial indexes of the queue contain the same number.
+# tried alone. The partial indexes of the queue contain the same number,
+# so it cannot change without a migration (a test compares them).
 QUARANTINE_AFTER = 3
 # Lost leases after which a row fails.
 GIVE_UP_AFTER = 6

@@ -20,9 +20,30 @@ class Status(StrEnum):
     FAILED = "failed"
 
 
+# A worker reports every few seconds (`pggit.workers.seen_at`). After the first of these it is taken
+# for hung: another may take over its duties. After the second it counts as dead.
+WORKER_SILENT_AFTER_S = 20.0
+WORKER_DEAD_AFTER_S = 60.0
+
+# What `disabled_reason` says of a webhook whose receiver answered 410.
+GONE_REASON = "410 Gone"
+
+
+class WebhookDefaults(NamedTuple):
+    """The limits of a webhook whose registry row leaves them NULL (see `WebhookSettings`)."""
+
+    timeout_s: float
+    max_in_flight: int
+    rate: float
+    burst: int
+    retry_base_s: float
+    retry_max_s: float
+    circuit_threshold: int
+    circuit_open_s: float
+
+
 class WebhookSettings(NamedTuple):
-    """What holds for one webhook: its registry row, with the configuration where that says nothing.
-    Seconds throughout.
+    """The settings of one webhook: its registry row, with `WebhookDefaults` in place of NULL.
 
     *headers* is the row's JSON, not yet read: `webhookd.transport.request` judges it.
     """
@@ -79,7 +100,7 @@ class GivenBack:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The lease ended and nobody knows whether an exchange took place."""
+    """The lease ended; whether an exchange took place is unknown."""
 
 
 Outcome = Attempted | GivenBack | Lost

@@ -1,10 +1,10 @@
 """Removes what was kept for long enough: finished deliveries and old attempts, one worker at a time
 across the fleet.
 
-Each table is gone through page by page, round after round, at a pace by which a round takes a
-twentieth of the shortest time that its rows are kept. So the work is spread evenly whatever the
-table's size, a statement reads a bounded number of pages by their numbers, and no index is needed
-that each delivery would pay for. Rows that somebody holds a lock on are left to the next round.
+A worker goes through each table page by page, round after round. The pace is such that a round
+takes a twentieth of the shortest time that the table's rows are kept. So the work is spread evenly
+for a table of any size, a statement reads a bounded number of pages by their numbers, and there is
+no index that each delivery would have to pay for. Locked rows are left to the next round.
 """
 
 import math
@@ -37,8 +37,8 @@ QUICK_S, SLOW_S = 0.02, 0.1
 # need them.
 Connect = Callable[[], AbstractContextManager[session.Connection]]
 
-# Somebody's open transaction is in the way of what hangs on a row, or something refers to it that
-# this role may not read.
+# An open transaction has locked what refers to a row, or something refers to it that this role may
+# not read.
 _HELD = (errors.LockNotAvailable, errors.DeadlockDetected, errors.ForeignKeyViolation)
 _UNREFERENCED = "/* and nothing refers to it */"
 
@@ -100,8 +100,8 @@ def removals(keep: Keep) -> tuple[Removal, Removal]:
 
 
 class Retention:
-    """What one worker does of it; any number of workers may take turns, also at once. *removed*
-    hears of each table's rows.
+    """One worker's part of it; any number of workers may take turns, also at once. *removed* is
+    called with a table's name and how many of its rows were removed.
     """
 
     def __init__(self, keep: Keep, *, removed: Callable[[str, int], None]) -> None:
@@ -124,7 +124,10 @@ class Retention:
     def _advance(self, connect: Connect, removal: Removal, stopped: Callable[[], bool]) -> None:
         if removal.round_s is None:
             return
-        with connect() as connection, session.transaction(connection, impatient=True) as cursor:
+        with (
+            connect() as connection,
+            session.transaction(connection, lock_timeout_s=session.SHORT_LOCK_TIMEOUT_S) as cursor,
+        ):
             row = cursor.execute(
                 statements.load("retention_take"), {"table_name": removal.table_name}
             ).fetchone()
@@ -152,8 +155,8 @@ class Retention:
     def _stretch(
         self, connection: session.Connection, removal: Removal, statement: str, *, most: int
     ) -> int | None:
-        """Remove what should go from the next pages and return how many they were, None where
-        another worker is at it.
+        """Remove what should go from the next pages and return how many pages they were, None
+        where another worker is at it.
         """
         started, size = time.monotonic(), self._pages[removal.table_name]
         try:
@@ -162,10 +165,10 @@ class Retention:
             if connection.closed:
                 raise
             reason = first_line(error)
-            if not isinstance(error, _HELD):  # a trigger of somebody's, or the like
+            if not isinstance(error, _HELD):  # an application's trigger, for example
                 self._tell(f"rows of {removal.table_name} cannot be removed: {reason}")
             log.debug("pages left out", table=removal.table_name, reason=reason)
-            # All of them, since what is held cannot be told from what is not. The next round tries
+            # All of these pages: the error does not say which row was held. The next round tries
             # again.
             return self._step(connection, removal, None, min(size, most))
         took_s = time.monotonic() - started
@@ -182,8 +185,10 @@ class Retention:
         transaction.
         """
         removed = 0
-        # What a crash forgets here is only still there afterwards.
-        with session.transaction(connection, durable=False, impatient=True) as cursor:
+        # Not durable: what a crash undoes is removed in the next round.
+        with session.transaction(
+            connection, durable=False, lock_timeout_s=session.SHORT_LOCK_TIMEOUT_S
+        ) as cursor:
             table = {"table_name": removal.table_name}
             row = cursor.execute(statements.load("retention_take"), table).fetchone()
             if row is None:
@@ -205,8 +210,8 @@ class Retention:
 
 
 def removing(cursor: Cursor[TupleRow], removal: Removal) -> str | None:
-    """Return the statement that removes what nothing refers to; None where each row would cost a
-    look at a whole other table.
+    """Return the statement that removes what nothing refers to; None where the server would have
+    to read a whole other table for each row.
     """
     conditions = ""
     for reference in references(cursor, removal.table_name):
@@ -214,7 +219,8 @@ def removing(cursor: Cursor[TupleRow], removal: Removal) -> str | None:
             return None
         if reference.keeps and reference.readable:
             # Not EXISTS: that becomes a join, and a planner may read the whole of an index for it.
-            conditions += f" AND (SELECT true FROM {reference.referrer} r WHERE {reference.condition} LIMIT 1) IS NULL"
+            found = f"SELECT true FROM {reference.referrer} r WHERE {reference.condition} LIMIT 1"
+            conditions += f" AND ({found}) IS NULL"
     return statements.load(removal.statement).replace(_UNREFERENCED, conditions.replace("%", "%%"))
 
 

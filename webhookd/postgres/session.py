@@ -1,58 +1,83 @@
-"""Connections to PostgreSQL: two pooled ones a worker, each with settings of its own, and explicit
-transactions.
+"""Connections to PostgreSQL, each kind with settings of its own, and explicit transactions.
+
+Three profiles: a worker (`connect`, `open_pool`), one command (`connect_command`), and one that
+only reads (`connect_unset` with `read_only`).
 """
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import lru_cache, partial
 from typing import Any, Self
 
 import psycopg
-from psycopg import sql
+from psycopg import errors, sql
 from psycopg.abc import RV, Params, PQGen
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from psycopg.rows import Row, TupleRow
 from psycopg_pool import ConnectionPool
 
+from webhookd.errors import UnusableError, WebhookdError
+
 AnyConnection = psycopg.Connection[Any]
 
-# Whatever a role's or database's defaults are, webhookd's sessions behave alike. Generic plans: the
-# hot statements run thousands of times with parameters that must not change their plan, and a
-# queue's statistics are stale by nature.
-_SETTINGS = (
-    *("default_transaction_isolation = 'read committed'", "default_transaction_read_only = off"),
-    *(
-        "default_transaction_deferrable = off",
-        "TimeZone = 'UTC'",
-        "DateStyle = 'ISO'",
-        "IntervalStyle = 'postgres'",
-    ),
-    *("search_path = pg_catalog", "statement_timeout = '60s'", "lock_timeout = '5s'"),
-    *(
-        "idle_in_transaction_session_timeout = '60s'",
-        "client_min_messages = 'warning'",
-        "row_security = on",
-    ),
-    *(
-        "plan_cache_mode = 'force_generic_plan'",
-        "jit = off",
-        "enable_seqscan = off",
-        "enable_bitmapscan = off",
-    ),
+# No default of a role or a database may change what statements mean.
+_COMMON_SETTINGS = (
+    "default_transaction_isolation = 'read committed'",
+    "default_transaction_read_only = off",
+    "TimeZone = 'UTC'",
+    "DateStyle = 'ISO'",
+    "IntervalStyle = 'postgres'",
+)
+# Generic plans: the hot statements run thousands of times with parameters that must not change
+# their plan, and the statistics of a queue are stale by nature.
+_WORKER_SETTINGS = (
+    *_COMMON_SETTINGS,
+    "default_transaction_deferrable = off",
+    "search_path = pg_catalog",
+    "statement_timeout = '60s'",
+    "lock_timeout = '5s'",
+    "idle_in_transaction_session_timeout = '60s'",
+    "client_min_messages = 'warning'",
+    "row_security = on",
+    "plan_cache_mode = 'force_generic_plan'",
+    "jit = off",
+    "enable_seqscan = off",
+    "enable_bitmapscan = off",
     "synchronous_commit = 'on'",
+)
+# A migration may take as long as it needs.
+_COMMAND_SETTINGS = (
+    *_COMMON_SETTINGS,
+    "search_path = ''",
+    "statement_timeout = 0",
+    "idle_in_transaction_session_timeout = 0",
+    "lock_timeout = 0",
+    "standard_conforming_strings = on",
+    "client_min_messages = warning",
+)
+# For one transaction, never for the session: behind a pooler the session's next transaction belongs
+# to another client. The planner is held to the indexes like a worker's, since the history is long
+# and the statistics of a queue are old.
+_READER_SETTINGS = (
+    "search_path = pg_catalog",
+    "TimeZone = 'UTC'",
+    "lock_timeout = '1s'",
+    "enable_seqscan = off",
+    "enable_bitmapscan = off",
+    "jit = off",
 )
 
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
-# A claim lost in a crash only sends again what nobody recorded; a record must never be lost.
+_BEGIN_READING = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY"
+# A claim that a crash loses only sends again what was not recorded. A record must never be lost.
 _NOT_DURABLE = "; SET LOCAL synchronous_commit = off"
-_IMPATIENT = "; SET LOCAL lock_timeout = '50ms'"
 _BATCH = "; SET LOCAL enable_nestloop = off"
 
+SHORT_LOCK_TIMEOUT_S = 0.05  # long enough for another worker's transaction to end
 
-# A host or a network that vanishes without a word is noticed after half a minute; TCP by itself
+# A host or a network that vanishes without a reset is noticed after half a minute; TCP by itself
 # would take hours. (A DSN may say otherwise.)
 _NOTICE_SILENCE = {
     "connect_timeout": 10,
@@ -64,31 +89,31 @@ _NOTICE_SILENCE = {
 
 
 class UnansweredError(psycopg.OperationalError):
-    """The database has not answered, and nobody wants to wait any longer."""
+    """The database has not answered, and the worker may not wait any longer."""
 
 
-_attendants: list[Callable[[float], None]] = []  # one in a worker, none elsewhere
+_while_waiting: list[Callable[[float], None]] = []  # one in a worker, none elsewhere
 
 
-def attend_waits(attend: Callable[[float], None]) -> None:
-    """Have the main thread call *attend*, in this process from now on, ten times a second while it
-    waits for an answer.
+def call_while_waiting(callback: Callable[[float], None]) -> None:
+    """Have the main thread call *callback*, in this process from now on, ten times a second while
+    it waits for an answer.
 
-    It is told how many seconds this wait has lasted, and may end it by raising `UnansweredError`. A
-    database that hangs must not make its workers look hung: killed, they would send again what they
-    could not record.
+    Its argument is how many seconds this wait has lasted. It may end the wait by raising
+    `UnansweredError`. Without it a database that hangs would make its workers look as if they hung:
+    killed, they would send again what they could not record.
     """
-    _attendants.append(attend)
+    _while_waiting.append(callback)
 
 
-# Read-only. (A standby says the second of BEGIN ... READ WRITE, and so does a session whose plans a
-# migration has changed.)
-_PASSING = (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported)
+# Errors that another connection does not have: a standby rejects BEGIN ... READ WRITE, and a
+# session whose plans a migration has changed rejects those.
+_RECONNECT_ERRORS = (errors.ReadOnlySqlTransaction, errors.FeatureNotSupported)
 
 
 class Connection(psycopg.Connection[TupleRow]):
-    """A connection in autocommit mode that leaves nothing behind in a pooler's sessions:
-    `configure` it before all else.
+    """A connection in autocommit mode that leaves nothing behind in the sessions of a pooler.
+    `_configure` it before its first use.
     """
 
     local_settings: str | None = None  # behind a pooler: what each transaction sets for itself
@@ -101,7 +126,7 @@ class Connection(psycopg.Connection[TupleRow]):
     def transaction(
         self, savepoint_name: str | None = None, force_rollback: bool = False
     ) -> Iterator[psycopg.Transaction]:
-        """psycopg's, with webhookd's settings."""
+        """Begin psycopg's transaction, with webhookd's settings."""
         begins = self.info.transaction_status == TransactionStatus.IDLE
         with super().transaction(savepoint_name, force_rollback) as transaction:
             if begins and self.local_settings:
@@ -110,8 +135,8 @@ class Connection(psycopg.Connection[TupleRow]):
 
 
 class _PooledCursor(psycopg.Cursor[Row]):
-    """Behind a pooler a statement by itself is a transaction, so that it has webhookd's settings,
-    too.
+    """Runs each single statement in a transaction: behind a pooler it would otherwise not have
+    webhookd's settings.
     """
 
     def execute(
@@ -131,37 +156,37 @@ class _PooledCursor(psycopg.Cursor[Row]):
 
 
 class _WorkersConnection(Connection):
-    """Tells the supervisor while the dispatcher (the main thread) waits on it; other threads' waits
-    say nothing of that one.
+    """Calls the callback of `call_while_waiting` while the main thread, the dispatcher, waits on
+    it. How long other threads wait says nothing about the dispatcher.
 
-    What passes with another connection raises `psycopg.OperationalError`, like a connection that
-    was cut.
+    An error that another connection would not have raises `psycopg.OperationalError`, like a
+    connection that was cut.
     """
 
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
-        if _attendants and threading.current_thread() is threading.main_thread():
-            gen = _attended(gen)
+        if _while_waiting and threading.current_thread() is threading.main_thread():
+            gen = _with_callbacks(gen)
         try:
             return super().wait(gen, interval, timeout)
         except UnansweredError:
             self.close()
             raise
-        except _PASSING as error:
-            # As if it were away: this address leads to a standby, and the next connection may lead
-            # to the primary.
+        except _RECONNECT_ERRORS as error:
+            # As if the database were away: this address leads to a standby, and the next connection
+            # may lead to the primary.
             self.close()
             raise psycopg.OperationalError(str(error)) from error
 
 
-def _attended(gen: PQGen[RV]) -> PQGen[RV]:
+def _with_callbacks(gen: PQGen[RV]) -> PQGen[RV]:
     began = time.monotonic()
     try:
         wanted = next(gen)
         while True:
             ready = yield wanted
             if not ready:  # nothing has come within the interval
-                for attend in _attendants:
-                    attend(time.monotonic() - began)
+                for callback in _while_waiting:
+                    callback(time.monotonic() - began)
             wanted = gen.send(ready)
     except StopIteration as end:
         result: RV = end.value
@@ -169,7 +194,7 @@ def _attended(gen: PQGen[RV]) -> PQGen[RV]:
 
 
 def connect(dsn: str, *, application_name: str) -> Connection:
-    """Open a connection in autocommit mode with webhookd's session settings.
+    """Open a connection in autocommit mode with a worker's settings.
 
     Blocks for at most 10 s a host (*dsn* may say otherwise) and what looking it up takes; raises
     `psycopg.OperationalError`.
@@ -177,7 +202,7 @@ def connect(dsn: str, *, application_name: str) -> Connection:
     connection = _WorkersConnection.connect(dsn, **_parameters(dsn))
     with ExitStack() as unless_done:
         unless_done.callback(connection.close)
-        configure(connection, application_name=application_name)
+        _configure(connection, application_name, _WORKER_SETTINGS)
         unless_done.pop_all()
     return connection
 
@@ -186,23 +211,93 @@ def _parameters(dsn: str) -> dict[str, Any]:
     given = conninfo_to_dict(dsn)
     return {
         "autocommit": True,
-        # A role or PGCLIENTENCODING may say otherwise, and then one body beyond that encoding ends
-        # every worker that claims it.
+        # A role or PGCLIENTENCODING may say otherwise. Then one body that the encoding cannot
+        # express would end every worker that claims it.
         "client_encoding": "utf8",
         # From the second time on: the statements are few and always the same.
         "prepare_threshold": 2,
     } | {name: value for name, value in _NOTICE_SILENCE.items() if name not in given}
 
 
-def lent_by_transaction(
+@contextmanager
+def connect_command(dsn: str, *, role: str) -> Iterator[Connection]:
+    """Open a connection in autocommit mode for one command, named after its *role*.
+
+    Blocks for at most 10 s a host. Raises `UnusableError` for a malformed *dsn*, `WebhookdError`
+    for a database that cannot be reached or goes away while the body runs.
+    """
+    try:
+        connection = Connection.connect(
+            dsn,
+            autocommit=True,
+            prepare_threshold=None,
+            client_encoding="utf8",
+            connect_timeout=10,
+        )
+    except psycopg.ProgrammingError as error:
+        raise UnusableError(f"the DSN cannot be read: {message_of(error)}") from error
+    except psycopg.OperationalError as error:
+        raise WebhookdError(f"the database cannot be reached: {message_of(error)}") from error
+    with connection:
+        try:
+            _configure(connection, f"webhookd/{role}", _COMMAND_SETTINGS)
+            yield connection
+        except psycopg.OperationalError as error:
+            raise WebhookdError(f"the database failed: {message_of(error)}") from error
+        except psycopg.Error as error:
+            raise UnusableError(f"the database refused: {message_of(error)}") from error
+
+
+def connect_unset(dsn: str, *, timeout_s: int) -> AnyConnection:
+    """Open a connection in autocommit mode whose session keeps all its own settings; use it with
+    `read_only`. Blocks for at most *timeout_s* a host; raises `psycopg.OperationalError`.
+    """
+    return psycopg.connect(
+        dsn,
+        autocommit=True,
+        prepare_threshold=None,
+        client_encoding="utf8",
+        connect_timeout=timeout_s,
+    )
+
+
+@contextmanager
+def read_only(
+    connection: AnyConnection, *, application_name: str, statement_timeout_s: float
+) -> Iterator[AnyConnection]:
+    """Run the body in a read-only transaction on an autocommit *connection*; raises
+    `psycopg.Error`.
+    """
+    settings = (
+        _named(connection, application_name),
+        f"statement_timeout = '{statement_timeout_s:g}s'",
+        *_READER_SETTINGS,
+    )
+    begin = "; SET LOCAL ".join([_BEGIN_READING, *settings])
+    connection.execute(begin.encode())
+    try:
+        yield connection
+    finally:
+        if not connection.broken:
+            connection.rollback()
+
+
+def message_of(error: psycopg.Error) -> str:
+    """Return what the server (or libpq) says as one line, with the detail where there is one."""
+    message = error.diag.message_primary or str(error).strip().partition("\n")[0]
+    detail = (error.diag.message_detail or "").partition("\n")[0]
+    return f"{message} ({detail})" if detail else message
+
+
+def is_transaction_pooled(
     connection: AnyConnection, other: Callable[[], AbstractContextManager[AnyConnection]]
 ) -> bool:
-    """Return whether *connection* leads through a pooler that lends sessions for a transaction
-    only. Blocks for some statements.
+    """Return whether *connection* leads through a pooler in transaction mode, which lends a session
+    for one transaction only. Blocks for some statements; raises `psycopg.Error`.
 
-    It does if it is answered by more than one, or by one that answers an *other* connection, too.
-    That leaves nothing behind. False may be wrong where many others use the pooler or the other
-    does not lead through it. Raises `psycopg.Error`.
+    It does if more than one session answers it, or one that also answers an *other* connection.
+    The check leaves nothing behind. False may be wrong where many others use the pooler, or where
+    the other connection does not lead through it.
     """
     for _ in range(3):
         answering = {_answering(connection), _answering(connection)}
@@ -220,26 +315,27 @@ def _answering(connection: AnyConnection) -> int:
     return int(row[0])
 
 
-def configure(
-    connection: Connection, *, application_name: str, settings: Sequence[str] = _SETTINGS
-) -> None:
-    """Have what runs on *connection*, which is new, run with this name and *settings* (`name =
-    value`); raises `psycopg.Error`.
+def _configure(connection: Connection, application_name: str, settings: Sequence[str]) -> None:
+    """Have everything that runs on *connection*, which is new, run with this name and *settings*
+    (`name = value`); raises `psycopg.Error`.
 
-    A pooler's sessions are shared: what one client sets or prepares there the next one meets, so
-    nothing may outlive a transaction. (One that pools whole sessions is treated the same: nobody
-    can tell.)
+    The sessions of a pooler are shared: what one client sets or prepares, the next one gets. So
+    behind a pooler nothing may outlive a transaction. (One that pools whole sessions is treated the
+    same: a client cannot tell.)
     """
-    named = (
-        sql.SQL("application_name = {}").format(sql.Literal(application_name)).as_string(connection)
-    )
+    settings = (_named(connection, application_name), *settings)
     if _answering(connection) == connection.info.backend_pid:
-        connection.execute("; ".join(f"SET {setting}" for setting in (named, *settings)).encode())
+        connection.execute("; ".join(f"SET {setting}" for setting in settings).encode())
         return
     connection.prepare_threshold = None
     connection.cursor_factory = _PooledCursor
     connection.isolation_level, connection.read_only = psycopg.IsolationLevel.READ_COMMITTED, False
-    connection.local_settings = "; ".join(f"SET LOCAL {setting}" for setting in (named, *settings))
+    connection.local_settings = "; ".join(f"SET LOCAL {setting}" for setting in settings)
+
+
+def _named(connection: AnyConnection, application_name: str) -> str:
+    name = sql.Literal(application_name).as_string(connection)
+    return f"application_name = {name}"
 
 
 def open_pool(
@@ -252,11 +348,11 @@ def open_pool(
         dsn,
         connection_class=_WorkersConnection,
         kwargs=_parameters(dsn),
-        configure=partial(configure, application_name=application_name),
+        configure=lambda connection: _configure(connection, application_name, _WORKER_SETTINGS),
         min_size=size,
         max_size=size,
         timeout=timeout_s,
-        reconnect_timeout=3.0,  # then asks again only when somebody wants a connection: no growing pauses
+        reconnect_timeout=3.0,  # after that only when a thread wants a connection: no long pauses
         num_workers=1,
         name=application_name,
         open=True,
@@ -265,26 +361,31 @@ def open_pool(
 
 @contextmanager
 def transaction(
-    connection: Connection, *, durable: bool = True, impatient: bool = False, batch: bool = False
+    connection: Connection,
+    *,
+    durable: bool = True,
+    lock_timeout_s: float | None = None,
+    batch: bool = False,
 ) -> Iterator[psycopg.Cursor[TupleRow]]:
     """Run a READ COMMITTED transaction on an autocommit *connection*; roll back if the body raises.
 
-    *durable* False commits without waiting for the disk. *impatient*: a lock that somebody holds
-    for longer than a moment raises `psycopg.errors.LockNotAvailable`. *batch* is for statements
-    that find their rows by an array of keys and join them with other arrays: those are hashed, for
-    a planner that expects next to no rows would compare each with each.
+    *durable* False commits without waiting for the disk. With *lock_timeout_s*, a lock that others
+    hold for longer raises `psycopg.errors.LockNotAvailable`. *batch* is for statements that find
+    their rows by an array of keys and join them with other arrays: it has them hashed. A planner
+    that expects next to no rows would compare each with each.
     """
     begin = (
         _BEGIN if connection.local_settings is None else f"{_BEGIN}; {connection.local_settings}"
     )
-    # psycopg's own cursor: behind a pooler the connection's would make this a transaction by
-    # itself.
-    settings = (
-        ("" if durable else _NOT_DURABLE)
-        + (_IMPATIENT if impatient else "")
-        + (_BATCH if batch else "")
-    )
-    psycopg.Cursor(connection).execute((begin + settings).encode())
+    if not durable:
+        begin += _NOT_DURABLE
+    if lock_timeout_s is not None:
+        begin += f"; SET LOCAL lock_timeout = '{lock_timeout_s * 1000:.0f}ms'"
+    if batch:
+        begin += _BATCH
+    # psycopg's own cursor: behind a pooler the connection's cursor would make this statement a
+    # transaction of its own.
+    psycopg.Cursor(connection).execute(begin.encode())
     with ExitStack() as unless_done:
         unless_done.callback(_roll_back, connection)
         with connection.cursor() as cursor:
@@ -297,27 +398,3 @@ def _roll_back(connection: Connection) -> None:
     # On a broken connection there is nothing left to roll back, and the pool throws it away.
     if not connection.closed and not connection.broken:
         connection.rollback()
-
-
-def number_array(values: Iterable[float | int | None]) -> str:
-    """Return *values* as PostgreSQL's array literal: cheaper to send than a list, and one prepared
-    statement for all widths.
-    """
-    # All at once: a record has nine arrays of two hundred.
-    return "{" + repr(list(values))[1:-1].replace("None", "NULL") + "}"
-
-
-def text_array(values: Iterable[str | None]) -> str:
-    """Return *values* as PostgreSQL's array literal, for the same reason."""
-    return "{" + ",".join(["NULL" if value is None else _quoted(value) for value in values]) + "}"
-
-
-@lru_cache(maxsize=1024)  # statuses, and what most attempts tell
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
-def listen_statement(channel: str) -> sql.Composed:
-    """Return LISTEN for *channel*, which cannot be a parameter."""
-    return sql.SQL("LISTEN {}").format(sql.Identifier(channel))

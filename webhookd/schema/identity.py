@@ -6,29 +6,13 @@ and `webhookd adopt` decides what happens to the copy. Replicas share the cluste
 failover does not look like a copy; a copy of all files of the cluster cannot be distinguished.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import resources
 from typing import Any
 
 import psycopg
 
-from webhookd.errors import UnusableError, WebhookdError
-from webhookd.postgres import session
-
-# A worker that reported at most so many seconds ago counts as running.
-LIVING_S = 60
-
-SETTINGS = (
-    *("search_path = ''", "TimeZone = 'UTC'", "DateStyle = 'ISO'", "IntervalStyle = 'postgres'"),
-    "default_transaction_isolation = 'read committed'",
-    *(
-        "default_transaction_read_only = off",
-        "statement_timeout = 0",
-        "idle_in_transaction_session_timeout = 0",
-    ),
-    *("lock_timeout = 0", "standard_conforming_strings = on", "client_min_messages = warning"),
-)
+from webhookd.errors import UnusableError
+from webhookd.postgres import session, statements
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -40,7 +24,7 @@ def adopt(dsn: str, *, discard_pending: bool) -> int:
     every later webhook-id differ from the original's. Without it the copy continues where the
     original stopped. Raise `UnusableError` where there is no schema or while workers run on it.
     """
-    with connect(dsn, role="adopt") as connection, connection.transaction():
+    with session.connect_command(dsn, role="adopt") as connection, connection.transaction():
         if _value(connection, b"SELECT to_regclass('pggit.installation')") is None:
             raise UnusableError("the database has no schema of webhookd's: run `webhookd migrate`")
         _refuse_living_workers(connection)
@@ -84,42 +68,6 @@ def refuse_copy(connection: Connection) -> None:
         )
 
 
-@contextmanager
-def connect(dsn: str, *, role: str) -> Iterator[session.Connection]:
-    """Open a connection in autocommit mode that no default of a role or database can mislead.
-
-    Raise `UnusableError` for a malformed *dsn*, `WebhookdError` for a database that cannot be
-    reached or goes away.
-    """
-    try:
-        connection = session.Connection.connect(
-            dsn,
-            autocommit=True,
-            prepare_threshold=None,
-            client_encoding="utf8",
-            connect_timeout=10,
-        )
-    except psycopg.ProgrammingError as error:
-        raise UnusableError(f"the DSN cannot be read: {first_line(error)}") from error
-    except psycopg.OperationalError as error:
-        raise WebhookdError(f"the database cannot be reached: {first_line(error)}") from error
-    with connection:
-        try:
-            session.configure(connection, application_name=f"webhookd/{role}", settings=SETTINGS)
-            yield connection
-        except psycopg.OperationalError as error:
-            raise WebhookdError(f"the database failed: {first_line(error)}") from error
-        except psycopg.Error as error:
-            raise UnusableError(f"the database refused: {first_line(error)}") from error
-
-
-def first_line(error: psycopg.Error) -> str:
-    """Return what the server (or libpq) says as one line, with the detail where there is one."""
-    message = error.diag.message_primary or str(error).strip().partition("\n")[0]
-    detail = (error.diag.message_detail or "").partition("\n")[0]
-    return f"{message} ({detail})" if detail else message
-
-
 def _identity(connection: Connection) -> tuple[str, int]:
     oid = _value(
         connection,
@@ -139,14 +87,11 @@ def _identity(connection: Connection) -> tuple[str, int]:
 
 
 def _refuse_living_workers(connection: Connection) -> None:
-    living = connection.execute(
-        "SELECT worker_id, host FROM pggit.workers WHERE seen_at > now() - %s * interval '1 second'"
-        " ORDER BY seen_at DESC LIMIT 1",
-        (LIVING_S,),
-    ).fetchone()
+    living = connection.execute(statements.load("living_worker").encode()).fetchone()
     if living is not None:
+        worker_id, host, dead_after_s = living
         raise UnusableError(
-            f"{living[0]} on {living[1]} reported to this database within the last {LIVING_S} s: "
+            f"{worker_id} on {host} reported to this database within the last {dead_after_s} s: "
             "stop its webhookd, or wait that long where the row was copied too"
         )
 

@@ -32,6 +32,7 @@ from tenacity import (
 
 from webhookd import __version__, logs
 from webhookd.errors import UnusableError, WebhookdError
+from webhookd.postgres import session
 from webhookd.schema import identity, legacy
 
 log = logs.Logger("webhookd.migrate")
@@ -81,7 +82,7 @@ def migrate(
     available or a migration did not get its locks.
     """
     known = load() if migrations is None else migrations
-    with identity.connect(dsn, role="migrate") as connection:
+    with session.connect_command(dsn, role="migrate") as connection:
         if connection.behind_pooler:
             # The advisory lock belongs to a session; a pooler may run each statement in another.
             raise UnusableError(
@@ -267,11 +268,11 @@ def _apply(connection: Connection, migration: Migration, *, patience_s: float) -
         ) from error
     except psycopg.OperationalError as error:
         raise WebhookdError(
-            f"the connection was lost during {migration.name}: {identity.first_line(error)}"
+            f"the connection was lost during {migration.name}: {session.message_of(error)}"
         ) from error
     except psycopg.Error as error:
         raise UnusableError(
-            f"the migration {migration.name} cannot be applied: {identity.first_line(error)}"
+            f"the migration {migration.name} cannot be applied: {session.message_of(error)}"
         ) from error
 
 

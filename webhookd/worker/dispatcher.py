@@ -176,7 +176,7 @@ class Dispatcher:
                 return
             if now >= self._suspects.see_at:
                 self._suspects.see(
-                    self._claimer.next_look(connection).suspect_s, now=time.monotonic()
+                    self._claimer.next_look(connection).quarantined_s, now=time.monotonic()
                 )
             if claim.full or not claim.exhausted:
                 self._look_at = now  # the next turn asks for room first
@@ -186,7 +186,7 @@ class Dispatcher:
     def _look_at_suspect(self, now: float) -> None:
         """Nothing is in hand: try the row that may kill its worker, so that it kills nothing else."""
         with self._pool.connection() as connection:
-            claim = self._claimer.claim_suspect(connection)
+            claim = self._claimer.claim_quarantined(connection)
         self._submit(claim, now)
         if claim.deliveries:
             self._suspects.sent(now, timeout_s=claim.deliveries[0].settings.timeout_s)
@@ -222,7 +222,7 @@ class Dispatcher:
         next_look = self._claimer.next_look(connection)
         due = next_look.new_rows or next_look.lane_s <= 0
         if not due or now >= self._suspects.see_at:
-            self._suspects.see(next_look.suspect_s, now=time.monotonic())
+            self._suspects.see(next_look.quarantined_s, now=time.monotonic())
         if due:
             # If this look claimed nothing either, others have those lanes or rows locked just now.
             if claimed:

@@ -93,12 +93,12 @@ class Listener:
         connection = session.connect(self._dsn, application_name=self._application_name)
         with ExitStack() as unless_done:
             unless_done.callback(connection.close)
-            if connection.behind_pooler and session.lent_by_transaction(
+            if connection.behind_pooler and session.is_transaction_pooled(
                 connection, pool.connection
             ):
                 # LISTEN would stay in a session that somebody else gets next.
                 raise DeafError("a pooler in transaction mode")
-            connection.execute(session.listen_statement(WAKE_CHANNEL))
+            connection.execute(f"LISTEN {WAKE_CHANNEL}".encode())
             if not _hears(connection, pool):
                 if connection.behind_pooler:
                     connection.execute(

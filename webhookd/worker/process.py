@@ -15,15 +15,17 @@ import psycopg
 
 from webhookd import logs
 from webhookd.config.load import Config
+from webhookd.core.model import WebhookDefaults
 from webhookd.errors import UnusableError
 from webhookd.lifeline import ExitCode, Lifeline
 from webhookd.metrics.counters import Metrics
 from webhookd.metrics.discovery import address_of
 from webhookd.metrics.endpoint import Endpoint
 from webhookd.postgres import session
-from webhookd.postgres.claim import Claimer, WebhookDefaults, defaults_of
+from webhookd.postgres.claim import Claimer
 from webhookd.postgres.record import ResultWriter
 from webhookd.postgres.retention import Keep, Retention
+from webhookd.postgres.rows import defaults_of
 from webhookd.transport.client import Transport
 from webhookd.transport.egress import Egress
 from webhookd.worker.attempt import AttemptRunner
@@ -69,7 +71,7 @@ def run(config: Config, lifeline: Lifeline) -> int:
     reader.start()
     metrics = Metrics(lifeline.name, max_webhooks=config.metrics_webhooks)
     health = Health(stop)
-    session.attend_waits(lambda waited_s: _beat_while_waiting(lifeline, health, waited_s))
+    session.call_while_waiting(lambda waited_s: _beat_while_waiting(lifeline, health, waited_s))
     endpoint = Endpoint(
         lifeline.metrics_socket,
         metrics,

@@ -13,7 +13,7 @@ import tenacity
 from psycopg_pool import ConnectionPool
 
 from webhookd import logs
-from webhookd.core.answer import AnswerKind
+from webhookd.core.answer import AnswerKind, is_success
 from webhookd.core.backoff import GrowingPause
 from webhookd.core.model import Attempted, Delivery, GivenBack, Result
 from webhookd.errors import first_line
@@ -233,11 +233,7 @@ def _observed(result: Result) -> ObservedAttempt:
     answer = result.outcome.answer
     if answer.kind is AnswerKind.TIMEOUT:
         status = AttemptStatus.TIMEOUT
-    elif (
-        answer.http_status is not None
-        and 200 <= answer.http_status < 300
-        and answer.kind is AnswerKind.RESPONSE
-    ):
+    elif is_success(answer.http_status) and answer.kind is AnswerKind.RESPONSE:
         status = AttemptStatus.DELIVERED
     else:
         status = AttemptStatus.FAILED

@@ -107,10 +107,7 @@ def test_a_transaction_that_stands_in_the_way(
 def test_a_check_that_cannot_run_does_not_stop_the_others(
     patient: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "webhookd.admin.doctor.installation._BEGIN",
-        "BEGIN READ ONLY; SET LOCAL lock_timeout = '20ms'",
-    )
+    monkeypatch.setattr("webhookd.postgres.session._READER_SETTINGS", ("lock_timeout = '20ms'",))
     with transaction(patient, "LOCK TABLE pggit.alert_delivery_queue IN ACCESS EXCLUSIVE MODE"):
         found = {finding.name: finding for finding in findings(patient)}
     assert "not examined" in found["leases"].detail

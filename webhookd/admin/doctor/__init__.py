@@ -22,7 +22,7 @@ from webhookd.admin.doctor.installation import (
 )
 from webhookd.config.load import LoadedConfig
 from webhookd.errors import UnusableError, WebhookdError
-from webhookd.schema import identity
+from webhookd.postgres import session
 
 Check = Callable[[Installation], Iterable[Finding]]
 
@@ -95,15 +95,15 @@ def _findings(name: str, check: Check, installation: Installation) -> list[Findi
         for finding in check(installation):
             found.append(finding)  # one by one: what a check found before it failed counts
     except errors.InsufficientPrivilege as refusal:
-        found.append(note(f"not examined: {identity.first_line(refusal)}"))
+        found.append(note(f"not examined: {session.message_of(refusal)}"))
     except errors.QueryCanceled:
         found.append(
             warning(f"not examined: the database took longer than {STATEMENT_TIMEOUT_S:g} s")
         )
     except psycopg.Error as failure:
         if installation.connection.closed:
-            raise WebhookdError(f"the database failed: {identity.first_line(failure)}") from failure
-        found.append(warning(f"not examined: {identity.first_line(failure)}"))
+            raise WebhookdError(f"the database failed: {session.message_of(failure)}") from failure
+        found.append(warning(f"not examined: {session.message_of(failure)}"))
     wrong = [finding for finding in found if finding.severity is not Severity.OK]
     shown = wrong[:MOST_FINDINGS] or found[:1] or [ok("")]
     if len(wrong) > MOST_FINDINGS:

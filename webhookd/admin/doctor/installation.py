@@ -11,22 +11,11 @@ from psycopg.rows import dict_row
 from webhookd.admin.doctor.commands import Commands
 from webhookd.config.load import Config
 from webhookd.errors import WebhookdError
-from webhookd.postgres import statements
-from webhookd.schema import identity
+from webhookd.postgres import session, statements
 
 CONNECT_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_S = 5.0
 APPLICATION_NAME = "webhookd/doctor"
-
-# Set for a transaction and never for the session: behind a pooler the session's next transaction
-# may be another client's. The planner must use indexes, as in a worker's session: the history is
-# long, and the statistics of a queue are old.
-_BEGIN = f"""
-BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL application_name = '{APPLICATION_NAME}';
-SET LOCAL search_path = pg_catalog; SET LOCAL TimeZone = 'UTC';
-SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT_S:g}s'; SET LOCAL lock_timeout = '1s';
-SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL jit = off
-"""
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -45,12 +34,12 @@ class Installation:
         """Run the body in a read-only transaction in which a statement takes `STATEMENT_TIMEOUT_S`
         at most.
         """
-        self.connection.execute(_BEGIN.encode())
-        try:
-            yield self.connection
-        finally:
-            if not self.connection.broken:
-                self.connection.rollback()
+        with session.read_only(
+            self.connection,
+            application_name=APPLICATION_NAME,
+            statement_timeout_s=STATEMENT_TIMEOUT_S,
+        ) as connection:
+            yield connection
 
     def rows(self, statement: str, **parameters: object) -> list[dict[str, Any]]:
         """Run the statement in sql/queries/*statement*.sql and return its rows by column name.
@@ -74,16 +63,10 @@ def open_installation(dsn: str, config: Config, commands: Commands) -> Iterator[
     no server answers.
     """
     try:
-        connection = psycopg.connect(
-            dsn,
-            autocommit=True,
-            prepare_threshold=None,
-            client_encoding="utf8",
-            connect_timeout=CONNECT_TIMEOUT_S,
-        )
+        connection = session.connect_unset(dsn, timeout_s=CONNECT_TIMEOUT_S)
     except psycopg.OperationalError as failure:
         raise WebhookdError(
-            f"the database cannot be reached: {identity.first_line(failure)}"
+            f"the database cannot be reached: {session.message_of(failure)}"
         ) from failure
     with connection:
         yield Installation(connection, dsn, config, commands)

@@ -120,7 +120,7 @@ def leases(installation: Installation) -> Iterator[Finding]:
 
 def quarantine(installation: Installation) -> Iterator[Finding]:
     """Deliveries in quarantine: each may be what kills workers."""
-    for row in installation.rows("doctor_suspects"):
+    for row in installation.rows("doctor_quarantined"):
         yield warning(
             f"delivery {row['delivery_id']} for webhook {row['webhook_id']} lost "
             f"{row['leases_lost']} leases: workers died while"

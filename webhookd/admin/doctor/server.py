@@ -12,9 +12,9 @@ from psycopg.conninfo import conninfo_to_dict
 
 from webhookd.admin.doctor.findings import Finding, error, note, ok, warning
 from webhookd.admin.doctor.installation import CONNECT_TIMEOUT_S, STATEMENT_TIMEOUT_S, Installation
+from webhookd.core.model import WORKER_DEAD_AFTER_S
 from webhookd.embedded import server as embedded
 from webhookd.postgres import session
-from webhookd.schema import identity
 
 OLDEST_MAJOR, NEWEST_MAJOR = 14, 18
 # Receivers accept five minutes between a signature's time and their own (Standard Webhooks).
@@ -101,12 +101,12 @@ def listen(installation: Installation) -> Iterator[Finding]:
         )
     except psycopg.OperationalError as failure:
         yield error(
-            f"{option} leads to no database: {identity.first_line(failure)}; deliveries start up "
+            f"{option} leads to no database: {session.message_of(failure)}; deliveries start up "
             "to 2 s late"
         )
         return
     with listener:
-        lent = session.lent_by_transaction(listener, lambda: nullcontext(installation.connection))
+        lent = session.is_transaction_pooled(listener, lambda: nullcontext(installation.connection))
         if not lent and _hears(listener, installation.connection):
             return
         other = not lent and _place(listener) != _place(installation.connection)
@@ -124,7 +124,7 @@ def listen(installation: Installation) -> Iterator[Finding]:
 
 def _hears(listener: psycopg.Connection[Any], sender: psycopg.Connection[Any]) -> bool:
     channel = f"webhookd_doctor_{uuid4().hex}"
-    listener.execute(session.listen_statement(channel))
+    listener.execute(f"LISTEN {channel}".encode())
     with sender.transaction():
         sender.execute(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT_S:g}s'".encode())
         sender.execute("SELECT pg_notify(%s, '')", [channel])
@@ -165,7 +165,7 @@ def connections(installation: Installation) -> Iterator[Finding]:
     alive, else those of one replacement.
     """
     alive = any(
-        row["seen_s_ago"] < identity.LIVING_S for row in installation.rows("doctor_workers")
+        row["seen_s_ago"] < WORKER_DEAD_AFTER_S for row in installation.rows("doctor_workers")
     )
     needed = CONNECTIONS_A_WORKER * (1 if alive else installation.config.workers)
     whose = "a worker that is replaced" if alive else f"{installation.config.workers} workers"

@@ -12,16 +12,15 @@ from webhookd import __version__
 from webhookd.admin.doctor.findings import Finding, error, note, ok, warning
 from webhookd.admin.doctor.installation import Installation
 from webhookd.admin.doctor.queue import OVERDUE_S
-from webhookd.schema import identity
+from webhookd.core.model import WORKER_DEAD_AFTER_S, WORKER_SILENT_AFTER_S
 
 HEALTHZ_S = 1.0
-SILENT_S = 20.0  # a live worker reports every few seconds
 
 
 def workers(installation: Installation) -> Iterator[Finding]:
     """Whether workers are alive, which died, and whether any two can be confused."""
     rows = installation.rows("doctor_workers")
-    live = [row for row in rows if row["seen_s_ago"] < identity.LIVING_S]
+    live = [row for row in rows if row["seen_s_ago"] < WORKER_DEAD_AFTER_S]
     for row in rows:
         if row not in live:
             yield warning(
@@ -32,11 +31,11 @@ def workers(installation: Installation) -> Iterator[Finding]:
                     f"DELETE FROM pggit.workers WHERE incarnation = '{row['incarnation']}'"
                 ),
             )
-        elif row["seen_s_ago"] > SILENT_S:
+        elif row["seen_s_ago"] > WORKER_SILENT_AFTER_S:
             yield warning(
                 f"{row['worker_id']} on {row['host']} (pid {row['pid']}) has been silent for "
                 f"{row['seen_s_ago']:.0f} s: it hangs,"
-                f" it died, or it cannot reach the database; from {identity.LIVING_S} s on it "
+                f" it died, or it cannot reach the database; from {WORKER_DEAD_AFTER_S:.0f} s on it "
                 "counts as dead"
             )
     if not live:
@@ -85,7 +84,7 @@ def endpoints(installation: Installation) -> Iterator[Finding]:
     live = [
         row
         for row in installation.rows("doctor_workers")
-        if row["seen_s_ago"] < identity.LIVING_S and row["metrics_address"]
+        if row["seen_s_ago"] < WORKER_DEAD_AFTER_S and row["metrics_address"]
     ]
     here = [row for row in live if row["host"] == socket.gethostname()]
     with ThreadPoolExecutor(max_workers=16) as pool:
@@ -123,7 +122,7 @@ def ports(installation: Installation) -> Iterator[Finding]:
     hosts = {
         row["host"]
         for row in installation.rows("doctor_workers")
-        if row["seen_s_ago"] < identity.LIVING_S
+        if row["seen_s_ago"] < WORKER_DEAD_AFTER_S
     }
     if config.metrics_port == 0 or socket.gethostname() in hosts:
         return

@@ -6,7 +6,8 @@ import psycopg
 
 from webhookd.metrics.counters import Metrics
 from webhookd.metrics.counts import AttemptStatus
-from webhookd.postgres import session, statements
+from webhookd.postgres import statements
+from webhookd.postgres.arrays import number_array
 from webhookd.worker.chores.chore import EVERY_TURN_S, Pool
 
 
@@ -37,7 +38,7 @@ class ActivityWriter:
             "timeouts": activity.attempts[AttemptStatus.TIMEOUT],
             "circuit_opens": activity.circuit_opens,
             "rate_limit_hits": activity.rate_limit_hits,
-            "durations": session.number_array(activity.durations.counts),
+            "durations": number_array(activity.durations.counts),
             "slowest_s": activity.slowest_s,
         }
         try:

@@ -1,10 +1,8 @@
 """Repairs what no notification reports."""
 
-from collections.abc import Sequence
 from typing import ClassVar
 
-from webhookd.postgres import session, statements
-from webhookd.postgres.claim import make_lanes
+from webhookd.postgres import lanes, statements
 from webhookd.worker.chores.chore import Pool
 from webhookd.worker.wakeup import WakeReason, WakeupPipe
 
@@ -24,7 +22,6 @@ class Sweeper:
 
     def __init__(self, wakeup: WakeupPipe) -> None:
         self._wakeup = wakeup
-        self._sweep_lanes = statements.load("sweep_lanes")
 
     def run(self, pool: Pool) -> None:
         """Sweep once. Blocks for some statements on one connection."""
@@ -32,27 +29,9 @@ class Sweeper:
             with pool.connection() as connection:
                 connection.execute(statements.load("sweep_workers"))
                 connection.execute(statements.load("sweep_minutes"))
-                self.repair_lanes(connection)
+                webhook_ids = lanes.suspicious_lanes(connection)
+                for start in range(0, len(webhook_ids), LANES_AT_ONCE):
+                    lanes.repair_lanes(connection, webhook_ids[start : start + LANES_AT_ONCE])
         finally:
             # Also after a failure: the dispatcher then looks for rows that it was not notified of.
             self._wakeup.ring(WakeReason.SWEEP)
-
-    def repair_lanes(self, connection: session.Connection) -> None:
-        """Correct the lanes whose state may be wrong. A lane that is locked waits for the next
-        sweep.
-        """
-        rows = connection.execute(statements.load("sweep_candidates")).fetchall()
-        for start in range(0, len(rows), LANES_AT_ONCE):
-            webhook_ids = sorted(row[0] for row in rows[start : start + LANES_AT_ONCE])
-            self._repair(connection, webhook_ids)
-
-    def _repair(self, connection: session.Connection, webhook_ids: Sequence[int]) -> None:
-        make_lanes(connection, webhook_ids)
-        with session.transaction(connection) as cursor:
-            parameters = {"webhook_ids": session.number_array(webhook_ids)}
-            rows = cursor.execute(statements.load("lock_recorded_lanes"), parameters).fetchall()
-            # Two statements, and the second one counts the leases: its snapshot is newer than the
-            # locks. In one statement it could count half of a claim or record that committed while
-            # the lock was waited for.
-            locked = session.number_array(row[0] for row in rows)
-            cursor.execute(self._sweep_lanes, {"webhook_ids": locked})

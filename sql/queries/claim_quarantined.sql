@@ -1,12 +1,13 @@
--- Take the one suspect row, or, where its lane may not give it now, ask again when it may.
+-- Take the one quarantined row. Where its lane may not give it now, put it off until it may.
 WITH claimed AS (
     UPDATE pggit.alert_delivery_queue q
-       SET delivery_status = 'sending', worker_id = %(worker_id)s, leased_by = %(incarnation)s, lease_token = %(token)s,
-           lease_until = now() + %(lease_s)s * interval '1 second'
+       SET delivery_status = 'sending', worker_id = %(worker_id)s, leased_by = %(incarnation)s,
+           lease_token = %(token)s, lease_until = now() + %(lease_s)s * interval '1 second'
      WHERE q.delivery_id = %(delivery_id)s AND %(admitted)s
     RETURNING q.*
 ), put_off AS (
-    -- A token that nobody holds marks the change as webhookd's own (an operator's would make the row new again).
+    -- A token that no worker holds marks the change as webhookd's own. To a change without one the
+    -- trigger would respond as to an operator's, and make the row new again.
     UPDATE pggit.alert_delivery_queue q
        SET next_retry_at = to_timestamp(%(again_at)s), lease_token = -%(token)s
      WHERE q.delivery_id = %(delivery_id)s AND NOT %(admitted)s
@@ -20,6 +21,4 @@ WITH claimed AS (
       FROM claimed c
      WHERE h.webhook_id = c.webhook_id
 )
-SELECT webhook_id, delivery_id, message_body::text, retry_count, max_retries, attempts, leases_lost,
-       extract(epoch FROM first_attempted_at)::float8
-  FROM claimed
+SELECT {delivery_expressions} FROM claimed

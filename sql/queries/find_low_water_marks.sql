@@ -1,11 +1,11 @@
--- Epochs below which there is nothing to find, asked from the last such floors on: the earliest new row and the earliest lane's timer,
--- or what now() was %(margin_s)s ago, whichever is earlier. What a transaction that is older than that commits may lie below them.
+-- Epochs below which there is nothing to find, asked from the last such marks on: the earliest new
+-- row and the earliest lane's timer, or what now() was %(margin_s)s ago, whichever is earlier. A
+-- transaction that is older than that may still commit something below them.
 -- And how many webhooks have new rows: each took a probe.
 WITH RECURSIVE first (webhook_id, next_retry_at) AS (
     (SELECT q.webhook_id, q.next_retry_at
        FROM pggit.alert_delivery_queue q
-      WHERE NOT q.routed AND q.delivery_status IN ('pending', 'retrying')
-        AND q.next_retry_at >= to_timestamp(%(rows_floor)s)
+      WHERE {new:q} AND q.next_retry_at >= to_timestamp(%(rows_from)s)
       ORDER BY q.webhook_id, q.next_retry_at
       LIMIT 1)
     UNION ALL
@@ -14,8 +14,8 @@ WITH RECURSIVE first (webhook_id, next_retry_at) AS (
      CROSS JOIN LATERAL (
         SELECT q.webhook_id, q.next_retry_at
           FROM pggit.alert_delivery_queue q
-         WHERE NOT q.routed AND q.delivery_status IN ('pending', 'retrying') AND q.webhook_id > f.webhook_id
-           AND q.next_retry_at >= to_timestamp(%(rows_floor)s)
+         WHERE {new:q} AND q.webhook_id > f.webhook_id
+           AND q.next_retry_at >= to_timestamp(%(rows_from)s)
          ORDER BY q.webhook_id, q.next_retry_at
          LIMIT 1) x
 ), recent (at) AS (
@@ -24,7 +24,7 @@ WITH RECURSIVE first (webhook_id, next_retry_at) AS (
 SELECT extract(epoch FROM least(recent.at, (SELECT min(next_retry_at) FROM first)))::float8,
        extract(epoch FROM least(recent.at, (SELECT h.runnable_at
                                               FROM pggit.webhook_health_metrics h
-                                             WHERE h.runnable_at >= to_timestamp(%(lanes_floor)s)
+                                             WHERE h.runnable_at >= to_timestamp(%(lanes_from)s)
                                              ORDER BY h.runnable_at
                                              LIMIT 1)))::float8,
        (SELECT count(*) FROM first)
