@@ -49,7 +49,7 @@ WEBHOOK_COUNTERS = (
 )
 
 
-def test_fifty_thousand_webhooks_make_a_scrape_no_larger_than_two_hundred_and_all_of_it_is_counted() -> (
+def test_fifty_thousand_webhooks_make_a_scrape_no_larger_than_two_hundred_and_all_are_counted() -> (
     None
 ):
     metrics = Metrics("worker-1", max_webhooks=PLACES)
