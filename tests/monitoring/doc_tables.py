@@ -1,4 +1,4 @@
-"""The tables of docs/metrics.md, so that tests can hold the document to its word."""
+"""The tables and entries of docs/metrics.md, which tests compare with the product."""
 
 import re
 from pathlib import Path

@@ -1,8 +1,7 @@
-"""What docs/metrics.md says about each query of the first monitoring guide is true: of PromQL on a
-real Prometheus that scrapes a busy fleet, of SQL on that fleet's database.
+"""docs/metrics.md is right about each query of the first monitoring guide. PromQL is tried on a
+real Prometheus that scrapes a busy fleet, SQL on that fleet's database.
 
-The files that PROMQL and SQL list hold the queries as the guide has them, comments included, one
-each.
+PROMQL and SQL list files with the guide's queries, one in each file, comments included.
 """
 
 import json
@@ -56,7 +55,7 @@ def to_use(query: str) -> str | None:
 
 
 def without_threshold(query: str) -> str:
-    """Return what an alert compares: whether it is above its threshold depends on the hour."""
+    """Return the value that an alert compares; it need not be above the threshold now."""
     return re.sub(r" (>|==) [\d.]+$", "", query)
 
 
@@ -109,7 +108,7 @@ def test_the_examples_of_adding_workers_up_return_data(busy_stack: Stack) -> Non
 
 
 def returns_data(busy_stack: Stack, query: str) -> None:
-    """Wait until *query* has a sample above zero: on a busy fleet there is something of everything."""
+    """Wait until *query* has a sample above zero: a busy fleet has something to count for each."""
 
     def sample() -> list[dict[str, Any]]:
         return [sample for sample in busy_stack.query(query) if float(sample["value"][1]) > 0]
@@ -117,27 +116,25 @@ def returns_data(busy_stack: Stack, query: str) -> None:
     eventually(sample, 30, what=query)
 
 
-# What falls short, and the alert that does not
+# Queries that fall short, and the alerts that do not
 
 ATTEMPTS = "webhook_deliveries_total"
+FAILURE_RATIO = f'(sum(rate({ATTEMPTS}{{status="failed"}}[5m])) / sum(rate({ATTEMPTS}[5m])))'
 TARGET = 'job="w", instance="a:1", service="webhook-delivery"'
+DEPTH_BY_CAUSE = "webhookd_queue_depth_by_cause"
 TIMEOUTS_ONLY = {
     f'{ATTEMPTS}{{status="delivered", webhook_id="1", {TARGET}}}': "0+60x40",
     f'{ATTEMPTS}{{status="failed", webhook_id="1", {TARGET}}}': "0x40",
     f'{ATTEMPTS}{{status="timeout", webhook_id="1", {TARGET}}}': "0+60x40",
 }
-# What happens, and what the query shows of it after 30 minutes: a failure missed, or a healthy
-# fleet accused.
+# Series in which a query misses a failure, or accuses a healthy fleet, after 30 minutes.
 MISSED = {
     'rate(webhook_deliveries_total{status="failed"}[5m])': TIMEOUTS_ONLY,
     "worker_health_status == 0": {
         f'up{{worker_id="worker-1", {TARGET}}}': "1x10 0x30",
         f'worker_health_status{{worker_id="worker-1", {TARGET}}}': "1x10 stale",
     },
-    **{
-        f'(sum(rate({ATTEMPTS}{{status="failed"}}[5m])) / sum(rate({ATTEMPTS}[5m]))) > {threshold}': TIMEOUTS_ONLY
-        for threshold in ("0.05", "0.20")
-    },
+    **{f"{FAILURE_RATIO} > {threshold}": TIMEOUTS_ONLY for threshold in ("0.05", "0.20")},
     "increase(circuit_breaker_opens_total[1h]) > 0": {
         f'worker_health_status{{worker_id="worker-1", {TARGET}}}': "1x40",
         f'circuit_breaker_opens_total{{webhook_id="1", {TARGET}}}': "_x25 1x15",
@@ -148,7 +145,7 @@ FALSE_ALARMS = {
         **{
             f'webhook_queue_depth{{worker_id="worker-{n}", {TARGET}}}': "5000x40" for n in (1, 2, 3)
         },
-        f'webhookd_queue_depth_by_cause{{cause="paused", worker_id="worker-1", {TARGET}}}': "5000x40",
+        f'{DEPTH_BY_CAUSE}{{cause="paused", worker_id="worker-1", {TARGET}}}': "5000x40",
     },
 }
 
@@ -159,15 +156,14 @@ def test_there_is_a_case_for_each_query_that_falls_short() -> None:
     }
 
 
-def test_what_falls_short_misses_what_the_document_s_choice_sees_or_accuses_a_fleet_that_it_does_not(
+def test_a_query_that_falls_short_is_wrong_where_the_one_to_use_is_right(
     tmp_path: Path,
 ) -> None:
     cases = []
     for query, series in MISSED.items():
         alert = alert_of(query)
-        shown = (
-            f"({query}) > 0" if alert is None else query
-        )  # a panel that shows 0 misses it as well
+        # A panel that shows 0 misses it as well.
+        shown = f"({query}) > 0" if alert is None else query
         sees = to_use(query) if alert is None else firing(alert)
         cases.append(case(series, {shown: 0, f"({sees}) > 0": 1}))
     for query, series in FALSE_ALARMS.items():
@@ -191,8 +187,8 @@ def firing(alert: str) -> str:
 
 
 def case(series: dict[str, str], expected: dict[str, int]) -> dict[str, Any]:
-    """Return a test for promtool: over *series* (a value a minute) each query has so many samples
-    after 30 minutes.
+    """Return a test for promtool: with *series* (a value a minute) each query of *expected* has so
+    many samples after 30 minutes.
     """
     return {
         "interval": "1m",
@@ -243,7 +239,7 @@ def test_the_statements_that_write_do_what_they_say(busy_stack: Stack) -> None:
         counted = connection.execute(count.encode()).fetchone()
         assert counted is not None
         assert counted[0] >= 1000
-        connection.rollback()  # nobody else's fleet
+        connection.rollback()  # other tests use this fleet too
 
         def updated() -> bool:
             cursor = connection.execute(

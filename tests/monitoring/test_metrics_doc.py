@@ -1,4 +1,4 @@
-"""docs/metrics.md names exactly the metrics that a worker exports, with their types, labels and
+"""docs/metrics.md describes exactly the metrics that a worker exports, with their types, labels and
 number of series.
 """
 
