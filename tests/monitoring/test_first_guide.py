@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.monitoring.doc_tables import METRICS, code, rows
+from tests.monitoring.doc_tables import code, items, one_line, queries, section
 from tests.monitoring.stack import MONITORING, RULE_FILES, Stack
 from tests.support.waiting import eventually
 
@@ -38,20 +38,7 @@ def section_of(path: Path) -> str:
     return path.name.split("_")[1]
 
 
-ROWS = rows("### PromQL")
-BY_QUERY = {code(row["Query"])[0]: row for row in ROWS}
-
-
-def alert_of(query: str) -> str | None:
-    """Return the alert that the document names instead of *query*."""
-    use = BY_QUERY[query]["Use"]
-    return code(use)[0] if use.startswith("alert ") else None
-
-
-def to_use(query: str) -> str | None:
-    """Return the query that the document gives instead of *query*."""
-    use = BY_QUERY[query]["Use"]
-    return None if use == "as it is" or alert_of(query) else code(use)[0]
+BY_QUERY = {entry.query: entry for entry in queries()}
 
 
 def without_threshold(query: str) -> str:
@@ -64,13 +51,10 @@ def without_threshold(query: str) -> str:
 
 def test_the_document_accounts_for_every_query_of_the_guide_and_no_other() -> None:
     documented = Counter(
-        (section, query)
-        for query, row in BY_QUERY.items()
-        for section in row["Section"].split(", ")
+        (number, query) for query, entry in BY_QUERY.items() for number in entry.sections
     )
     assert documented == Counter({(section_of(path), promql_of(path)) for path in PROMQL})
-    assert {row["Verdict"] for row in ROWS} == {WORKS, REFUSED, FALLS_SHORT}
-    assert all(row["Why"] for row in ROWS)
+    assert {entry.verdict for entry in BY_QUERY.values()} == {WORKS, REFUSED, FALLS_SHORT}
 
 
 @pytest.mark.parametrize("path", PROMQL, ids=lambda path: path.stem)
@@ -78,7 +62,7 @@ def test_a_query_is_refused_or_returns_data_as_the_document_says(
     path: Path, busy_stack: Stack
 ) -> None:
     query, verbatim = promql_of(path), path.read_text()
-    if BY_QUERY[query]["Verdict"] == REFUSED:
+    if BY_QUERY[query].verdict == REFUSED:
         with pytest.raises(AssertionError, match="parse error"):
             busy_stack.query(verbatim)
         return
@@ -86,25 +70,24 @@ def test_a_query_is_refused_or_returns_data_as_the_document_says(
     returns_data(busy_stack, without_threshold(query))
 
 
-@pytest.mark.parametrize("query", [query for query in BY_QUERY if to_use(query)])
+@pytest.mark.parametrize("query", [entry.use for entry in BY_QUERY.values() if entry.use])
 def test_the_query_to_use_instead_returns_data(query: str, busy_stack: Stack) -> None:
-    use = to_use(query)
-    assert use is not None
-    returns_data(busy_stack, use)
+    returns_data(busy_stack, query)
 
 
 def test_every_recorded_name_of_the_document_has_data(busy_stack: Stack) -> None:
-    for name in {name for row in ROWS for name in code(row["Why"]) if name.startswith("webhookd:")}:
+    named = {name for entry in BY_QUERY.values() for name in code(entry.why)}
+    for name in {name for name in named if name.startswith("webhookd:")}:
         returns_data(busy_stack, name)
 
 
-def test_the_examples_of_adding_workers_up_return_data(busy_stack: Stack) -> None:
-    block = re.search(
-        r"## Adding workers up\n\n```promql\n(.*?)```", METRICS.read_text(), re.DOTALL
-    )
-    assert block is not None
-    for query in block[1].splitlines():
-        returns_data(busy_stack, query)
+def test_the_examples_of_combining_workers_return_data(busy_stack: Stack) -> None:
+    blocks = re.findall(r"(?s)```promql\n(.*?)```", section("## Combining workers"))
+    # An indented line continues the one before.
+    examples = [query for block in blocks for query in re.split(r"\n(?! )", block.strip())]
+    assert len(examples) == 7
+    for query in examples:
+        returns_data(busy_stack, one_line(query))
 
 
 def returns_data(busy_stack: Stack, query: str) -> None:
@@ -152,7 +135,7 @@ FALSE_ALARMS = {
 
 def test_there_is_a_case_for_each_query_that_falls_short() -> None:
     assert {*MISSED, *FALSE_ALARMS} == {
-        query for query, row in BY_QUERY.items() if row["Verdict"] == FALLS_SHORT
+        query for query, entry in BY_QUERY.items() if entry.verdict == FALLS_SHORT
     }
 
 
@@ -161,15 +144,13 @@ def test_a_query_that_falls_short_is_wrong_where_the_one_to_use_is_right(
 ) -> None:
     cases = []
     for query, series in MISSED.items():
-        alert = alert_of(query)
+        entry = BY_QUERY[query]
         # A panel that shows 0 misses it as well.
-        shown = f"({query}) > 0" if alert is None else query
-        sees = to_use(query) if alert is None else firing(alert)
+        shown = query if entry.alert else f"({query}) > 0"
+        sees = firing(entry.alert) if entry.alert else entry.use
         cases.append(case(series, {shown: 0, f"({sees}) > 0": 1}))
     for query, series in FALSE_ALARMS.items():
-        alert = alert_of(query)
-        assert alert is not None
-        cases.append(case(series, {query: 3, firing(alert): 0}))
+        cases.append(case(series, {query: 3, firing(BY_QUERY[query].alert): 0}))
     promtool = shutil.which("promtool") or pytest.skip("NO PROMTOOL: install Debian's prometheus")
     path = tmp_path / "test.yml"
     rule_files = [str(MONITORING / name) for name in RULE_FILES]
@@ -215,9 +196,9 @@ def subject_of(path: Path) -> str:
 
 
 def test_the_document_accounts_for_every_statement_of_the_guide_and_no_other() -> None:
-    documented = [(row["Section"], code(row["Statement on"])[0]) for row in rows("### SQL")]
+    found = [re.match(r"Section (\d+), `(.+?)`", item) for item in items(section("### SQL"))]
+    documented = [match.groups() for match in found if match]
     assert Counter(documented) == Counter((section_of(path), subject_of(path)) for path in SQL)
-    assert {row["Verdict"] for row in rows("### SQL")} == {WORKS}
 
 
 @pytest.mark.parametrize("path", SQL, ids=lambda path: path.stem)
