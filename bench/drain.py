@@ -56,7 +56,7 @@ SYSTEMS = (
     ORIGINAL,
     UNPAUSED,
 )
-SMALLEST = 400  # deliveries a round, whatever the scale
+SMALLEST = 400  # deliveries a round, at any scale
 SLOW_S = {0.05: 20_000, 0.5: 3_000}
 
 LITTLE = 0.9

@@ -143,7 +143,7 @@ def _choice(name: str, source: Json, query: str, *, every: str) -> Json:
     """Return a variable with several values. "All" is the pattern *every*, so new values are
     included.
 
-    Grafana inserts *every* unchanged, whatever format the query asks for.
+    Grafana inserts *every* unchanged, in any format that the query asks for.
     """
     return _variable(
         name,
