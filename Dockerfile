@@ -1,5 +1,5 @@
-# webhookd, for compose.yml and others:  docker build --tag webhookd .
-# Name the database in DATABASE_URL, and run `webhookd migrate` once before.
+# webhookd, for compose.yml and other uses:  docker build --tag webhookd .
+# Set DATABASE_URL to the database, and run `webhookd migrate` once before.
 
 FROM python:3.13-slim AS build
 WORKDIR /source
@@ -11,7 +11,7 @@ RUN python -m venv /opt/webhookd && /opt/webhookd/bin/pip install --no-cache-dir
 FROM python:3.13-slim
 COPY --from=build /opt/webhookd /opt/webhookd
 ENV PATH=/opt/webhookd/bin:$PATH
-# No account is needed for the number, and nothing is written.
+# This user id needs no account, and webhookd writes no files.
 USER 10001:10001
 EXPOSE 8000-8002
 ENTRYPOINT ["webhookd"]

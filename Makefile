@@ -1,10 +1,13 @@
-# `make demo`, `make monitoring` and `make test` set up everything that they need in .venv. PYTHON=... picks another interpreter.
+# `make demo`, `make monitoring` and `make test` install all that they need in .venv. PYTHON=...
+# chooses another interpreter.
 
+APT_INSTALL = DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends
 NEWEST_FIRST = python3 python3.14 python3.13 python3.12 python3.11
 PYTHON ?= $(shell for p in $(NEWEST_FIRST); do \
-	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; \
+	done)
 VENV = .venv
-# Two processes, each with whole files: half of what the tests do is waiting.
+# Two processes, each with whole files: half of the tests' time is waiting.
 PYTEST_ARGS = -n 2 --dist loadgroup
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 
@@ -16,11 +19,13 @@ BENCHES = drain latency profile insert_cost
 
 help:
 	@echo "make demo         see the whole system deliver 1,000 webhooks on this machine"
-	@echo "make monitoring   see it under load in Prometheus and Alertmanager (Debian's, installed where they are missing)"
-	@echo "make test         run the tests (one of them: make test PYTEST_ARGS=tests/unit)"
+	@echo "make monitoring   see it under load in Prometheus and Alertmanager (Debian's packages,"
+	@echo "                  installed if they are missing)"
+	@echo "make test         run the tests (one of them: make test PYTEST_ARGS=tests/core)"
 	@echo "make storm        run the tests that take long"
-	@echo "make bench        compare throughput and latency with other queues; 15 minutes of a quiet machine"
-	@echo "make bench-growth see what a queue of ten million rows costs, and other curves; 25 minutes"
+	@echo "make bench        compare throughput and latency with other queues; 15 minutes on a machine"
+	@echo "                  that does nothing else"
+	@echo "make bench-growth measure queues of up to ten million rows, and other curves; 25 minutes"
 	@echo "make scaling      one to three workers, and three hosts; 5 minutes"
 	@echo "make soak         run at 80 % of capacity for half an hour"
 	@echo "make lint         run ruff and mypy"
@@ -34,12 +39,13 @@ monitoring: $(VENV)/.runs
 test: setup
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
-# As root without a network but loopback: some storms hand webhookd addresses that must lead nowhere.
+# As root it has loopback only: some storms give webhookd addresses that must not be reached.
 storm: setup
 	@if [ "$$(id -u)" -eq 0 ]; then alone="unshare --net sh -c"; else alone="sh -c"; fi; \
-	$$alone 'ip link set lo up 2>/dev/null; exec "$$0" -m pytest -m storm $(STORM_ARGS)' $(VENV)/bin/python
+	$$alone 'ip link set lo up 2>/dev/null; exec "$$0" -m pytest -m storm $(STORM_ARGS)' \
+	    $(VENV)/bin/python
 
-# Some 15 minutes of a machine that does nothing else; bench/README.md.
+# Some 15 minutes on a machine that does nothing else; see bench/README.md.
 bench: setup nginx bench/.venv/.peers bench/peers/node_modules/.package-lock.json
 	@for bench in $(BENCHES); do $(VENV)/bin/python -m bench.$$bench || exit; done
 
@@ -47,7 +53,7 @@ bench: setup nginx bench/.venv/.peers bench/peers/node_modules/.package-lock.jso
 bench-growth: nginx $(VENV)/.pictures
 	$(VENV)/bin/python -m bench.growth $(GROWTH_ARGS)
 
-# As root it makes network namespaces for hosts.
+# As root it makes network namespaces that stand for hosts.
 scaling: setup nginx
 	$(VENV)/bin/python -m bench.scaling $(SCALING_ARGS)
 
@@ -58,7 +64,7 @@ nginx:
 	@command -v nginx >/dev/null || test -x /usr/sbin/nginx || { \
 	    if [ "$$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then \
 	        echo "installing nginx"; \
-	        apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends nginx >/dev/null; \
+	        apt-get -qq update && $(APT_INSTALL) nginx >/dev/null; \
 	    else echo "the benchmarks need nginx: sudo apt-get install nginx" >&2; exit 1; fi; }
 
 $(VENV)/.pictures: bench/requirements.txt | setup
@@ -84,14 +90,16 @@ lint: setup
 setup: $(VENV)/.tests
 
 $(VENV)/.runs: setup.py setup.cfg pyproject.toml
-	@test -n "$(PYTHON)" || { echo "webhookd needs Python 3.11 or newer: apt-get install python3" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { \
+	    echo "webhookd needs Python 3.11 or newer: apt-get install python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	    package=$$($(PYTHON) -c 'import sys; print("python3.%d-venv" % sys.version_info[1])'); \
 	    if [ "$$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then \
 	        echo "installing $$package"; \
-	        apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$package >/dev/null; \
+	        apt-get -qq update && $(APT_INSTALL) $$package >/dev/null; \
 	    else \
-	        echo "$(PYTHON) cannot make a virtual environment; run this and try again: sudo apt-get install $$package" >&2; \
+	        echo "$(PYTHON) cannot make a virtual environment; run this and try again:" \
+	            "sudo apt-get install $$package" >&2; \
 	        exit 1; \
 	    fi; }
 	@echo "setting up $(VENV)"

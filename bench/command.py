@@ -1,4 +1,4 @@
-"""How a benchmark ends: what went wrong is one line, and everything that it started has stopped."""
+"""How a benchmark ends: an error is one line, and everything that it started has stopped."""
 
 import sys
 from collections.abc import Callable
@@ -7,9 +7,7 @@ from webhookd.errors import WebhookdError
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run *main*; exit with 2 where the machine lacks something or a system did not do what it was
-    given.
-    """
+    """Run *main*; exit with 2 if a program is missing, or if a system did not do its work."""
     try:
         main()
     except KeyboardInterrupt:

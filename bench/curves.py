@@ -47,8 +47,15 @@ class Curve:
 
 def add_table(report: Report, curve: Curve) -> None:
     """Add a table of one curve to *report*."""
-    heads = [curve.title, "ms a claim", "pages a claim", "rows a claim", "deliveries/s",
-             *[f"{name}, pages a call" for name in SHOWN], "measure_depth, ms"]  # fmt: skip
+    heads = [
+        curve.title,
+        "ms a claim",
+        "pages a claim",
+        "rows a claim",
+        "deliveries/s",
+        *[f"{name}, pages a call" for name in SHOWN],
+        "measure_depth, ms",
+    ]
     rows = []
     for point in curve.points:
         claims, rates = point.claims, point.rates
@@ -69,7 +76,7 @@ def add_table(report: Report, curve: Curve) -> None:
 
 
 def add_verdicts(report: Report, curves: Sequence[Curve]) -> None:
-    """Add what became of each curve."""
+    """Add the verdict on each curve."""
     rows = []
     for curve in curves:
         rows.append(

@@ -1,5 +1,5 @@
-"""webhookd's queue in a benchmark: webhooks, deliveries with a body of some 330 bytes, and whether
-all of them are complete.
+"""webhookd's queue in a benchmark: registers webhooks, inserts deliveries with a body of some 330
+bytes, and checks that all are complete.
 """
 
 from typing import Any
@@ -10,23 +10,20 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 WEBHOOKS = 50
 QUEUE = "pggit.alert_delivery_queue"
-# No round pays for the rows of the last one; configuration stays. finished_counts goes with the
-# queue.
+# Emptied, so that no round pays for the rows of the last one; configuration stays. TRUNCATE of the
+# queue also empties finished_counts.
 _EMPTIED = f"{QUEUE}, pggit.alert_delivery_log, pggit.webhook_health_metrics, pggit.worker_minutes"
 
 _FILLING = (
-    '"type": "invoice.paid", "data": {"customer": "cus_9s6XKzkNRiz8i3", "currency": "eur", '
-    '"amount_due": 12900,'
-    ' "amount_paid": 12900, "description": "Monthly subscription, 3 seats", "lines": [{"sku": '
-    '"seat-month",'
-    ' "quantity": 3, "unit_amount": 4300}], "hosted_invoice_url": '
-    '"https://billing.example/i/9s6XKzkNRiz8i3",'
-    ' "status": "paid"}}'
+    '"type": "invoice.paid", "data": {"customer": "cus_9s6XKzkNRiz8i3", "currency": "eur",'
+    ' "amount_due": 12900, "amount_paid": 12900, "description": "Monthly subscription, 3 seats",'
+    ' "lines": [{"sku": "seat-month", "quantity": 3, "unit_amount": 4300}],'
+    ' "hosted_invoice_url": "https://billing.example/i/9s6XKzkNRiz8i3", "status": "paid"}}'
 )
 
 
 def body(number: int | str) -> str:
-    """Return the JSON that everybody sends; *number* tells the deliveries of a run apart."""
+    """Return the JSON that all systems send; *number* tells the deliveries of a run apart."""
     return f'{{"n": {number}, {_FILLING}'
 
 
@@ -37,8 +34,8 @@ def body_sql(number: str) -> str:
 
 
 def register(connection: Connection, url: str, *, webhooks: int = WEBHOOKS) -> None:
-    """Register webhooks 1 to *webhooks* with *url* plus their id as a path, unlimited in rate and
-    else with defaults.
+    """Register webhooks 1 to *webhooks* with *url* plus their id as a path: no rate limit,
+    otherwise defaults.
     """
     connection.execute(
         "INSERT INTO pggit.webhooks (webhook_id, url, rate_limit_per_second)"
@@ -67,5 +64,5 @@ def incomplete(connection: Connection) -> int:
 
 
 def empty(connection: Connection) -> None:
-    """Forget all deliveries and what they left; the fleet should be stopped."""
+    """Remove all deliveries, attempts and health; stop the fleet first."""
     connection.execute(f"TRUNCATE {_EMPTIED}".encode())

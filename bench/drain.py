@@ -1,5 +1,5 @@
-"""Throughput: how fast each system drains its queue into fast receivers, and what that costs; slow
-receivers, a hot webhook, TLS.
+"""Throughput: how fast each system drains its queue into fast receivers, and what that costs; also
+slow receivers, a hot webhook, and TLS.
 
     python -m bench.drain [--rounds 7] [--scale 1.0]
 
@@ -44,14 +44,19 @@ ORIGINAL = Original("original shape, poll each second", size=400, pause_s=1)  # 
 UNPAUSED = Original("original shape, no pause", size=2_500, pause_s=0)
 BOUND = Bound("bound, 3 processes", size=40_000, processes=3)
 SYSTEMS = (
-    MINE, HOT, TLS, BOUND, *TUNED,
+    MINE,
+    HOT,
+    TLS,
+    BOUND,
+    *TUNED,
     Graphile("graphile-worker default, 1 process", size=3_000, variant="default"),
     PGQUEUER,
     Procrastinate("procrastinate, 1 process", size=800),
     Procrastinate("procrastinate, 3 processes", size=1_000, processes=3),
-    ORIGINAL, UNPAUSED,
-)  # fmt: skip
-SMALLEST = 400  # deliveries a round, whatever the scale
+    ORIGINAL,
+    UNPAUSED,
+)
+SMALLEST = 400  # deliveries a round, at any scale
 SLOW_S = {0.05: 20_000, 0.5: 3_000}
 
 LITTLE = 0.9
@@ -81,13 +86,11 @@ def main() -> None:
             "Throughput",
             postgres=postgres.version(),
             notes=(
-                f"Median [95 % interval] of {options.rounds} rounds, alternating; bodies of "
-                f"{len(deliveries.body(12345))} bytes, "
-                f"{deliveries.WEBHOOKS} endpoints, nginx on loopback. webhookd: {WORKERS} "
-                "workers and its defaults, "
-                "except that no rate limit applies. CPU: seconds (user and system) per 1,000 "
-                "deliveries. "
-                "PSS: of all processes together.",
+                f"Median [95 % interval] of {options.rounds} rounds, alternating; bodies of"
+                f" {len(deliveries.body(12345))} bytes, {deliveries.WEBHOOKS} endpoints, nginx on"
+                f" loopback. webhookd: {WORKERS} workers and its defaults, except that no rate"
+                " limit applies. CPU: seconds (user and system) per 1,000 deliveries."
+                " PSS: of all processes together.",
             ),
         )
         systems = installed(SYSTEMS, postgres)
@@ -111,15 +114,17 @@ def _report_rates(report: Report, rounds: Rounds) -> None:
             f"{estimate([getattr(r, part) for r in its]).middle:.3f}"
             for part in ("postgres", "sink")
         ]
-        rows.append((
-            name,
-            estimate([r.rate for r in its]).text(",.0f"),
-            estimate([r.queue for r in its]).text(".3f"),
-            *parts,
-            estimate([r.total for r in its]).text(".3f"),
-            f"{estimate([sum(r.pss_mb) for r in its]).middle:.0f}",
-            f"{max(r.other for r in its):.2f}",
-        ))  # fmt: skip
+        rows.append(
+            (
+                name,
+                estimate([r.rate for r in its]).text(",.0f"),
+                estimate([r.queue for r in its]).text(".3f"),
+                *parts,
+                estimate([r.total for r in its]).text(".3f"),
+                f"{estimate([sum(r.pss_mb) for r in its]).middle:.0f}",
+                f"{max(r.other for r in its):.2f}",
+            )
+        )
     heads = (
         "",
         "deliveries/s",
@@ -132,8 +137,8 @@ def _report_rates(report: Report, rounds: Rounds) -> None:
     )
     report.table(heads, rows, title="Fast receivers")
     report.note(
-        f"Other CPU: the worst round's, with the benchmark's own; above some {QUIET} cores the "
-        "machine was disturbed."
+        f"Other CPU: of the worst round, the benchmark itself included. Above some {QUIET} cores"
+        " other programs disturbed the measurement."
     )
 
 
@@ -141,11 +146,13 @@ def _report_ratios(report: Report, rounds: Rounds) -> None:
     def values(name: str, part: str) -> list[float]:
         return [getattr(r, part) for r in rounds[name]]
 
-    comparisons = [("rate", other.name, target) for other, target in
-                   ((PGQUEUER, 2.0), (ORIGINAL, 8.0), (UNPAUSED, 8.0), (BOUND, 0.8)) if other.name in rounds]  # fmt: skip
+    targets = ((PGQUEUER, 2.0), (ORIGINAL, 8.0), (UNPAUSED, 8.0), (BOUND, 0.8))
+    comparisons = [
+        ("rate", other.name, target) for other, target in targets if other.name in rounds
+    ]
     tuned = [system.name for system in TUNED if system.name in rounds]
     if tuned:
-        # The fastest for the rate, the most frugal for CPU.
+        # Compare the rate with the fastest, and CPU with the one that needs least.
         for part, target, choose in (("total", 1.0, min), ("queue", 0.7, min), ("rate", 1.3, max)):
             best = choose(tuned, key=lambda name: statistics.median(values(name, part)))
             comparisons.insert(0, (part, best, target))
@@ -154,11 +161,23 @@ def _report_ratios(report: Report, rounds: Rounds) -> None:
     for part, other, target in comparisons:
         found = ratio(values(MINE.name, part), values(other, part))
         sign = "at least" if part == "rate" else "at most"
-        rows.append((f"{words[part]}, against {other}", found.text(".2f"), f"{sign} {target:g}",
-                     verdict(found, target, at_least=part == "rate")))  # fmt: skip
+        rows.append(
+            (
+                f"{words[part]}, against {other}",
+                found.text(".2f"),
+                f"{sign} {target:g}",
+                verdict(found, target, at_least=part == "rate"),
+            )
+        )
     found = ratio(values(HOT.name, "rate"), values(MINE.name, "rate"))
-    rows.append(("deliveries/s of one hot webhook, against 50 webhooks", found.text(".2f"), "at least 0.6",
-                 verdict(found, 0.6, at_least=True)))  # fmt: skip
+    rows.append(
+        (
+            "deliveries/s of one hot webhook, against 50 webhooks",
+            found.text(".2f"),
+            "at least 0.6",
+            verdict(found, 0.6, at_least=True),
+        )
+    )
     report.table(("webhookd", "ratio", "target", ""), rows, title="Against the targets")
 
 
@@ -168,9 +187,9 @@ def _report_tls(report: Report, rounds: Rounds) -> None:
     cpu = ratio([r.queue for r in tls], [r.queue for r in mine])
     handshakes = estimate([r.connections for r in tls])
     report.note(
-        f"TLS with kept connections: {rate.text('.2f')} of the plain rate at {cpu.text('.2f')} "
-        "of its CPU; "
-        f"{handshakes.middle:.0f} handshakes for {tls[0].deliveries:,} deliveries and the warm-up."
+        f"TLS with kept connections: {rate.text('.2f')} of the plain rate at {cpu.text('.2f')}"
+        f" of its CPU; {handshakes.middle:.0f} handshakes for {tls[0].deliveries:,} deliveries and"
+        " the warm-up."
     )
 
 
@@ -183,10 +202,16 @@ def _report_slow(report: Report, postgres: Postgres, *, rounds: int, scale: floa
         allowed = WORKERS * THREADS / delay_s
         share = estimate([r.rate / allowed for r in its])
         heaviest = estimate([max(r.pss_mb[1:]) for r in its])
-        rows.append((f"{1000 * delay_s:g} ms", f"{allowed:,.0f}", estimate([r.rate for r in its]).text(",.0f"),
-                     f"{share.text('.2f')} ({verdict(share, LITTLE, at_least=True)})",
-                     estimate([r.queue for r in its]).text(".3f"),
-                     f"{heaviest.text('.0f')} ({verdict(heaviest, WORKER_MB, at_least=False)})"))  # fmt: skip
+        rows.append(
+            (
+                f"{1000 * delay_s:g} ms",
+                f"{allowed:,.0f}",
+                estimate([r.rate for r in its]).text(",.0f"),
+                f"{share.text('.2f')} ({verdict(share, LITTLE, at_least=True)})",
+                estimate([r.queue for r in its]).text(".3f"),
+                f"{heaviest.text('.0f')} ({verdict(heaviest, WORKER_MB, at_least=False)})",
+            )
+        )
     heads = (
         "they answer after",
         "allowed/s",
@@ -197,10 +222,9 @@ def _report_slow(report: Report, postgres: Postgres, *, rounds: int, scale: floa
     )
     report.table(heads, rows, title="Slow receivers")
     report.note(
-        f"Allowed is Little's law for {WORKERS} workers of {THREADS} threads, which have grown "
-        "in the warm-up. "
-        f"Targets: a share of {LITTLE:g}, {WORKER_MB:.0f} MB. "
-        "nginx cannot wait: these receivers are bench/receiver.py (epoll, one thread)."
+        f"Allowed: by Little's law, for {WORKERS} workers with {THREADS} threads each, all started"
+        f" in the warm-up. Targets: a share of {LITTLE:g}, {WORKER_MB:.0f} MB. nginx cannot wait:"
+        " these receivers are bench/receiver.py (epoll, one thread)."
     )
 
 

@@ -42,8 +42,8 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def verdict(reached: Estimate, target: float, *, at_least: bool) -> str:
-    """Say whether *target* was reached; it is missed only where it lies outside the interval, on
-    the bad side.
+    """Return whether *target* was reached. It is missed only if the whole interval is on the wrong
+    side of it.
     """
     good = reached.middle >= target if at_least else reached.middle <= target
     if good:

@@ -13,9 +13,10 @@ from bench.deliveries import Connection
 from webhookd.demo import local
 
 READY_WITHIN_S = 30.0
-# Asleep: the flag is up, so somebody keeps the watch.
+# The fleet is idle when the flag is up: then one worker holds the duty to be notified, and sleeps.
 _IDLE = """
-SELECT count(*) FILTER (WHERE seen_at > now() - interval '20 seconds') >= %s AND (SELECT last_value FROM pggit.wake_flag) > 1
+SELECT count(*) FILTER (WHERE seen_at > now() - interval '20 seconds') >= %s
+       AND (SELECT last_value FROM pggit.wake_flag) > 1
   FROM pggit.workers
 """
 _REGISTERED = "SELECT count(*) >= %s FROM pggit.workers"
@@ -46,20 +47,18 @@ def running_fleet(
     busy: bool = False,
     module: str = "webhookd",
 ) -> Iterator[Fleet]:
-    """Start webhookd on *dsn* and block until its *workers* have gone to sleep; *certificate* is
-    trusted beside nothing else.
+    """Start webhookd on *dsn* and block until all its *workers* are idle.
 
-    *busy*: work waits for them already, so block only until all have registered. *options* are the
-    command line's. What it says goes to *log*, warnings and worse to the terminal without one.
-    *module* is what Python runs for it.
+    *busy*: work is waiting already, so block only until all have registered. *certificate* is the
+    only one that they trust. *options* are those of the command line. The log goes to *log*, or,
+    without one, warnings and errors go to the terminal. *module* is what `python -m` runs.
     """
     trust = ["env", f"SSL_CERT_FILE={certificate}"] if certificate else []
     quiet = ("--metrics-port", "0", "--log-level", "warning")
     command = local.webhookd(dsn, "--workers", str(workers), *quiet, *options, module=module)
     with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute(
-            "DELETE FROM pggit.workers"
-        )  # of an earlier fleet: they would be counted
+        # Workers of an earlier fleet would be counted.
+        connection.execute("DELETE FROM pggit.workers")
         with local.program([*trust, *command], log) as process:
             await_workers(connection, workers, busy=busy, alive=lambda: process.poll() is None)
             yield Fleet(process.pid)
@@ -72,8 +71,8 @@ def await_workers(
     busy: bool = False,
     alive: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Block until *count* workers have gone to sleep, or (*busy*) have registered; raise
-    `TimeoutError` if they do not.
+    """Block until *count* workers are idle, or (*busy*) have registered; raise `TimeoutError` if
+    they do not within READY_WITHIN_S.
     """
     deadline = time.monotonic() + READY_WITHIN_S
     while connection.execute(_REGISTERED if busy else _IDLE, [count]).fetchone() != (True,):

@@ -1,14 +1,15 @@
-"""Does anything grow? What a claim costs and how fast a fleet drains, along seven curves that a
-queue lives through.
+"""Does anything grow? What a claim costs and how fast a fleet drains, while one thing grows: seven
+curves.
 
-    python -m bench.growth [--only pending,snapshot] [--scale 1] [--minutes 10] [--rounds 3] [--seconds 4]
+    python -m bench.growth [--only pending,snapshot] [--scale 1] [--minutes 10] [--rounds 3]
+                           [--seconds 4]
 
-At each point first one worker's claims (webhookd's Claimer and Recorder with a worker's session
-settings, 200 rows at most, each recorded as delivered) are counted in milliseconds and pages, on an
-otherwise idle server. Then a fleet of three delivers to nginx for some rounds, while every arrival
-is replaced by a new row, so that the backlog keeps its level. A curve is flat if its last point
-costs at most twice what the first does. Takes some 25 minutes and 15 GB below the temporary
-directory.
+At each point the claims of one worker are measured first, in milliseconds and pages, on a server
+that is otherwise idle. They are made by webhookd's Claimer and ResultWriter with a worker's session
+settings, claim 200 rows at most, and record each as delivered. Then a fleet of three delivers to
+nginx for some rounds. Each arrival is replaced by a new row, so that the backlog keeps its level. A
+curve is flat if its last point costs at most twice what the first does. Takes some 25 minutes and
+15 GB below the temporary directory.
 """
 
 import argparse
@@ -34,17 +35,18 @@ WARM_UP_S = 2.0
 MOST_ROWS = 10_000_000
 EVENLY = f"1 + n % {deliveries.WEBHOOKS}"
 NOTE = """\
-Claims: webhookd's own Claimer and Recorder in a session with a worker's settings, {limit} rows at most, medians and means of
-{claims}; a claim's pages are those of lock_lanes, read_settings, claim and the next_look after it. Deliveries: three workers with
-defaults except the rate limit, nginx, {webhooks} webhooks where nothing else is said; each arrival is replaced by a new row while
-they drain. Rows were made without triggers while fsync was off; it was on for all that was measured. Under the old snapshot,
-claims are the fleet's own, and their milliseconds the server's.\
+Claims: webhookd's own Claimer and ResultWriter in a session with a worker's settings, {limit} rows
+at most, medians and means of {claims}; a claim's pages are those of lock_lanes, read_settings,
+claim and the next_look after it. Deliveries: three workers with defaults except the rate limit,
+nginx, {webhooks} webhooks unless stated otherwise; each arrival is replaced by a new row. Rows were
+made without triggers while fsync was off; it was on for all measurements. Under the old snapshot,
+claims are the fleet's own, and their milliseconds are the server's.\
 """
 
 
 class Stage(NamedTuple):
-    """A state that is ready to be measured. *webhook*: SQL for whose rows replace what arrives, of
-    their number n.
+    """A state that is ready to be measured. New rows replace what arrives; *webhook* is a SQL
+    expression over the row's number n for their webhook.
     """
 
     label: str
@@ -53,7 +55,7 @@ class Stage(NamedTuple):
 
 @dataclass(slots=True)
 class Bench:
-    """What all curves share; `connection` leads to the database of the curve at hand."""
+    """What all curves share; `connection` is to the database of the current curve."""
 
     postgres: Postgres
     sink: sink.Sink
@@ -62,7 +64,7 @@ class Bench:
     dsn: str = ""
 
     def renew(self, webhooks: int = deliveries.WEBHOOKS) -> None:
-        """Begin a new database, with so many webhooks, and drop the one before."""
+        """Drop the database, and create it anew with so many webhooks."""
         self.connection.close()
         with self.postgres.connect("postgres") as connection:
             connection.execute("DROP DATABASE IF EXISTS growth WITH (FORCE)")
@@ -72,7 +74,7 @@ class Bench:
         deliveries.register(self.connection, self.sink.url, webhooks=webhooks)
 
     def rows(self, count: float) -> int:
-        """Return *count* in the run's scale."""
+        """Return *count* times the scale of the run."""
         return max(1000, int(count * self.options.scale))
 
     def raise_to(self, rows: int, *, webhook: str = EVENLY) -> None:
@@ -97,8 +99,7 @@ class Bench:
         return arrived / (time.monotonic() - began)
 
 
-# The curves. Each prepares a state, has it measured, and goes on to the next.
-#
+# The curves. Each prepares a state, yields it to be measured, and goes on to the next.
 
 
 def pending(bench: Bench) -> Iterator[Stage]:
@@ -135,9 +136,8 @@ def hot(bench: Bench) -> Iterator[Stage]:
     for label, webhook in (("2 %", EVENLY), ("half", half)):
         bench.renew()
         bench.raise_to(bench.rows(1e6), webhook=webhook)
-        yield Stage(
-            label
-        )  # what arrives comes from all webhooks in turn, so the hot one keeps its share
+        # Deliveries to all webhooks arrive in turn, so the hot one keeps its share.
+        yield Stage(label)
 
 
 def history(bench: Bench) -> Iterator[Stage]:
@@ -166,7 +166,7 @@ def retries(bench: Bench) -> Iterator[Stage]:
 
 def snapshot(bench: Bench) -> list[Point]:
     """minutes that an old snapshot has been held, with 10,000 pending rows"""
-    # The last point is the second minute after its end.
+    # The last point is the second minute after the snapshot has ended.
     bench.renew()
     bench.raise_to(bench.rows(1e4))
     level = backlog.Level(bench.connection, bench.sink, webhook=EVENLY)
@@ -182,7 +182,7 @@ def snapshot(bench: Bench) -> list[Point]:
                 old.execute("SELECT count(*) FROM pggit.webhooks")
             elif minute == bench.options.minutes:
                 old.rollback()
-                bench.hold(level, 60.0)  # autovacuum looks once a minute
+                bench.hold(level, 60.0)  # autovacuum runs once a minute
     return points
 
 

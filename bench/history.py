@@ -1,11 +1,11 @@
-"""What dashboards and `webhookd status` cost on a long history: time and pages of each statement;
-does it scan the history?
+"""What dashboards and `webhookd status` cost on a long history: time and pages of each statement,
+and whether it scans the history.
 
     python -m bench.history [--rows 10000000] [--waiting 1000]
 
 Fills a queue and its attempt log with finished deliveries of the last 30 days (one in 50 failed)
-and some that wait, then runs every statement that a view, a dashboard or `status` repeats, five
-times each. Needs some 6 GB below the temporary directory.
+and with some that wait. Then runs each statement that a view, a dashboard or `status` repeats, five
+times. Needs some 6 GB below the temporary directory.
 """
 
 import argparse
@@ -24,33 +24,47 @@ from webhookd.schema.migrate import migrate
 
 DASHBOARDS = Path(__file__).parents[1] / "monitoring" / "grafana" / "dashboards"
 REPEATED = (
-    "status_waiting", "status_minutes", "status_errors", "status_health", "status_unregistered", "measure_depth", "read_depth",
-)  # fmt: skip
+    "status_waiting",
+    "status_minutes",
+    "status_errors",
+    "status_health",
+    "status_unregistered",
+    "measure_depth",
+    "read_depth",
+)
 VIEWS = ("v_webhook_health_dashboard", "v_webhook_performance", "v_degraded_webhooks")
 WEBHOOKS = 1000
 ROUNDS = 5
 
-# As webhookd leaves rows: routed, then finished; without triggers, which would count each row by
-# itself.
+# Rows as webhookd leaves them: routed, then finished. Without triggers, which would count each row
+# separately.
 FILL = """
 SET session_replication_role = replica;
-INSERT INTO pggit.webhooks (webhook_id, url) SELECT n, 'https://receiver.example/' || n FROM generate_series(1, %(webhooks)s) n;
+INSERT INTO pggit.webhooks (webhook_id, url)
+SELECT n, 'https://receiver.example/' || n FROM generate_series(1, %(webhooks)s) n;
 INSERT INTO pggit.webhook_health_metrics
        (webhook_id, health_status, total_deliveries, successful_deliveries, avg_response_time_ms)
 SELECT n, (ARRAY['healthy', 'healthy', 'degraded', 'unavailable'])[1 + n %% 4], 100, 98, n %% 300
   FROM generate_series(1, %(webhooks)s) n;
 INSERT INTO pggit.alert_delivery_queue
-       (webhook_id, message_body, delivery_status, attempts, worker_id, created_at, attempted_at, delivered_at)
+       (webhook_id, message_body, delivery_status, attempts, worker_id, created_at, attempted_at,
+        delivered_at)
 SELECT 1 + n %% %(webhooks)s, '{"type": "invoice.paid", "data": {"id": 42}}',
        CASE WHEN n %% 50 = 0 THEN 'failed' ELSE 'delivered' END, 1, 'worker-1', at, at, at
-  FROM (SELECT n, now() - interval '30 days' * (1 - n::float8 / %(rows)s) AS at FROM generate_series(1, %(rows)s) n) made;
+  FROM (SELECT n, now() - interval '30 days' * (1 - n::float8 / %(rows)s) AS at
+          FROM generate_series(1, %(rows)s) n) made;
 INSERT INTO pggit.alert_delivery_log
-       (delivery_id, webhook_id, event_type, event_details, http_status, response_time_ms, worker_id, created_at)
-SELECT delivery_id, webhook_id, delivery_status, '{}', 200, 12.5, worker_id, created_at FROM pggit.alert_delivery_queue;
-INSERT INTO pggit.finished_counts (delivered, failed) SELECT %(rows)s - %(rows)s / 50, %(rows)s / 50;
+       (delivery_id, webhook_id, event_type, event_details, http_status, response_time_ms,
+        worker_id, created_at)
+SELECT delivery_id, webhook_id, delivery_status, '{}', 200, 12.5, worker_id, created_at
+  FROM pggit.alert_delivery_queue;
+INSERT INTO pggit.finished_counts (delivered, failed)
+SELECT %(rows)s - %(rows)s / 50, %(rows)s / 50;
 INSERT INTO pggit.worker_minutes
-       (minute, worker_id, delivered, failed, timeouts, circuit_opens, rate_limit_hits, durations, slowest_seconds)
-SELECT date_trunc('minute', now()) - m * interval '1 minute', 'worker-' || w, 5, 0, 0, 0, 0, array_fill(1, ARRAY[12]), 60
+       (minute, worker_id, delivered, failed, timeouts, circuit_opens, rate_limit_hits, durations,
+        slowest_seconds)
+SELECT date_trunc('minute', now()) - m * interval '1 minute', 'worker-' || w, 5, 0, 0, 0, 0,
+       array_fill(1, ARRAY[12]), 60
   FROM generate_series(0, 1499) m, generate_series(1, 3) w;
 SET session_replication_role = origin;
 INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body)
@@ -115,7 +129,7 @@ def statements() -> Iterator[tuple[str, str]]:
 
 
 def without_macros(text: str) -> str:
-    """Return a panel's SQL as Grafana would send it for the last hour and everything."""
+    """Return a panel's SQL as Grafana would send it for the last hour, all webhooks and workers."""
     text = re.sub(r"\$\{(webhook|worker):sqlstring\}", "'%'", text)
     text = re.sub(r"\$__timeFilter\((\w+)\)", r"\1 > now() - interval '1 hour'", text)
     return re.sub(

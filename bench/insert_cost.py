@@ -6,15 +6,15 @@ that insert single rows.
 Each round runs the same pgbench script on the same table, in alternating order; ratios are taken
 round by round. fsync is on.
 
-Fleet stopped, flag down: without triggers, with webhookd's, and with a trigger that notifies at
-every insert.
+The first runs have the fleet stopped and the flag down: without triggers, with webhookd's triggers,
+and with a trigger that notifies at every insert.
 
-A burst into a sleeping fleet, which delivers to nginx with all defaults, the rate limit included:
-it wakes, delivers and routes on the clients' own cores, which says nothing about the trigger. So
-there are two runs without triggers: one that the fleet sleeps through, and one during which the
-benchmark itself keeps calling it, so that it does what it does with the trigger. The second is what
-the trigger is measured by. (Without the rate limit the fleet takes whatever CPU the clients leave
-it, and the runs differ.)
+The second runs are bursts into a sleeping fleet, which delivers to nginx with all defaults, the
+rate limit included. It wakes, delivers and routes on the same cores as the clients; that cost is
+not the trigger's. So there are two runs without triggers. The fleet sleeps through one. During the
+other the benchmark wakes the workers all the time, so that they do what they do with the trigger;
+the trigger is compared with this one. (Without the rate limit the fleet takes all CPU that the
+clients leave, and runs differ.)
 """
 
 import argparse
@@ -48,19 +48,20 @@ INSERT INTO {QUEUE} (webhook_id, message_body) VALUES (:webhook, '{{"n": 1}}');
 """
 PLAIN = "plain_notify"
 PLAIN_NOTIFY = f"""
-CREATE FUNCTION {PLAIN}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_notify('plain', ''); RETURN NULL; END $$;
+CREATE FUNCTION {PLAIN}() RETURNS trigger LANGUAGE plpgsql
+    AS $$ BEGIN PERFORM pg_notify('plain', ''); RETURN NULL; END $$;
 CREATE TRIGGER {PLAIN} AFTER INSERT ON {QUEUE} FOR EACH STATEMENT EXECUTE FUNCTION {PLAIN}()
 """
 OURS = ("wake_after_insert", "fill_in_defaults")
-CALL_EVERY_S = 0.005  # as often as the keeper of the watch looks in a burst
+CALL_EVERY_S = 0.005  # in a burst, the worker that holds the duty looks as often
 WITHIN_S = 60.0
 WARM = 5000  # deliveries before the first burst
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """*triggers* are enabled; with *called* the benchmark calls the workers, whatever the triggers
-    do.
+    """*triggers* are enabled. With *called* the benchmark wakes the workers, in addition to what
+    the triggers do.
     """
 
     name: str
@@ -70,7 +71,7 @@ class Variant:
 
 WITHOUT, WITH = Variant("no triggers"), Variant("webhookd's triggers", OURS)
 NOTIFYING = Variant("NOTIFY at every insert", (PLAIN,))
-CALLED = Variant("no triggers, fleet called otherwise", called=True)
+CALLED = Variant("no triggers, fleet woken otherwise", called=True)
 STOPPED = (WITHOUT, WITH, NOTIFYING)
 BURST = (WITHOUT, CALLED, WITH, NOTIFYING)
 
@@ -97,7 +98,7 @@ def main() -> None:
         "--burst", type=int, default=10, help="seconds of a burst into a sleeping fleet"
     )
     options = parser.parse_args()
-    # An autovacuum worker that ends during a run would be taken for one of the clients' sessions.
+    # The CPU of an autovacuum worker that ends during a run would count as a client session's.
     with running_postgres("autovacuum=off") as postgres, nginx(postgres.home) as sink:
         migrate(postgres.create(DATABASE))
         (postgres.home / "insert.sql").write_text(SCRIPT)
@@ -106,11 +107,9 @@ def main() -> None:
             "What inserts cost the application",
             postgres=postgres.version(),
             notes=(
-                f"Median [95 % interval] of {options.rounds} alternating rounds (bursts: "
-                f"{options.burst_rounds}) of pgbench,"
-                f" {CLIENTS} clients, single-row inserts. CPU: seconds (user and system) of the "
-                "clients' sessions for 1,000"
-                " commits.",
+                f"Median [95 % interval] of {options.rounds} alternating rounds (bursts:"
+                f" {options.burst_rounds}) of pgbench, {CLIENTS} clients, single-row inserts."
+                " CPU: seconds (user and system) of the clients' sessions for 1,000 commits.",
             ),
         )
         with postgres.connect(DATABASE) as connection:
@@ -142,20 +141,25 @@ def main() -> None:
                 title=f"A burst of {options.burst} s into a sleeping fleet of three",
             )
         report.note(
-            "The fleet delivers and routes on the clients' cores: what that costs them is the "
-            "difference between the first two"
-            " rows, what the trigger costs the one between the second and the third. The plain "
-            "NOTIFY wakes no worker, only the"
-            " sessions that listen."
+            "The fleet delivers and routes on the same cores as the clients. The difference"
+            " between the first two rows is what that costs the clients; the difference between"
+            " the second and the third is what the trigger costs. The plain NOTIFY wakes no"
+            " worker, only the sessions that listen."
         )
         report.write()
 
 
 def measure(
-    postgres: Postgres, connection: Connection, sink: Sink, variants: Sequence[Variant], *, rounds: int, seconds: int,
+    postgres: Postgres,
+    connection: Connection,
+    sink: Sink,
+    variants: Sequence[Variant],
+    *,
+    rounds: int,
+    seconds: int,
     awaken: bool = False,
-) -> dict[Variant, list[Run]]:  # fmt: skip
-    """Return the runs of each variant, round by round. *awaken*: a fleet is there, and must sleep
+) -> dict[Variant, list[Run]]:
+    """Return the runs of each variant, round by round. *awaken*: a fleet runs, and must be asleep
     before each.
     """
     runs: dict[Variant, list[Run]] = {variant: [] for variant in variants}
@@ -180,8 +184,8 @@ def measure(
 
 
 def await_reaped(postgres: Postgres, before: set[int]) -> None:
-    """Block until no process is left that was not there *before*: only then is its time in the
-    postmaster's.
+    """Block until all processes that were not there *before* have ended: only then does the
+    postmaster's time include theirs.
     """
     deadline = time.monotonic() + REAPED_WITHIN_S
     while left := set(tree(postgres.pid)) - before:
@@ -201,18 +205,18 @@ def reset(connection: Connection, variant: Variant) -> None:
 
 
 def await_sleep(connection: Connection) -> None:
-    """Block until a worker keeps the watch with the flag up; then there is no sweep for half a
-    minute.
+    """Block until a worker holds the duty to be notified and the flag is up. No sweep happens for
+    the next half minute.
     """
     deadline = time.monotonic() + WITHIN_S
     quiet = 0
-    while quiet < 20:  # a keeper that has just been told takes a moment to lower the flag
+    while quiet < 20:  # a worker that has just been notified takes a moment to lower the flag
         row = connection.execute("SELECT last_value > 1 FROM pggit.wake_flag").fetchone()
         quiet = quiet + 1 if row == (True,) else 0
         if time.monotonic() > deadline:
             raise TimeoutError("the fleet does not go to sleep")
         time.sleep(0.05)
-    # The rows that TRUNCATE took from under the workers left their lanes' counters behind.
+    # TRUNCATE removed claimed rows, but their lanes still count them as in flight.
     connection.execute("UPDATE pggit.webhook_health_metrics SET in_flight = 0 WHERE in_flight > 0")
     connection.execute("UPDATE pggit.chores SET last_run_at = now() WHERE chore = 'sweep'")
 
@@ -228,7 +232,7 @@ def await_delivered(connection: Connection) -> None:
 
 @contextmanager
 def calling(postgres: Postgres) -> Iterator[None]:
-    """Keep calling all workers from a thread, as a claim that was full does."""
+    """Wake all workers again and again from a thread, as a full claim does."""
     over = threading.Event()
 
     def call() -> None:
@@ -279,21 +283,25 @@ def add(
     target: float,
     title: str,
 ) -> None:
-    """Add a table: everything beside *base*."""
+    """Add a table that compares each variant with *base*."""
     rows = []
     for variant, its in runs.items():
         commits, cpu = ([getattr(run, part) for run in its] for part in ("commits", "cpu"))
         share = ratio(commits, [run.commits for run in runs[base]])
         more = ratio(cpu, [run.cpu for run in runs[base]])
-        rows.append((
-            variant.name,
-            estimate(commits).text(",.0f"),
-            share.text(".2f"),
-            f"{verdict(share, target, at_least=True)} (at least {target:g})" if variant is WITH else "",
-            estimate(cpu).text(".3f"),
-            more.text(".2f"),
-            estimate([run.arrivals for run in its]).text(",.0f"),
-        ))  # fmt: skip
+        rows.append(
+            (
+                variant.name,
+                estimate(commits).text(",.0f"),
+                share.text(".2f"),
+                f"{verdict(share, target, at_least=True)} (at least {target:g})"
+                if variant is WITH
+                else "",
+                estimate(cpu).text(".3f"),
+                more.text(".2f"),
+                estimate([run.arrivals for run in its]).text(",.0f"),
+            )
+        )
     heads = (
         "",
         "commits/s",

@@ -1,5 +1,5 @@
-"""Latency: acknowledged commit of an INSERT to its arrival at the receiver, on an idle fleet and at
-70 % of its capacity.
+"""Latency: from the acknowledged commit of an INSERT to its arrival at the receiver, on an idle
+fleet and at 70 % of its capacity.
 
     python -m bench.latency [--rounds 5] [--seconds 10]
 
@@ -44,7 +44,7 @@ CAPACITY_ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class Trickle:
-    """What one round of steady inserts showed: milliseconds, and CPU seconds per 1,000 deliveries."""
+    """One round of steady inserts: milliseconds, and CPU seconds per 1,000 deliveries."""
 
     p50: float
     p99: float
@@ -55,7 +55,7 @@ class Trickle:
 
     @property
     def total(self) -> float:
-        """Without the receiver's, which is the same for all."""
+        """Without the CPU of the receiver, which is the same for all."""
         return self.queue + self.postgres
 
 
@@ -72,13 +72,11 @@ def main() -> None:
             "Latency",
             postgres=postgres.version(),
             notes=(
-                f"Median [95 % interval] of {options.rounds} rounds, alternating, "
-                f"{options.seconds:g} s of inserts each, one row "
-                "a transaction, through each system's own way of inserting. Receiver: "
-                "bench/receiver.py. webhookd: 3 workers and "
-                "its defaults, except that no rate limit applies; peers: one process. CPU: "
-                "seconds (user and system) per 1,000 "
-                "deliveries, PostgreSQL's with the inserts.",
+                f"Median [95 % interval] of {options.rounds} rounds, alternating,"
+                f" {options.seconds:g} s of inserts each, one row a transaction, inserted in each"
+                " system's own way. Receiver: bench/receiver.py. webhookd: 3 workers and its"
+                " defaults, except that no rate limit applies; peers: one process. CPU: seconds"
+                " (user and system) per 1,000 deliveries; PostgreSQL's includes the inserts.",
             ),
         )
         systems = installed((MINE, *PEERS), postgres)
@@ -98,8 +96,8 @@ def main() -> None:
                 count=int(ORIGINAL_RATE * options.seconds),
             )
             report.note(
-                f"The {system.name}, one round at {ORIGINAL_RATE}/s: p50 {slow.p50:.0f} ms, p99 "
-                f"{slow.p99:.0f} ms."
+                f"The {system.name}, one round at {ORIGINAL_RATE}/s: p50 {slow.p50:.0f} ms, p99"
+                f" {slow.p99:.0f} ms."
             )
         _report_busy(
             report, systems, postgres, sink, rounds=options.rounds, seconds=options.seconds
@@ -167,12 +165,20 @@ def insert_steadily(
 def _report_idle(report: Report, found: Mapping[str, Sequence[Trickle]]) -> None:
     rows = []
     for name, its in found.items():
-        rows.append((
-            name,
-            *(estimate([getattr(it, part) for it in its]).text(".2f") for part in ("p50", "p99")),
-            f"{max(it.longest for it in its):.0f}",
-            *(estimate([getattr(it, part) for it in its]).text(".2f") for part in ("queue", "postgres", "total")),
-        ))  # fmt: skip
+        rows.append(
+            (
+                name,
+                *(
+                    estimate([getattr(it, part) for it in its]).text(".2f")
+                    for part in ("p50", "p99")
+                ),
+                f"{max(it.longest for it in its):.0f}",
+                *(
+                    estimate([getattr(it, part) for it in its]).text(".2f")
+                    for part in ("queue", "postgres", "total")
+                ),
+            )
+        )
     heads = ("", "p50, ms", "p99, ms", "longest", "CPU of the queue", "PostgreSQL", "both")
     report.table(heads, rows, title=f"{RATE} inserts a second, idle fleet")
     peers = [name for name in found if name != MINE.name]
@@ -180,13 +186,22 @@ def _report_idle(report: Report, found: Mapping[str, Sequence[Trickle]]) -> None
         return
     rows = []
     for part, words, target in (
-        ("p50", "p50", 1.3), ("p99", "p99", 1.0), ("queue", "CPU of the queue", 1.3), ("total", "CPU of both", 1.3),
-    ):  # fmt: skip
+        ("p50", "p50", 1.3),
+        ("p99", "p99", 1.0),
+        ("queue", "CPU of the queue", 1.3),
+        ("total", "CPU of both", 1.3),
+    ):
         values = _values(part)
         best = min(peers, key=lambda name: statistics.median(values(found[name])))
         against = ratio(values(found[MINE.name]), values(found[best]))
-        rows.append((f"{words}, against {best}", against.text(".2f"), f"at most {target:g}",
-                     verdict(against, target, at_least=False)))  # fmt: skip
+        rows.append(
+            (
+                f"{words}, against {best}",
+                against.text(".2f"),
+                f"at most {target:g}",
+                verdict(against, target, at_least=False),
+            )
+        )
     report.table(("webhookd", "ratio", "target", ""), rows, title="Against the best peer in each")
 
 
@@ -203,7 +218,7 @@ def _report_busy(
     rounds: int,
     seconds: float,
 ) -> None:
-    """Each system at the same share of what it can do itself."""
+    """Run each system at the same share of its own capacity."""
     drains = alternate(
         systems, CAPACITY_ROUNDS, lambda system: drain(system, postgres, sink, system.size).rate
     )
@@ -243,10 +258,9 @@ def _report_busy(
     heads = ("", "deliveries/s it can do", "inserts, of that", "p50, ms", "p99, ms", "target", "")
     report.table(heads, rows, title=f"At {BUSY_SHARE:.0%} of each system's own capacity")
     report.note(
-        f"Capacity: the median of {CAPACITY_ROUNDS} drains of what was inserted before, into the "
-        "same receiver. The inserts come "
-        f"every {BUSY_EVERY_S * 1000:g} ms, several in a transaction where the rate asks for it, "
-        "and take CPU of their own."
+        f"Capacity: the median of {CAPACITY_ROUNDS} drains of a queue that was filled before, into"
+        f" the same receiver. The inserts come every {BUSY_EVERY_S * 1000:g} ms, several in a"
+        " transaction where the rate needs it, and take CPU too."
     )
 
 

@@ -1,5 +1,5 @@
-"""matplotlib, which is not webhookd's: bench/requirements.txt names it, and `make bench-growth` and
-`make soak` install it.
+"""matplotlib, which webhookd itself does not need: bench/requirements.txt names it, and `make
+bench-growth` and `make soak` install it.
 """
 
 from typing import Any
@@ -8,7 +8,9 @@ from webhookd.errors import UnusableError
 
 
 def pyplot() -> Any:
-    """Return matplotlib's pyplot, which draws into files; ask for it before anything is measured."""
+    """Return matplotlib's pyplot, set to draw into files. Raise `UnusableError` if it is missing:
+    call this before measuring.
+    """
     try:
         import matplotlib
     except ImportError as error:

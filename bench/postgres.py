@@ -21,8 +21,8 @@ MAINTENANCE = "postgres"
 
 @dataclass(frozen=True, slots=True)
 class Postgres:
-    """A running server; `pid` is the postmaster's, `home` a folder for whatever goes with the
-    server in the end.
+    """A running server; `pid` is the postmaster's, `home` a folder that is removed together with
+    the server.
     """
 
     process: server.Embedded
@@ -35,8 +35,8 @@ class Postgres:
         return self.process.pid
 
     def create(self, name: str) -> str:
-        """Make the database *name* anew, empty but for pg_stat_statements where the server has
-        that; return its DSN.
+        """Create the database *name* anew and return its DSN. It is empty, except for
+        pg_stat_statements where the server has it.
         """
         with self.connect(MAINTENANCE) as connection:
             connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'.encode())
@@ -50,12 +50,10 @@ class Postgres:
         return make_conninfo(self.process.dsn, dbname=database)
 
     def environment(self, database: str) -> dict[str, str]:
-        """Return the variables by which any client finds *database*: libpq's, which asyncpg and
-        node's pg know as well.
-        """
+        """Return libpq's variables for *database*, which asyncpg and node's pg read as well."""
         found = conninfo_to_dict(self.dsn(database))
-        return {f"PG{key}": str(found[name]) for key, name in
-                (("HOST", "host"), ("PORT", "port"), ("USER", "user"), ("DATABASE", "dbname"))}  # fmt: skip
+        names = {"HOST": "host", "PORT": "port", "USER": "user", "DATABASE": "dbname"}
+        return {f"PG{key}": str(found[name]) for key, name in names.items()}
 
     def connect(self, database: str) -> psycopg.Connection[tuple[Any, ...]]:
         """Open a connection in autocommit mode."""
@@ -78,8 +76,8 @@ class Postgres:
 
 @contextmanager
 def running_postgres(*settings: str) -> Iterator[Postgres]:
-    """A PostgreSQL in a temporary folder, with *settings* (`name=value`) over SETTINGS; main thread
-    only.
+    """A PostgreSQL in a temporary folder, with *settings* (`name=value`) after SETTINGS. Main
+    thread only.
     """
     binaries = programs.package_binaries()
     if any(binaries.parent.rglob(f"{STATEMENTS}.so")):

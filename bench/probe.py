@@ -1,4 +1,4 @@
-"""What claims cost: one worker's own, run here on an idle server, or those of a fleet under load."""
+"""What claims cost: those of one worker, made here on an idle server, or those of a busy fleet."""
 
 import time
 from collections.abc import Mapping
@@ -22,11 +22,11 @@ CLAIMS, FIRST_CLAIMS = 25, 5  # the first ones prepare statements and warm cache
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """Means a claim, but *ms*, which is the median of an idle server's claims where those were
-    timed one by one.
+    """Means per claim; only *ms* is the median, where claims on an idle server were timed one by
+    one.
 
-    *pages* and *ms* are those of all statements of a claim and of the `next_look` after it;
-    *by_statement*: pages a call.
+    *pages* and *ms* cover all statements of a claim and the `next_look` after it; *by_statement*:
+    pages per call.
     """
 
     ms: float
@@ -36,7 +36,7 @@ class Claims:
 
 
 def probe(dsn: str, connection: Connection, level: Level) -> Claims:
-    """Claim and record as a worker would that is alone; what is claimed is replaced. Blocks for
+    """Claim and record as a single worker would; each claimed row is replaced. Blocks for
     seconds.
     """
     worker, defaults = "probe", defaults_of(Config())
@@ -75,8 +75,8 @@ def of_fleet(statements: Statements) -> Claims:
 
 
 def depth_ms(statements: Statements) -> float:
-    """Return how long it took the server to count the queue's depth, as a fleet does every 4 s; 0
-    if it did not.
+    """Return how long the server took to count the queue's depth, as a fleet does every 4 s; 0 if
+    it was not counted.
     """
     cost = statements.costs().get("measure_depth", Cost())
     return cost.ms / max(1.0, cost.calls)

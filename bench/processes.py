@@ -23,10 +23,8 @@ def tree(*roots: int) -> list[int]:
 
 
 def cpu_s(*roots: int) -> float:
-    """Return the CPU seconds (user and system) of *roots* and their descendants, ended ones that
-    were waited for included.
-
-    Each process is precise to some 10 ms.
+    """Return the CPU seconds (user and system) of *roots* and their descendants, including those
+    that have ended and were waited for. Precise to some 10 ms for each process.
     """
     ticks = 0
     for pid in tree(*roots):
@@ -36,8 +34,8 @@ def cpu_s(*roots: int) -> float:
 
 
 def ended_children_cpu_s(pid: int) -> float:
-    """Return the CPU seconds of *pid*'s children that have ended and were waited for: a
-    postmaster's sessions, say.
+    """Return the CPU seconds of *pid*'s children that have ended and were waited for, such as a
+    postmaster's sessions.
     """
     fields = _stat(pid)
     return sum(map(int, fields[13:15])) * _TICK_S
@@ -72,8 +70,8 @@ class Meter:
         return time.monotonic() - self._began
 
     def spent_s(self) -> dict[str, float]:
-        """Return the CPU seconds since the start by name; "other" is everybody else on the machine,
-        this process included.
+        """Return the CPU seconds since the start by name; "other" is the rest of the machine,
+        including this process.
         """
         return {name: now - self._before[name] for name, now in self._read().items()}
 

@@ -26,11 +26,8 @@ from bench.sink import Sink, nginx
 from bench.statements import Cost, Statements
 from bench.systems import Webhookd
 
-ROLES = {
-    "python": "dispatcher",
-    "sender": "senders",
-    "recorder": "recorder",
-}  # by the kernel's names; bench.threads gives them
+# By the kernel's names for threads, which bench.threads sets.
+ROLES = {"python": "dispatcher", "sender": "senders", "recorder": "recorder"}
 OTHERS = "others"
 LIBRARIES = {
     "the kernel": ("[kernel",),
@@ -41,15 +38,16 @@ LIBRARIES = {
     "OpenSSL": ("libcrypto", "libssl"),
 }
 NOTE = """\
-Medians of {rounds} rounds of {deliveries:,} deliveries: three workers with defaults but no rate limit, nginx. Figures are a
-delivery's. Threads: for how long they ran, and how often they had to wait for something or lost the processor; those that ended
-within a round are left out. Statements: by pg_stat_statements, which counts waiting for a processor too.\
+Medians of {rounds} rounds of {deliveries:,} deliveries: three workers with defaults but no rate
+limit, nginx. Figures are per delivery. Threads: how long they ran, and how often they waited or
+lost the processor; threads that ended within a round are left out. Statements: by
+pg_stat_statements, which also counts the time that a session waits for a processor.\
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What a thread has run, and how often it has made way for others."""
+    """How long a thread has run, and how often it waited or lost the processor."""
 
     seconds: float = 0.0
     waits: int = 0
@@ -104,7 +102,7 @@ def main() -> None:
 
 
 def play(system: Webhookd, postgres: Postgres, plain: Sink) -> Profile:
-    """Drain one round and look on."""
+    """Drain one round and measure it."""
     postgres.checkpoint()
     before, warm = plain.counts().requests, system.size // 20
     with system.running(postgres, plain), postgres.connect(system.database) as connection:
@@ -120,8 +118,8 @@ def play(system: Webhookd, postgres: Postgres, plain: Sink) -> Profile:
 
 @contextmanager
 def sampling(pids: Sequence[int], data: Path) -> Iterator[Counter[str]]:
-    """Have perf look at *pids* meanwhile; afterwards what it yielded holds its samples by library,
-    if there is a perf.
+    """Let perf sample *pids* during the block. The counter that this yields holds the samples by
+    library afterwards; it stays empty without perf.
     """
     samples: Counter[str] = Counter()
     if shutil.which("perf") is None:
@@ -217,7 +215,7 @@ def add_threads(report: Report, rounds: Sequence[Mapping[str, Ran]], deliveries:
 
 def add_libraries(report: Report, rounds: Sequence[Mapping[str, int]]) -> None:
     if not all(rounds):
-        report.note("There is no perf here: nothing is known of libraries.")
+        report.note("perf is not installed: no figures by library.")
         return
     shares = {
         name: statistics.median(one[name] / sum(one.values()) for one in rounds)

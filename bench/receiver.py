@@ -1,9 +1,10 @@
-"""The receiver that waits: `python -m bench.receiver PORT DELAY` answers a POST with 204 so many
-seconds after it has come whole.
+"""The receiver that waits: `python -m bench.receiver PORT DELAY` answers a POST with 204, DELAY
+seconds after its last byte.
 
-One thread and epoll, so that it costs little and takes no part in what is measured. `GET /` says
-how many requests and connections there were, `GET /arrivals` when each POST of a body with a number
-"n" was there whole (CLOCK_MONOTONIC, which all processes of a machine share), and forgets them.
+It has one thread and epoll, so that it costs little and hardly changes what is measured. `GET /`
+returns the number of requests and connections. `GET /arrivals` returns when the last byte of each
+POST came whose body has a number "n" (CLOCK_MONOTONIC, which all processes of a machine share), and
+forgets these times.
 """
 
 import json
@@ -21,8 +22,8 @@ _ANSWER = b"HTTP/1.1 204 No Content\r\n\r\n"
 
 
 class Receiver:
-    """Serves *listener* for ever. Requests that come together on one connection are answered in
-    turn.
+    """Serves *listener* and never returns. Requests that come together on one connection are
+    answered in turn.
     """
 
     def __init__(self, listener: socket.socket, delay_s: float) -> None:
@@ -30,7 +31,7 @@ class Receiver:
         self._delay_s = delay_s
         self._epoll = select.epoll()
         self._peers: dict[int, socket.socket] = {}
-        self._parts: dict[int, bytes] = {}  # of a request that has not come whole
+        self._parts: dict[int, bytes] = {}  # of a request that is not complete yet
         self._due: deque[tuple[float, socket.socket]] = deque()  # in order: each waits equally long
         self._arrivals: list[tuple[int, float]] = []
         self._requests = 0
@@ -98,13 +99,13 @@ class Receiver:
 
 
 def _send(peer: socket.socket, data: bytes) -> None:
-    """Send all; only an answer to GET is long, and who asked is reading."""
+    """Send all. Only the answer to a GET is long, and its client is reading, so it may block."""
     try:
         peer.setblocking(len(data) > len(_ANSWER))
         peer.sendall(data)
         peer.setblocking(False)
     except OSError:
-        pass  # it has hung up; reading tells
+        pass  # the client has hung up; the next read returns that
 
 
 def _page(value: object) -> bytes:

@@ -1,5 +1,5 @@
-"""Results as Markdown: printed as they come, and kept in bench/results/NAME.md with the machine
-that they were made on.
+"""Results as Markdown: printed at once, and written to bench/results/NAME.md together with a
+description of the machine.
 """
 
 import os
@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Report:
-    """One file of results. *notes* say what was measured and with which settings, a paragraph each."""
+    """One file of results. Each of *notes* is a paragraph on what was measured, and how."""
 
     def __init__(self, name: str, title: str, *, postgres: str, notes: Iterable[str] = ()) -> None:
         self.path = RESULTS / f"{name}.md"
@@ -49,7 +49,7 @@ class Report:
         self._add("\n".join(([f"## {title}\n"] if title else []) + [lines[0], rule, *lines[1:]]))
 
     def write(self) -> None:
-        """Write the file anew."""
+        """Write the file, replacing the last one."""
         self.path.parent.mkdir(exist_ok=True)
         self.path.write_text("\n\n".join(self._parts) + "\n")
         print(f"written to bench/results/{self.path.name}")

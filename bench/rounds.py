@@ -1,5 +1,5 @@
-"""One round: a system drains a known number of deliveries into a sink, and every one of them is
-accounted for.
+"""One round: a system drains a known number of deliveries into a sink, and each of them is checked
+to have arrived.
 """
 
 import time
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 WITHIN_S = 120.0
 SETTLE_S = 0.5
-POLL_S = 0.01  # of the sink's counter: 1 % of a second, at some 2 % of a core
+POLL_S = 0.01  # of the sink's counter; precise to 1 % of a second, costs some 2 % of a core
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Round:
     queue: float
     postgres: float
     sink: float
-    other: float  # everybody else on the machine, as a share of one core
+    other: float  # the rest of the machine, as a share of one core
     pss_mb: Sequence[float]  # of each process of the queue, the first the root
     connections: int
 
@@ -50,8 +50,9 @@ def drain(system: System, postgres: Postgres, sink: Sink, count: int) -> Round:
     """Commit *count* deliveries to *system*, which is idle and warm, and wait until the last one is
     complete.
 
-    The time runs from the first request at the sink, CPU from the commit. Raise `WebhookdError`
-    unless exactly as many requests arrived as deliveries were inserted, and all are complete.
+    The time is counted from the first request at the sink, CPU from the commit. Raise
+    `WebhookdError` unless exactly as many requests arrived as deliveries were inserted, and all are
+    complete.
     """
     postgres.checkpoint()
     before = sink.counts()
@@ -99,7 +100,7 @@ def await_complete(system: System, connection: Connection, sink: Sink, requests:
     """Block until *sink* has had *requests* and *system* has completed everything; return the
     monotonic instant.
 
-    Raise `TimeoutError` or `WebhookdError` for what does not happen.
+    Raise `TimeoutError` or `WebhookdError` if that takes longer than WITHIN_S.
     """
     await_requests(sink, requests, timeout_s=WITHIN_S, every_s=POLL_S)
     deadline = time.monotonic() + WITHIN_S

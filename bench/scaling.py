@@ -1,12 +1,12 @@
-"""More workers and more hosts: how the drain rate grows, and whether what holds for the fleet holds
-on three hosts together.
+"""More workers and more hosts: how the drain rate grows, and whether the fleet's limits hold on
+three hosts together.
 
     python -m bench.scaling [--rounds 7] [--scale 1]
 
 One, two and three workers on this machine, and one on each of three hosts, take turns. The hosts
-are network namespaces that this program makes (for root, else they are left out); they reach
-PostgreSQL and the receivers over a bridge only. Then limits are counted at a receiver while two
-workers on each host deliver (tests/fleetwide.py says what must hold).
+are network namespaces that this program makes; that needs root, and without it they are left out.
+They reach PostgreSQL and the receivers over a bridge only. Then a receiver checks the limits while
+two workers on each host deliver (tests/support/fleetwide.py says what must hold).
 """
 
 import argparse
@@ -63,10 +63,10 @@ def start(
     *,
     workers: int,
 ) -> list[int]:
-    """Start so many *workers* on each host, block until all sleep, and return the supervisors'
+    """Start so many *workers* on each host, block until all are idle, and return the supervisors'
     process ids.
     """
-    connection.execute("DELETE FROM pggit.workers")  # of an earlier fleet: they would be counted
+    connection.execute("DELETE FROM pggit.workers")  # of an earlier fleet
     options = ("--workers", str(workers), "--log-level", "warning")
     pids = [stack.enter_context(host.webhookd(dsn, *options)).pid for host in hosts]
     await_workers(connection, workers * len(hosts))
@@ -113,10 +113,9 @@ def main() -> None:
             "More workers, more hosts",
             postgres=postgres.version(),
             notes=(
-                f"Median [95 % interval] of {options.rounds} alternating rounds of "
-                f"{int(SIZE * options.scale):,} deliveries to"
-                f" {deliveries.WEBHOOKS} webhooks, nginx; defaults except the rate limit. CPU: "
-                "seconds for 1,000 deliveries.",
+                f"Median [95 % interval] of {options.rounds} alternating rounds of"
+                f" {int(SIZE * options.scale):,} deliveries to {deliveries.WEBHOOKS} webhooks,"
+                " nginx; defaults except the rate limit. CPU: seconds for 1,000 deliveries.",
                 *([f"Hosts: {missing}."] if missing else []),
             ),
         )
@@ -159,7 +158,7 @@ def add_rates(report: Report, rounds: Mapping[str, Sequence[Round]]) -> None:
 
 
 def play(postgres: Postgres, hosts: Sequence[Host]) -> Seen:
-    """Have two workers on each host deliver what has limits, and return what a receiver saw."""
+    """Let two workers on each host deliver to limited webhooks; return what a receiver saw."""
     database = Database("limits", postgres.create("limits"))
     migrate(database.dsn)
     stage = Stage(database, MAIN)
@@ -174,18 +173,39 @@ def add_limits(report: Report, seen: Seen) -> None:
     held = {True: "holds", False: "BROKEN"}
     gap = min(seen.probe_gaps_s, default=OPEN_S)
     rows = (
-        ("rate limit: arrivals beyond what the bucket gave, at any moment", f"{max(0.0, seen.limited_excess):.0f}",
-         held[seen.limited_excess <= 0]),
+        (
+            "rate limit: arrivals beyond what the bucket gave, at any moment",
+            f"{max(0.0, seen.limited_excess):.0f}",
+            held[seen.limited_excess <= 0],
+        ),
         ("rate limit: share of it that was used", f"{seen.limited_share:.2f}", ""),
-        ("attempts before the circuit opened", str(seen.before_open), held[seen.before_open == THRESHOLD]),
-        (f"shortest time to the next probe (of {len(seen.probe_gaps_s)}), s; open for {OPEN_S:g}", f"{gap:.3f}",
-         held[gap >= OPEN_S]),
-        (f"most exchanges at once; the cap is {CAP}", str(seen.most_at_once), held[seen.most_at_once <= CAP]),
-        (f"of {seen.deliveries:,} deliveries never sent", str(seen.missing), held[seen.missing == 0]),
+        (
+            "attempts before the circuit opened",
+            str(seen.before_open),
+            held[seen.before_open == THRESHOLD],
+        ),
+        (
+            f"shortest time to a probe (of {len(seen.probe_gaps_s)}), s; open for {OPEN_S:g}",
+            f"{gap:.3f}",
+            held[gap >= OPEN_S],
+        ),
+        (
+            f"most exchanges at once; the cap is {CAP}",
+            str(seen.most_at_once),
+            held[seen.most_at_once <= CAP],
+        ),
+        (
+            f"of {seen.deliveries:,} deliveries never sent",
+            str(seen.missing),
+            held[seen.missing == 0],
+        ),
         ("sent twice", str(seen.repeated), held[seen.repeated == 0]),
-        ("by host", ", ".join(f"{name} {count:,}" for name, count in sorted(seen.by_host.items())),
-         held[len(seen.by_host) == COUNT]),
-    )  # fmt: skip
+        (
+            "by host",
+            ", ".join(f"{name} {count:,}" for name, count in sorted(seen.by_host.items())),
+            held[len(seen.by_host) == COUNT],
+        ),
+    )
     report.table(
         (f"counted at the receiver, two workers on each of {COUNT} hosts", "", ""),
         rows,

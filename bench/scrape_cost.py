@@ -3,8 +3,8 @@ webhooks.
 
     python -m bench.scrape_cost [--scrapes 51]
 
-A real endpoint over HTTP, with every series filled. What is counted is this process' CPU time less
-that of the thread that asks.
+A real endpoint over HTTP, with every series filled. The cost is the CPU time of this process minus
+that of the thread that sends the requests.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def filled(webhooks: int) -> Metrics:
 
 
 def scrape(port: int, headers: dict[str, str]) -> tuple[float, int]:
-    """Return the CPU seconds that one scrape cost the other side, and the bytes of its answer."""
+    """Return the CPU seconds that one scrape cost the endpoint, and the bytes of its answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     began = time.process_time() - time.thread_time()
     connection.request("GET", "/metrics", headers=headers)

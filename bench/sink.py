@@ -1,9 +1,9 @@
-"""Receivers on loopback that count: nginx for throughput, and one that waits or takes times
-(bench/receiver.py).
+"""Receivers on loopback that count: nginx for throughput, and one that waits or records arrival
+times (bench/receiver.py).
 
-nginx cannot wait, and stamps requests to the millisecond only. As Debian packages it (`apt-get
-install nginx`) it needs no configuration but ours: one worker process, connections kept for ever,
-nothing logged.
+nginx cannot wait, and its timestamps have milliseconds only. Debian's package (`apt-get install
+nginx`) needs no configuration but ours: one worker process, connections that are never closed, no
+log.
 """
 
 import http.client
@@ -87,7 +87,7 @@ class Sink:
     _asked: int = field(default=0, init=False)
 
     def counts(self) -> Counts:
-        """Ask the sink; its own count of these questions is taken off."""
+        """Ask the sink. These requests themselves are not counted."""
         counts = self._read(self.ask("/"))
         return Counts(counts.requests - self._asked, counts.connections - 1)
 
@@ -101,7 +101,7 @@ class Sink:
 
 
 class SlowSink(Sink):
-    """One that answers after a pause, and knows when each request had come whole."""
+    """One that answers after a pause, and knows when the last byte of each request came."""
 
     def arrivals(self) -> dict[int, float]:
         """Return the monotonic instant of each request since the last call, by the number "n" in
@@ -112,7 +112,7 @@ class SlowSink(Sink):
 
 @contextmanager
 def nginx(home: Path, *, tls: bool = False, host: str = "127.0.0.1") -> Iterator[Sink]:
-    """An nginx with its files in *home*/nginx; with *tls* a certificate is made on the spot. Blocks
+    """An nginx with its files in *home*/nginx. With *tls* a certificate is made for it. Blocks
     until it serves.
     """
     program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -133,9 +133,9 @@ def nginx(home: Path, *, tls: bool = False, host: str = "127.0.0.1") -> Iterator
         tls=" ssl" if tls else "",
         certificate=_CERTIFICATE.format(home=home) if tls else "",
     )
-    # Under root the worker changes its user, who owns nothing here and needs nothing.
+    # Started by root, nginx's worker changes its user. That user owns no file here, and needs none.
     configuration.write_text(text)
-    # -e: the log that it opens before it has read its configuration.
+    # -e: the log that nginx opens before it reads its configuration.
     with local.program(
         [program, "-e", str(home / "nginx.log"), "-c", str(configuration)]
     ) as process:
@@ -151,9 +151,7 @@ def nginx(home: Path, *, tls: bool = False, host: str = "127.0.0.1") -> Iterator
 
 @contextmanager
 def receiver(delay_s: float = 0.0) -> Iterator[SlowSink]:
-    """A receiver that answers each request *delay_s* after it has come whole. Blocks until it
-    serves.
-    """
+    """A receiver that answers each request *delay_s* after its last byte. Blocks until it runs."""
     (port,) = _free_ports(1)
     command = [sys.executable, "-m", "bench.receiver", str(port), str(delay_s)]
     with local.program(command) as process:
@@ -164,7 +162,7 @@ def receiver(delay_s: float = 0.0) -> Iterator[SlowSink]:
 
 def await_requests(sink: Sink, count: int, *, timeout_s: float, every_s: float = 0.005) -> float:
     """Block until *sink* has had *count* requests, and return the monotonic instant. Raise
-    `TimeoutError` if they do not come.
+    `TimeoutError` after *timeout_s*.
     """
     deadline = time.monotonic() + timeout_s
     while (had := sink.requests()) < count:
@@ -210,10 +208,14 @@ def _free_ports(count: int) -> list[int]:
 def _make_certificate(home: Path) -> Path:
     certificate = home / "certificate.pem"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-         "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1",
-         "-keyout", str(home / "key.pem"), "-out", str(certificate)],
-        check=True, capture_output=True,
-    )  # fmt: skip
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-nodes", "-days", "2"),
+            *("-pkeyopt", "ec_paramgen_curve:prime256v1"),
+            *("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-keyout", str(home / "key.pem"), "-out", str(certificate)),
+        ],
+        check=True,
+        capture_output=True,
+    )
     ssl.create_default_context(cafile=certificate)  # fails here, not in every delivery
     return certificate

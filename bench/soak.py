@@ -1,13 +1,13 @@
-"""A day compressed: a fleet at 80 % of its capacity with retries, failures and open circuits; does
-anything creep up?
+"""A day in half an hour: a fleet at 80 % of its capacity, with retries, failures and open circuits.
+Does anything grow?
 
     python -m bench.soak [--minutes 30] [--fleet "OPTIONS OF WEBHOOKD"]
 
-First measures the capacity on the same mix, then inserts at 80 % of it. Of 50 webhooks 47 answer 5
-% of the attempts with 500, three answer nothing but 503 and get one delivery in a hundred: their
-circuits are open most of the time. Each minute a row of the table: what was delivered, what claims
-cost, memory, dead rows, sizes. The claims at the end may cost 20 % more pages than in minute 5, the
-workers' memory 10 % more.
+Measures the capacity on the same mix first, then inserts at 80 % of it. Of 50 webhooks, 47 answer
+5 % of the attempts with 500. Three always answer 503 and get one delivery in a hundred: their
+circuits are open most of the time. Each minute adds a row to the table: what was delivered, what
+claims cost, memory, dead rows, sizes. Claims at the end may cost 20 % more pages than in minute 5,
+and the workers' memory may be 10 % larger.
 """
 
 import argparse
@@ -37,14 +37,18 @@ AFTER = 5  # minutes, to compare the end with
 CLAIM_GROWTH, MEMORY_GROWTH = 1.2, 1.1
 
 _READ = """
-SELECT (SELECT sum(n_dead_tup) FROM pg_stat_user_tables WHERE relname LIKE 'alert_delivery_queue%'),
+SELECT (SELECT sum(n_dead_tup) FROM pg_stat_user_tables
+         WHERE relname LIKE 'alert_delivery_queue%'),
        (SELECT n_dead_tup FROM pg_stat_user_tables WHERE relname = 'webhook_health_metrics'),
-       (SELECT sum(pg_table_size(relid)) FROM pg_stat_user_tables WHERE relname LIKE 'alert_delivery_queue%'),
-       (SELECT sum(pg_total_relation_size(relid)) FROM pg_stat_user_tables WHERE relname LIKE 'alert_delivery_log%'),
+       (SELECT sum(pg_table_size(relid)) FROM pg_stat_user_tables
+         WHERE relname LIKE 'alert_delivery_queue%'),
+       (SELECT sum(pg_total_relation_size(relid)) FROM pg_stat_user_tables
+         WHERE relname LIKE 'alert_delivery_log%'),
        (SELECT sum(pg_relation_size(indexrelid)) FROM pg_stat_user_indexes
          WHERE indexrelname IN ('queue_new', 'queue_waiting', 'queue_leased', 'lane_runnable')),
        (SELECT count(*) FROM pggit.webhook_health_metrics WHERE circuit_state <> 'closed'),
-       (SELECT coalesce(sum(deliveries), 0) FROM pggit.queue_depth WHERE cause IN ('due', 'rate', 'in_flight')),
+       (SELECT coalesce(sum(deliveries), 0) FROM pggit.queue_depth
+         WHERE cause IN ('due', 'rate', 'in_flight')),
        (SELECT coalesce(sum(deliveries), 0) FROM pggit.queue_depth WHERE cause = 'scheduled')
 """
 
@@ -69,7 +73,7 @@ class Sample:
 
 
 class Feeder:
-    """Inserts at *rate* a second, in time with the clock."""
+    """Inserts at *rate* a second, by the clock."""
 
     def __init__(self, level: backlog.Level, rate: float) -> None:
         self._level = level
@@ -129,8 +133,8 @@ def register(connection: backlog.Connection, url: str) -> None:
 
 
 def calibrate(level: backlog.Level) -> float:
-    """Return how many attempts a second the fleet makes while there is always work; empty the
-    backlog afterwards.
+    """Return how many attempts a second the fleet makes while there is always work. Afterwards
+    wait until the backlog is sent.
     """
     level.put(BACKLOG)
     arrived, began = 0, time.monotonic()
@@ -174,35 +178,39 @@ def begin(version: str, *, capacity: float, rate: float, fleet: str) -> Report:
         "A soak",
         postgres=version,
         notes=(
-            f"Three workers, defaults except the rate limit{f', {fleet}' if fleet else ''}; "
-            f"{FLAKY} webhooks fail"
-            f" {sink.FLAKY:.0%} of their attempts, {FAILING} all of them. Capacity on this mix: "
-            f"{capacity:,.0f} attempts/s;"
-            f" inserted: {rate:,.0f} rows/s, every {EVERY_S * 1000:.0f} ms what is due by then, "
-            f"which is {SHARE:.0%} of it with"
-            " the retries.",
+            f"Three workers, defaults except the rate limit{f', {fleet}' if fleet else ''};"
+            f" {FLAKY} webhooks fail {sink.FLAKY:.0%} of their attempts, {FAILING} all of them."
+            f" Capacity on this mix: {capacity:,.0f} attempts/s. Inserted: {rate:,.0f} rows/s, in"
+            f" portions every {EVERY_S * 1000:.0f} ms; with the retries that is {SHARE:.0%} of the"
+            " capacity.",
         ),
     )
 
 
 def add_table(report: Report, samples: Sequence[Sample]) -> None:
-    heads = ("minute", "arrivals/s", "claims/s", "rows a claim", "ms a claim", "pages a claim", "pages a row",
-             "heaviest worker, MB", "fleet, MB", "dead rows", "dead lanes", "queue, MB", "hot indexes, MB", "log, MB",
-             "circuits not closed", "due", "scheduled")  # fmt: skip
+    heads = (
+        *("minute", "arrivals/s", "claims/s", "rows a claim", "ms a claim", "pages a claim"),
+        *("pages a row", "heaviest worker, MB", "fleet, MB", "dead rows", "dead lanes"),
+        *("queue, MB", "hot indexes, MB", "log, MB", "circuits not closed", "due", "scheduled"),
+    )
     rows = []
     for minute, s in enumerate(samples, start=1):
         c = s.claims
-        rows.append((
-            str(minute), f"{s.arrivals:,.0f}", f"{s.arrivals / max(c.rows, 0.1):,.0f}", f"{c.rows:.0f}", f"{c.ms:.2f}",
-            f"{c.pages:,.0f}", f"{pages_a_row(s):.1f}", f"{max(s.pss[1:]) / 1e6:.1f}", f"{sum(s.pss) / 1e6:.1f}",
-            f"{s.dead_rows:,}", f"{s.dead_lanes:,}", f"{s.queue / 1e6:,.0f}", f"{s.hot_indexes / 1e6:.1f}", f"{s.log / 1e6:,.0f}",
-            str(s.circuits), f"{s.due:,}", f"{s.scheduled:,}",
-        ))  # fmt: skip
+        rows.append(
+            (
+                *(str(minute), f"{s.arrivals:,.0f}", f"{s.arrivals / max(c.rows, 0.1):,.0f}"),
+                *(f"{c.rows:.0f}", f"{c.ms:.2f}", f"{c.pages:,.0f}", f"{pages_a_row(s):.1f}"),
+                *(f"{max(s.pss[1:]) / 1e6:.1f}", f"{sum(s.pss) / 1e6:.1f}"),
+                *(f"{s.dead_rows:,}", f"{s.dead_lanes:,}", f"{s.queue / 1e6:,.0f}"),
+                *(f"{s.hot_indexes / 1e6:.1f}", f"{s.log / 1e6:,.0f}"),
+                *(str(s.circuits), f"{s.due:,}", f"{s.scheduled:,}"),
+            )
+        )
     report.table(heads, rows)
 
 
 def pages_a_row(sample: Sample) -> float:
-    """Return the pages of a claim for each row that it brought: how many rows that is varies with
+    """Return the pages of a claim for each row that it returned; the number of rows varies with
     the load.
     """
     return sample.claims.pages / max(sample.claims.rows, 0.1)
@@ -231,7 +239,7 @@ def add_verdict(report: Report, samples: Sequence[Sample]) -> None:
 
 
 def draw(samples: Sequence[Sample]) -> None:
-    """Draw what must not grow, and what may."""
+    """Draw what must not grow (first row) and what may."""
     minutes = range(1, len(samples) + 1)
     figure, axes = pyplot().subplots(2, 3, figsize=(13, 6.5))
     for place, (title, values) in zip(

@@ -1,8 +1,8 @@
-"""What webhookd's own statements cost the server, whoever runs them: calls, milliseconds and pages,
-out of pg_stat_statements.
+"""What webhookd's own statements cost the server, in any session: calls, milliseconds and pages,
+from pg_stat_statements.
 
-Pages are shared buffers, found there or read. Nothing is explained or run for the sake of
-measuring, so a fleet under load can be watched.
+Pages are shared buffers, hit or read. Measuring runs no statement of the fleet, so it can watch a
+busy one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,14 +18,15 @@ _READ = r"""
 SELECT substring(query from '/\* webhookd:(\w+) \*/'), sum(calls)::float8, sum(total_exec_time),
        sum(shared_blks_hit + shared_blks_read)::float8, sum(rows)::float8
   FROM pg_stat_statements
- WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND query LIKE '%/* webhookd:%'
+ WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+   AND query LIKE '%/* webhookd:%'
  GROUP BY 1
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What the executions of a statement (or of several) came to; *rows* were returned or changed."""
+    """Sums over the executions of one statement, or of several; *rows*: returned or changed."""
 
     calls: float = 0.0
     ms: float = 0.0
@@ -64,7 +65,7 @@ class Statements:
         self._before = self._read()
 
     def costs(self) -> dict[str, Cost]:
-        """Return what each statement has come to; those that did not run are left out."""
+        """Return the cost of each statement; those that did not run are left out."""
         found = {name: cost - self._before.get(name, Cost()) for name, cost in self._read().items()}
         return {name: cost for name, cost in found.items() if cost.calls > 0}
 

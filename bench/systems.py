@@ -1,8 +1,8 @@
-"""webhookd and what it is compared with, each ready to be installed, started, fed and asked whether
-it is done.
+"""webhookd and the systems that it is compared with. Each can be installed, started, filled, and
+asked whether it is done.
 
-All POST the same bodies to the same sink, each through the program in bench/peers that uses it by
-its own documentation. A peer's job is the body itself; its endpoint follows from the body's number,
+All POST the same bodies to the same sink. A peer runs in a program of bench/peers, which uses it as
+its own documentation says. Its job is the body itself; the endpoint follows from the body's number,
 so no peer looks a URL up.
 """
 
@@ -29,7 +29,7 @@ PYTHON = HERE / ".venv" / "bin" / "python"
 READY_WITHIN_S = 30.0
 
 _BODY = deliveries.body_sql("n")
-# psycopg sends a small number as a smallint, and the sum of two would be one.
+# psycopg sends a small number as a smallint, and the sum of two smallints could overflow.
 _NUMBERS = (
     "FROM generate_series(%(first)s::int, %(first)s::int + %(count)s::int - 1) AS numbers (n)"
 )
@@ -41,9 +41,8 @@ class System(ABC):
     """
 
     database: ClassVar[str]
-    insert_sql: ClassVar[
-        str
-    ]  # its own way of inserting, of %(count)s deliveries numbered from %(first)s
+    # Inserts %(count)s deliveries numbered from %(first)s, in the system's own way.
+    insert_sql: ClassVar[str]
     incomplete_sql: ClassVar[str]
     empty_sql: ClassVar[str]
 
@@ -53,12 +52,12 @@ class System(ABC):
         self.processes = processes
 
     def missing(self) -> str:
-        """Return what is not installed, in words; empty if this system can run."""
+        """Return what is not installed; empty if this system can run."""
         return "" if PYTHON.exists() else "bench/.venv (make bench installs it)"
 
     @abstractmethod
     def install(self, postgres: Postgres) -> None:
-        """Make its database anew, with its schema."""
+        """Create its database anew, with its schema."""
 
     @abstractmethod
     def command(self, url: str) -> list[str]:
@@ -66,7 +65,7 @@ class System(ABC):
 
     @contextmanager
     def running(self, postgres: Postgres, sink: Sink) -> Iterator[list[int]]:
-        """Empty its queue, start its processes and block until they wait for work; yields their
+        """Empty its queue, start its processes, block until they wait for work, and yield their
         process ids.
         """
         with postgres.connect(self.database) as connection, ExitStack() as stack:
@@ -85,8 +84,8 @@ class System(ABC):
             yield pids
 
     def insert(self, connection: Connection, *, first: int, count: int) -> None:
-        """Insert the deliveries numbered from *first* on; prepared, as all clients would, once it
-        has been repeated.
+        """Insert the deliveries numbered from *first* on. As with any client, the statement is
+        prepared after some repetitions.
         """
         connection.execute(self.insert_sql.encode(), {"first": first, "count": count})
 
@@ -98,15 +97,15 @@ class System(ABC):
 
 
 class Webhookd(System):
-    """Defaults except the rate limit, which is off, and *options*. *webhooks* share the deliveries
-    evenly.
+    """webhookd with its defaults, except that the rate limit is off and *options* are added.
 
-    *module* is what Python runs for it.
+    *webhooks* share the deliveries evenly. *module* is what `python -m` runs.
     """
 
     database = "fleet"
     insert_sql = f"""
-        INSERT INTO {deliveries.QUEUE} (webhook_id, message_body) SELECT 1 + n %% %(webhooks)s, ({_BODY})::jsonb {_NUMBERS}
+        INSERT INTO {deliveries.QUEUE} (webhook_id, message_body)
+        SELECT 1 + n %% %(webhooks)s, ({_BODY})::jsonb {_NUMBERS}
     """
     incomplete_sql = f"SELECT count(*) FROM {deliveries.QUEUE} WHERE delivery_status <> 'delivered'"
 
@@ -156,13 +155,14 @@ class Webhookd(System):
 
 
 class Original(System):
-    """The shape that webhookd replaces, with *pause_s* between polls. More than one process would
-    send everything twice.
+    """The shape that webhookd replaces, with *pause_s* between polls. Two processes would send
+    each delivery twice.
     """
 
     database = "original"
     insert_sql = f"""
-        INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) SELECT 1 + n %% 50, ({_BODY})::jsonb {_NUMBERS}
+        INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body)
+        SELECT 1 + n %% 50, ({_BODY})::jsonb {_NUMBERS}
     """
     incomplete_sql = (
         "SELECT count(*) FROM pggit.alert_delivery_queue WHERE delivery_status <> 'delivered'"
@@ -171,16 +171,20 @@ class Original(System):
     schema = """
         CREATE SCHEMA pggit;
         CREATE TABLE pggit.alert_delivery_queue (
-            delivery_id bigserial PRIMARY KEY, alert_id bigint, webhook_id bigint NOT NULL, message_body jsonb NOT NULL,
-            delivery_status text NOT NULL DEFAULT 'pending', retry_count integer NOT NULL DEFAULT 0,
+            delivery_id bigserial PRIMARY KEY, alert_id bigint, webhook_id bigint NOT NULL,
+            message_body jsonb NOT NULL, delivery_status text NOT NULL DEFAULT 'pending',
+            retry_count integer NOT NULL DEFAULT 0,
             max_retries integer NOT NULL DEFAULT 3, created_at timestamptz NOT NULL DEFAULT now(),
             attempted_at timestamptz, delivered_at timestamptz);
         CREATE INDEX ON pggit.alert_delivery_queue (delivery_id) WHERE delivery_status = 'pending';
         CREATE TABLE pggit.webhook_health_metrics (
             webhook_id bigint PRIMARY KEY, health_status text NOT NULL DEFAULT 'healthy',
-            total_deliveries bigint NOT NULL DEFAULT 0, successful_deliveries bigint NOT NULL DEFAULT 0,
-            failed_deliveries bigint NOT NULL DEFAULT 0, consecutive_failures integer NOT NULL DEFAULT 0,
-            avg_response_time_ms double precision NOT NULL DEFAULT 0, last_check_at timestamptz);
+            total_deliveries bigint NOT NULL DEFAULT 0,
+            successful_deliveries bigint NOT NULL DEFAULT 0,
+            failed_deliveries bigint NOT NULL DEFAULT 0,
+            consecutive_failures integer NOT NULL DEFAULT 0,
+            avg_response_time_ms double precision NOT NULL DEFAULT 0,
+            last_check_at timestamptz);
         INSERT INTO pggit.webhook_health_metrics (webhook_id) SELECT generate_series(1, 50)
     """
 
@@ -198,16 +202,18 @@ class Original(System):
 
 
 class PgQueuer(System):
-    """Its tables are `durable`, its default. The insert is the statement of its `enqueue`, less the
-    order it returns.
+    """Its tables are `durable`, as by default. The insert is the statement of its `enqueue`,
+    without the order of the returned ids.
     """
 
     database = "pgqueuer"
     insert_sql = f"""
         WITH inserted AS (
             INSERT INTO pgqueuer (priority, entrypoint, payload, execute_after, status)
-            SELECT 0, 'deliver', convert_to({_BODY}, 'UTF8'), now(), 'queued' {_NUMBERS} RETURNING id, entrypoint, priority)
-        INSERT INTO pgqueuer_log (job_id, status, entrypoint, priority) SELECT id, 'queued', entrypoint, priority FROM inserted
+            SELECT 0, 'deliver', convert_to({_BODY}, 'UTF8'), now(), 'queued' {_NUMBERS}
+            RETURNING id, entrypoint, priority)
+        INSERT INTO pgqueuer_log (job_id, status, entrypoint, priority)
+        SELECT id, 'queued', entrypoint, priority FROM inserted
     """
     incomplete_sql = "SELECT count(*) FROM pgqueuer"
     empty_sql = "TRUNCATE pgqueuer, pgqueuer_log"
@@ -224,7 +230,8 @@ class Procrastinate(System):
     database = "procrastinate"
     insert_sql = f"""
         SELECT procrastinate_defer_jobs_v1(array_agg(
-            ROW('webhooks', 'deliver', 0, NULL, NULL, ({_BODY})::jsonb, NULL)::procrastinate_job_to_defer_v1)) {_NUMBERS}
+            ROW('webhooks', 'deliver', 0, NULL, NULL, ({_BODY})::jsonb, NULL)
+            ::procrastinate_job_to_defer_v1)) {_NUMBERS}
     """
     incomplete_sql = "SELECT count(*) FROM procrastinate_jobs WHERE status <> 'succeeded'"
     empty_sql = "TRUNCATE procrastinate_jobs CASCADE"
@@ -241,12 +248,13 @@ class Procrastinate(System):
 
 
 class Graphile(System):
-    """*variant*: `default`, or `tuned` as its page on performance has it."""
+    """*variant*: `default`, or `tuned` as its documentation on performance says."""
 
     database = "graphile"
     insert_sql = f"""
         SELECT count(*) FROM graphile_worker.add_jobs((SELECT array_agg(
-            ROW('deliver', ({_BODY})::json, NULL, NULL, NULL, NULL, NULL, NULL)::graphile_worker.job_spec) {_NUMBERS}))
+            ROW('deliver', ({_BODY})::json, NULL, NULL, NULL, NULL, NULL, NULL)
+            ::graphile_worker.job_spec) {_NUMBERS}))
     """
     incomplete_sql = "SELECT count(*) FROM graphile_worker._private_jobs"
     empty_sql = "TRUNCATE graphile_worker._private_jobs"
@@ -272,7 +280,7 @@ class Graphile(System):
 
 
 class Bound(System):
-    """No system: what the same hardware does with batches and bare sockets and nothing else."""
+    """Not a real system: the most that this hardware does, with batches and bare sockets only."""
 
     database = "bound"
     insert_sql = (
@@ -283,7 +291,8 @@ class Bound(System):
     schema = """
         CREATE SCHEMA bound;
         CREATE TABLE bound.queue (
-            id bigserial PRIMARY KEY, webhook_id bigint NOT NULL, body text NOT NULL, status text NOT NULL DEFAULT 'pending');
+            id bigserial PRIMARY KEY, webhook_id bigint NOT NULL, body text NOT NULL,
+            status text NOT NULL DEFAULT 'pending');
         CREATE INDEX ON bound.queue (id) WHERE status = 'pending'
     """
 
@@ -297,13 +306,13 @@ class Bound(System):
 
 
 def installed(systems: Sequence[System], postgres: Postgres) -> list[System]:
-    """Install *systems*, each database once, and return those that can run here; the others are
-    named on the terminal.
+    """Install *systems*, each database once, and return those that can run here. Print the names
+    of the others.
     """
     able, made = [], set()
     for system in systems:
         if lacking := system.missing():
-            print(f"left out: {system.name}: there is no {lacking}", flush=True)
+            print(f"left out: {system.name}: missing: {lacking}", flush=True)
             continue
         if system.database not in made:
             system.install(postgres)
@@ -321,8 +330,8 @@ def _await_ready(name: str, process: "subprocess.Popen[bytes]", log: Path) -> No
 
 
 def _run(postgres: Postgres, database: str, *command: str) -> str:
-    """Run an installer against *database* and return what it prints; raise `UnusableError` with its
-    last words.
+    """Run an installer against *database* and return its output; raise `UnusableError` with the
+    end of it if it fails.
     """
     variables = [f"{name}={value}" for name, value in postgres.environment(database).items()]
     done = subprocess.run(

@@ -1,5 +1,5 @@
-"""webhookd with its threads named for the kernel, as Python does by itself from 3.14 on: for /proc,
-`top -H` and perf.
+"""webhookd whose threads have their names in the kernel too, for /proc, `top -H` and perf. Python
+3.14 and newer do this without help.
 
 python -m bench.threads --dsn ...
 """

@@ -1,9 +1,9 @@
 """`make monitoring`: three workers under load with Prometheus and Alertmanager on this machine, and
 what to look at.
 
-Nothing needs to be installed before: Debian's prometheus and prometheus-alertmanager are, where
-they are missing. The database, all data and all logs are in a temporary folder that goes in the
-end; everything listens on loopback only.
+Debian's prometheus and prometheus-alertmanager are installed if they are missing. The database, all
+data and all logs are in a temporary folder that is removed at the end. Everything listens on
+loopback only.
 """
 
 import argparse
@@ -30,14 +30,14 @@ from webhookd.errors import WebhookdError
 from webhookd.schema.migrate import migrate
 
 HERE = Path(__file__).resolve().parent
-# Debian's packages, and the names of their programs: Debian's own, then everybody's.
+# Debian's packages, and the names of their programs: in Debian, then elsewhere.
 PACKAGES = {
     "prometheus": ("prometheus",),
     "prometheus-alertmanager": ("prometheus-alertmanager", "alertmanager"),
 }
 READY_WITHIN_S = 60.0
 LOAD_EVERY_S = 0.5
-ENOUGH_WAITING = 200  # a webhook that has so many waiting gets no more, however long this runs
+ENOUGH_WAITING = 200  # a webhook with so many waiting deliveries gets no more: a bounded queue
 
 GRAPHS = {
     "attempts a second, by outcome": "sum by (status) (rate(webhook_deliveries_total[1m]))",
@@ -50,8 +50,8 @@ GRAPHS = {
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """*status* is answered after *delay_s*, 500 in every other *sick_minutes*; *each_time*
-    deliveries come every half second.
+    """Its receiver answers *status* after *delay_s*, but 500 in every other *sick_minutes*.
+    *each_time* deliveries are inserted every half second.
     """
 
     what: str
@@ -112,8 +112,8 @@ class TryOut:
         self._dsn = ""
 
     def run(self) -> None:
-        """Start all, say what to open, then feed the queue. Raise `WebhookdError` for what does not
-        start or ends early.
+        """Start all programs, print what to open, then insert deliveries. Raise `WebhookdError` if
+        a program does not start or ends early.
         """
         self._tell("starting PostgreSQL, three workers, Alertmanager and Prometheus ...")
         self._dsn = self._stack.enter_context(local.postgresql(self._home / "postgres"))
@@ -145,7 +145,7 @@ class TryOut:
             f"--config.file={configuration / 'alertmanager.yml'}",
             f"--storage.path={self._home / 'alertmanager'}",
             *_addresses(options.alertmanager_port),
-            "--cluster.listen-address=",  # or it would look for others of its kind on one more port
+            "--cluster.listen-address=",  # no cluster, and no further port for it
         ]
         self._program("alertmanager", alertmanager)
         prometheus = [
@@ -210,7 +210,7 @@ class TryOut:
         for name, process in self._processes.items():
             if process.poll() is not None:
                 lines = (self._home / f"{name}.log").read_text().strip().splitlines() or ["nothing"]
-                raise WebhookdError(f"{name} ended; the last that it said: {lines[-1]}")
+                raise WebhookdError(f"{name} ended; its last line of output: {lines[-1]}")
 
     def _what_to_open(self) -> str:
         options = self._options
@@ -219,11 +219,13 @@ class TryOut:
             _loopback(options.alertmanager_port),
         )
         if not _answers(f"{prometheus}/targets"):
-            prometheus += "/classic"  # Debian's has the older pages only, and its Alertmanager none
+            prometheus += "/classic"  # Debian's has only the old pages, its Alertmanager has none
         webhookd = _shown(Path(sys.executable).with_name("webhookd"))
         pages = {
             "the workers, as Prometheus sees them": f"{prometheus}/targets",
-            "the alerts; the first fire within a minute or two, others need ten": f"{prometheus}/alerts",
+            "the alerts; the first fire within a minute or two, others need ten": (
+                f"{prometheus}/alerts"
+            ),
             **{f"graph: {what}": graph_url(prometheus, promql) for what, promql in GRAPHS.items()},
             "the alerts that reached Alertmanager": f"{alertmanager}/api/v2/alerts",
             **{
@@ -271,7 +273,7 @@ def register(connection: psycopg.Connection[Any], port: int) -> None:
 
 
 def insert(connection: psycopg.Connection[Any]) -> None:
-    """Insert what half a second brings."""
+    """Insert the deliveries of half a second."""
     load = {
         **{webhook_id: webhook.each_time for webhook_id, webhook in WEBHOOKS.items()},
         UNREGISTERED: 1,
@@ -279,29 +281,30 @@ def insert(connection: psycopg.Connection[Any]) -> None:
     connection.execute(
         "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body)"
         " SELECT load.webhook_id, jsonb_build_object('number', number)"
-        " FROM unnest(%s::bigint[], %s::int[]) AS load (webhook_id, each_time), "
-        "generate_series(1, each_time) number"
-        " WHERE (SELECT count(*) FROM pggit.v_waiting_deliveries w WHERE w.webhook_id = "
-        "load.webhook_id) < %s",
+        " FROM unnest(%s::bigint[], %s::int[]) AS load (webhook_id, each_time),"
+        " generate_series(1, each_time) number"
+        " WHERE (SELECT count(*) FROM pggit.v_waiting_deliveries w"
+        " WHERE w.webhook_id = load.webhook_id) < %s",
         [list(load), list(load.values()), ENOUGH_WAITING],
     )
 
 
 def graph_url(prometheus: str, promql: str) -> str:
     """Return the address of Prometheus' own graph of *promql* over a quarter of an hour."""
-    return f"{prometheus}/graph?{urllib.parse.urlencode({'g0.expr': promql, 'g0.tab': 0, 'g0.range_input': '15m'})}"
+    shown = {"g0.expr": promql, "g0.tab": 0, "g0.range_input": "15m"}
+    return f"{prometheus}/graph?{urllib.parse.urlencode(shown)}"
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="try_out.py", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--seconds", type=float, metavar="N", help="end by itself after so long")
+    parser.add_argument("--seconds", type=float, metavar="N", help="end after so many seconds")
     for name, port, what in (
         ("metrics", 8000, "worker-1's; the next two ports are the others'"),
         ("prometheus", 9090, "Prometheus'"),
         ("alertmanager", 9093, "Alertmanager's"),
-        ("alerts", 9000, "that of a `webhookd listen` which the alerts are sent to"),
+        ("alerts", 9000, "that of a `webhookd listen` which receives the alerts"),
     ):
         parser.add_argument(
             f"--{name}-port",
@@ -353,8 +356,8 @@ def _install_what_is_missing() -> None:
                 f"{(done.stdout.strip().splitlines() or ['no reason given'])[-1]}"
             )
     if Path("/run/systemd/system").exists():
-        # Debian starts at once what it installs, on all addresses. Nobody asked for that, and the
-        # ports are needed here.
+        # Debian starts services when it installs them, on all addresses. They are not wanted, and
+        # their ports are needed here.
         subprocess.run(["systemctl", "--quiet", "disable", "--now", *missing], check=False)
 
 
@@ -367,14 +370,12 @@ def _loopback(port: int) -> str:
 
 
 def _addresses(port: int) -> list[str]:
-    """Return the options of Prometheus and Alertmanager for where they listen and how their links
-    call them.
-    """
+    """Return the options of Prometheus and Alertmanager for the address and the URL in links."""
     return [f"--web.listen-address=127.0.0.1:{port}", f"--web.external-url={_loopback(port)}"]
 
 
 def _shown(path: Path) -> Path:
-    """Return *path* as one would type it here."""
+    """Return *path* relative to the current folder, if it is in it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 

@@ -1,13 +1,18 @@
--- The role webhookd_monitor, with which dashboards, `webhookd status` and scripts look at webhookd's tables and change nothing.
+-- The role webhookd_monitor: dashboards, `webhookd status` and scripts read webhookd's tables with
+-- it, and can change nothing.
 --
---     psql "$DATABASE_URL" -f monitoring/webhookd_monitor.sql                          without a password (peer, certificates)
---     psql "$DATABASE_URL" -f monitoring/webhookd_monitor.sql -v password='...'        sets it
+--   psql "$DATABASE_URL" -f monitoring/webhookd_monitor.sql
+--   psql "$DATABASE_URL" -f monitoring/webhookd_monitor.sql -v password='...'
 --
--- Run it after `webhookd migrate` and again after each upgrade (it starts from nothing each time), as the owner of the schema pggit,
--- who needs CREATEROLE; no superuser. It happens whole or not at all.
+-- The first sets no password (for peer or certificates), the second sets one.
 --
--- The role does not see what deliveries carry (message_body), where they go (url) and with which secrets (secret, headers), nor
--- what receivers answered (event_details). `webhookd delivery show` needs another role therefore.
+-- Run it after `webhookd migrate` and again after each upgrade; it revokes all rights first. Run
+-- it as the owner of the schema pggit, who needs CREATEROLE but need not be a superuser. It is one
+-- transaction.
+--
+-- The role cannot read the bodies of deliveries (message_body), their URLs (url), secrets (secret,
+-- headers), or the answers of receivers (event_details). So `webhookd delivery show` needs another
+-- role.
 
 \set ON_ERROR_STOP on
 BEGIN;
@@ -24,12 +29,13 @@ BEGIN
     END IF;
 END $$;
 
--- Enough for a Grafana, scripts and a person, and no more, whatever a dashboard does. These are guards against accidents, for a
--- session may set them otherwise; what keeps the role from writing is that it has no right to.
+-- Enough for Grafana, scripts and a person, and a limit for a bad dashboard. These settings guard
+-- against accidents only, because a session can change them. The role cannot write because it has
+-- no right to.
 ALTER ROLE webhookd_monitor CONNECTION LIMIT 10;
 ALTER ROLE webhookd_monitor SET default_transaction_read_only = on;
 ALTER ROLE webhookd_monitor SET statement_timeout = '10s';
--- A reader that forgets its transaction would keep the queue's dead rows from being cleaned up.
+-- A transaction that is left open would keep vacuum from removing the queue's dead rows.
 ALTER ROLE webhookd_monitor SET idle_in_transaction_session_timeout = '30s';
 \if :{?password}
 ALTER ROLE webhookd_monitor PASSWORD :'password';
@@ -39,32 +45,36 @@ REVOKE ALL ON ALL TABLES IN SCHEMA pggit FROM webhookd_monitor;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA pggit FROM webhookd_monitor;
 GRANT USAGE ON SCHEMA pggit TO webhookd_monitor;
 GRANT SELECT ON
-    pggit.v_webhook_health_dashboard, pggit.v_webhook_performance, pggit.v_degraded_webhooks, pggit.v_waiting_deliveries,
-    pggit.webhook_health_metrics, pggit.queue_depth, pggit.finished_counts, pggit.worker_minutes, pggit.workers, pggit.chores,
-    pggit.retention, pggit.installation, pggit.webhookd_migrations, pggit.wake_flag
+    pggit.v_webhook_health_dashboard, pggit.v_webhook_performance, pggit.v_degraded_webhooks,
+    pggit.v_waiting_deliveries, pggit.webhook_health_metrics, pggit.queue_depth,
+    pggit.finished_counts, pggit.worker_minutes, pggit.workers, pggit.chores, pggit.retention,
+    pggit.installation, pggit.webhookd_migrations, pggit.wake_flag
     TO webhookd_monitor;
-GRANT SELECT (webhook_id, enabled, disabled_reason, timeout_seconds, max_in_flight, rate_limit_per_second, rate_limit_burst,
-              retry_base_seconds, retry_max_seconds, circuit_failure_threshold, circuit_open_seconds, created_at)
+GRANT SELECT (webhook_id, enabled, disabled_reason, timeout_seconds, max_in_flight,
+              rate_limit_per_second, rate_limit_burst, retry_base_seconds, retry_max_seconds,
+              circuit_failure_threshold, circuit_open_seconds, created_at)
     ON pggit.webhooks TO webhookd_monitor;
-GRANT SELECT (delivery_id, alert_id, webhook_id, delivery_status, status, retry_count, max_retries, next_retry_at, worker_id,
-              created_at, attempted_at, delivered_at, first_attempted_at, attempts, routed, lease_until, leased_by, leases_lost,
-              ended_at)
+GRANT SELECT (delivery_id, alert_id, webhook_id, delivery_status, status, retry_count, max_retries,
+              next_retry_at, worker_id, created_at, attempted_at, delivered_at,
+              first_attempted_at, attempts, routed, lease_until, leased_by, leases_lost, ended_at)
     ON pggit.alert_delivery_queue TO webhookd_monitor;
-GRANT SELECT (log_id, delivery_id, webhook_id, event_type, created_at, http_status, response_time_ms, worker_id)
+GRANT SELECT (log_id, delivery_id, webhook_id, event_type, created_at, http_status,
+              response_time_ms, worker_id)
     ON pggit.alert_delivery_log TO webhookd_monitor;
 GRANT EXECUTE ON FUNCTION pggit.count_pending_by_status() TO webhookd_monitor;
 
--- Who may not grant gets a warning from GRANT and no error.
+-- GRANT only warns if the user has no right to grant, so check the result.
 DO $$
 DECLARE
     missing text;
 BEGIN
     SELECT string_agg(name, ', ') INTO missing
-      FROM unnest(ARRAY['webhook_health_metrics', 'queue_depth', 'finished_counts', 'worker_minutes', 'workers',
-                        'v_waiting_deliveries']) AS name
+      FROM unnest(ARRAY['webhook_health_metrics', 'queue_depth', 'finished_counts',
+                        'worker_minutes', 'workers', 'v_waiting_deliveries']) AS name
      WHERE NOT has_table_privilege('webhookd_monitor', 'pggit.' || name, 'SELECT');
     IF missing IS NOT NULL THEN
-        RAISE EXCEPTION 'no right to grant SELECT on %: run this as the owner of the schema pggit', missing;
+        RAISE EXCEPTION 'no right to grant SELECT on %: run this as the owner of the schema pggit',
+            missing;
     END IF;
     IF NOT has_database_privilege('webhookd_monitor', current_database(), 'CONNECT') THEN
         EXECUTE format('GRANT CONNECT ON DATABASE %I TO webhookd_monitor', current_database());

@@ -1,8 +1,8 @@
-"""The bound: claims a batch, POSTs it one by one over a bare socket, completes the batch, and does
+"""The bound: it claims a batch, POSTs each row over a bare socket, completes the batch, and does
 nothing else.
 
-`python bound.py URL`. No signature, no health, no log, no metrics, no lease, no deadline, hardly a
-parser: nobody may use this.
+`python bound.py URL`. It has no signature, health, log, metrics, lease or deadline, and hardly a
+parser: never use it for anything but this comparison.
 """
 
 import socket
@@ -17,7 +17,8 @@ IDLE_S = 0.005
 
 CLAIM = """
 UPDATE bound.queue q SET status = 'sending'
-  FROM (SELECT id FROM bound.queue WHERE status = 'pending' ORDER BY id LIMIT %s FOR UPDATE SKIP LOCKED) picked
+  FROM (SELECT id FROM bound.queue WHERE status = 'pending' ORDER BY id LIMIT %s
+           FOR UPDATE SKIP LOCKED) picked
  WHERE q.id = picked.id RETURNING q.id, q.webhook_id, q.body
 """
 COMPLETE = "UPDATE bound.queue SET status = 'delivered' WHERE id = ANY(%s)"

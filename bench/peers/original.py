@@ -1,9 +1,9 @@
-"""The original shape of pggit's webhook worker: asyncio, aiohttp and asyncpg; it polls, and updates
-row by row.
+"""The original shape of pggit's webhook worker, with asyncio, aiohttp and asyncpg: it polls, and
+updates row by row.
 
-`python original.py URL PAUSE`: PAUSE seconds after a poll that found work; the original has 1, as
-after one that found none. It counts and times each delivery for Prometheus and keeps the health
-table, as the original's document describes.
+`python original.py URL PAUSE`: it sleeps PAUSE seconds after a poll that found work. The original
+sleeps 1 s, as after a poll that found none. It counts and times each delivery for Prometheus and
+updates the health table, as the original's document describes.
 """
 
 import asyncio
@@ -34,21 +34,29 @@ SELECT delivery_id, webhook_id, message_body FROM pggit.alert_delivery_queue
 """
 DELIVERED = """
 UPDATE pggit.alert_delivery_queue
-   SET delivery_status = 'delivered', delivered_at = now(), attempted_at = now() WHERE delivery_id = $1
+   SET delivery_status = 'delivered', delivered_at = now(), attempted_at = now()
+ WHERE delivery_id = $1
 """
-FAILED = "UPDATE pggit.alert_delivery_queue SET retry_count = retry_count + 1, attempted_at = now() WHERE delivery_id = $1"
+FAILED = """
+UPDATE pggit.alert_delivery_queue
+   SET retry_count = retry_count + 1, attempted_at = now()
+ WHERE delivery_id = $1
+"""
 HEALTH = """
 UPDATE pggit.webhook_health_metrics
    SET total_deliveries = total_deliveries + 1,
-       successful_deliveries = successful_deliveries + $2, failed_deliveries = failed_deliveries + 1 - $2,
+       successful_deliveries = successful_deliveries + $2,
+       failed_deliveries = failed_deliveries + 1 - $2,
        consecutive_failures = CASE WHEN $2 = 1 THEN 0 ELSE consecutive_failures + 1 END,
-       avg_response_time_ms = (avg_response_time_ms * total_deliveries + $3) / (total_deliveries + 1), last_check_at = now()
+       avg_response_time_ms =
+           (avg_response_time_ms * total_deliveries + $3) / (total_deliveries + 1),
+       last_check_at = now()
  WHERE webhook_id = $1
 """
 
 
 async def deliver(pool: asyncpg.Pool, session: aiohttp.ClientSession, url: str, row: Any) -> None:
-    """POST one row and store what came of it."""
+    """POST one row and store the result."""
     webhook_id = row["webhook_id"]
     began = time.perf_counter()
     headers = {"content-type": "application/json"}

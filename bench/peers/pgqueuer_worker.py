@@ -1,5 +1,6 @@
-"""pgqueuer as its documentation has it, with uvloop, batches, and aiohttp for the requests: `python
-pgqueuer_worker.py URL`.
+"""pgqueuer as its documentation shows it, with uvloop, batches, and aiohttp for the requests.
+
+`python pgqueuer_worker.py URL`
 """
 
 import json
@@ -11,8 +12,8 @@ import uvloop
 from pgqueuer import PgQueuer
 from pgqueuer.models import Job
 
-# The best of five settings that were tried: batches of 50 to 250, fewer and more connections, a
-# pool for the database.
+# The best of five settings that were tried: batches of 50 to 250, fewer and more connections, and
+# a pool for the database.
 BATCH = 50
 CONCURRENT = 100  # pgqueuer wants at least two batches
 CONNECTIONS = 50

@@ -1,5 +1,6 @@
-"""procrastinate with asynchronous tasks, uvloop, and aiohttp for the requests: `python
-procrastinate_worker.py URL`.
+"""procrastinate with asynchronous tasks, uvloop, and aiohttp for the requests.
+
+`python procrastinate_worker.py URL`
 """
 
 import sys

@@ -1,6 +1,4 @@
-"""Asks a panel's queries of the data sources themselves, as Grafana would, for the preview and the
-tests.
-"""
+"""Sends a panel's queries to the data sources, as Grafana would, for the preview and the tests."""
 
 import json
 import re
@@ -27,7 +25,7 @@ class Window:
         return max(10, round((self.end - self.start) / 600))
 
     def fill_in(self, query: str, **chosen: str) -> str:
-        """Return *query* as Grafana would send it, with All for every variable that is not in
+        """Return *query* as Grafana would send it, with "All" for each variable that is not in
         *chosen* (name=value).
         """
         start, end = (
@@ -51,8 +49,8 @@ class Frame:
 
 
 def ask_prometheus(url: str, target: Json, window: Window) -> list[Frame]:
-    """Return one frame a series (columns `time` and the legend), or one for all where the target
-    asks for a table.
+    """Return one frame for each series (columns `time` and the legend), or a single one where the
+    target asks for a table.
     """
     query = {"query": window.fill_in(target["expr"])}
     when = (

@@ -1,9 +1,9 @@
-"""Writes the dashboards' JSON. Change a panel in overview.py, workers.py or postgresql.py, then, in
-the project's folder,
+"""Writes the dashboards' JSON. Change a panel in overview.py, workers.py or postgresql.py, then run
+in the project's folder
 
     python -m monitoring.grafana.build
 
-A test compares the committed files with what this makes.
+A test compares the committed files with what this writes.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What the dashboards share: frame, variables, links, and the words and colours that mean the same
+"""What the dashboards share: frame, variables, links, and words and colours with the same meaning
 everywhere.
 """
 
@@ -25,7 +25,7 @@ TAG = "webhookd"
 OURS = 'service="webhook-delivery"'
 WORKER = 'worker_id=~"$worker"'
 CHOSEN = f'{WORKER},webhook_id=~"$webhook"'
-# Each chosen one is a quoted string: nothing in a name, or in a link's, leaves it.
+# Grafana quotes each chosen value, so nothing in a name or a link can break out of its string.
 WORKER_SQL = "worker_id LIKE ANY (ARRAY[${worker:sqlstring}])"
 CHOSEN_SQL = "webhook_id::text LIKE ANY (ARRAY[${webhook:sqlstring}])"
 
@@ -43,9 +43,9 @@ CAUSES = {
     "unregistered": "dark-red",
 }
 WHAT_CAUSES_MEAN = (
-    "What waits, and for what. due: for a worker; scheduled: for its next try; circuit, hold, "
-    "rate, in_flight: its webhook is"
-    " held back; paused, unregistered: somebody must resume or register it."
+    "What waits, and for what. due: for a worker; scheduled: for its next try; circuit, hold,"
+    " rate, in_flight: its webhook is held back; paused, unregistered: an operator must resume or"
+    " register the webhook."
 )
 
 OF_WEBHOOK = [
@@ -71,7 +71,7 @@ def dashboard(
         "schemaVersion": 39,
         "version": 1,
         "editable": True,
-        "graphTooltip": 1,  # one crosshair over all panels
+        "graphTooltip": 1,  # the crosshair is shared by all panels
         "refresh": "30s",
         "time": {"from": "now-1h", "to": "now"},
         "timezone": "browser",
@@ -117,11 +117,14 @@ def metrics_variables() -> list[Json]:
 
 
 def database_variables() -> list[Json]:
-    """Return the variables of a dashboard that asks PostgreSQL. The 500 webhooks are those that
-    were attempted last.
+    """Return the variables of a dashboard that asks PostgreSQL. The 500 webhooks are those with
+    the latest attempts.
     """
     workers = "SELECT DISTINCT worker_id FROM pggit.workers ORDER BY worker_id"
-    webhooks = "SELECT webhook_id::text FROM pggit.webhook_health_metrics ORDER BY last_check_at DESC NULLS LAST, webhook_id LIMIT 500"
+    webhooks = (
+        "SELECT webhook_id::text FROM pggit.webhook_health_metrics"
+        " ORDER BY last_check_at DESC NULLS LAST, webhook_id LIMIT 500"
+    )
     source = _variable(
         "postgresql",
         "PostgreSQL",
@@ -137,10 +140,10 @@ def database_variables() -> list[Json]:
 
 
 def _choice(name: str, source: Json, query: str, *, every: str) -> Json:
-    """Return a variable of which several values may be chosen. All is the pattern *every*, so what
-    is new counts too.
+    """Return a variable with several values. "All" is the pattern *every*, so new values are
+    included.
 
-    Grafana puts *every* in as it stands, whatever format the query asks for.
+    Grafana inserts *every* unchanged, in any format that the query asks for.
     """
     return _variable(
         name,

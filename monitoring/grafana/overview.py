@@ -1,4 +1,4 @@
-"""The dashboard "Webhook Delivery Overview": is anything wrong, since when, and with whom?"""
+"""The dashboard "Webhook Delivery Overview": is anything wrong, since when, for which webhooks?"""
 
 from monitoring.grafana.frame import (
     CAUSES,
@@ -32,8 +32,8 @@ from monitoring.grafana.panels import (
 ATTEMPTS = f"rate(webhook_deliveries_total{{{CHOSEN}}}[$__rate_interval])"
 UNDELIVERED = f'rate(webhook_deliveries_total{{status=~"failed|timeout",{CHOSEN}}}[5m])'
 BUCKETS = f"webhook_delivery_duration_seconds_bucket{{{CHOSEN}}}"
-# Milliseconds, as Grafana counts time. The alerts of other services in the same Prometheus carry
-# another label.
+# Milliseconds, as Grafana counts time. Alerts of other services in the same Prometheus have
+# another `service`.
 FIRING_SINCE = (
     f"1000 * min by (alertname, severity) (ALERTS_FOR_STATE{{{OURS}}}"
     f' and ignoring (alertstate) ALERTS{{alertstate="firing",{OURS}}})'
@@ -43,15 +43,14 @@ P99_5M = f"histogram_quantile(0.99, sum by (le) (rate({BUCKETS}[5m])))"
 DASHBOARD = dashboard(
     "webhookd-overview",
     "Webhook Delivery Overview",
-    "Is anything wrong, since when, and with whom?",
+    "Is anything wrong, since when, and for which webhooks?",
     metrics_variables(),
     [
         gauge(
             (0, 0, 4, 6),
             "Queue Depth",
-            "Deliveries due or waiting to be retried, of all webhooks. Every worker reports the "
-            "same queue, hence the max."
-            " Up to 100 is normal, above 1,000 is critical.",
+            "Deliveries that are due or wait for a retry, of all webhooks. Every worker reports the"
+            " same queue, so this is the maximum. Up to 100 is normal, above 1,000 is critical.",
             promql("max(webhook_queue_depth)", instant=True),
             min=0,
             max=1500,
@@ -62,8 +61,8 @@ DASHBOARD = dashboard(
         stat(
             (4, 0, 4, 6),
             "Success Rate",
-            "Delivered attempts among all attempts of the last 5 minutes. Above 99 % is the "
-            "target, below 95 % is critical.",
+            "The share of delivered attempts among all attempts of the last 5 minutes. Above 99 %"
+            " is the target, below 95 % is critical.",
             promql(
                 f'sum(rate(webhook_deliveries_total{{status="delivered",{CHOSEN}}}[5m]))'
                 f" / (sum(rate(webhook_deliveries_total{{{CHOSEN}}}[5m])) > 0)",
@@ -77,10 +76,9 @@ DASHBOARD = dashboard(
         stat(
             (8, 0, 4, 3),
             "Oldest Due",
-            "How long the oldest delivery that could go out has been waiting for a worker. What "
-            "its webhook holds back (a"
-            " pause, a circuit, a rate) does not count. Seconds are normal; minutes mean that "
-            "workers are missing or stuck.",
+            "How long the oldest delivery that could be sent has been waiting for a worker."
+            " Deliveries that their webhook holds back (a pause, a circuit, a rate) do not count."
+            " Seconds are normal; minutes mean that workers are missing or stuck.",
             promql("max(webhookd_oldest_due_seconds)", instant=True),
             unit="s",
             decimals=0,
@@ -101,8 +99,8 @@ DASHBOARD = dashboard(
         stat(
             (12, 0, 4, 3),
             "Workers Down",
-            "Workers that Prometheus knows and that cannot be scraped or say themselves that "
-            "they cannot deliver.",
+            "Workers that Prometheus knows, but that cannot be scraped or report that they cannot"
+            " deliver.",
             promql(f"count(up{{{OURS}}}) - (sum(worker_health_status) or vector(0))", instant=True),
             decimals=0,
             steps=[(None, GREEN), (1, RED)],
@@ -151,8 +149,8 @@ DASHBOARD = dashboard(
         timeseries(
             (0, 6, 8, 8),
             "Delivery Rate",
-            "Attempts a second, by how they ended. An attempt that timed out is a timeout and "
-            "not also failed.",
+            "Attempts a second, by result. An attempt that timed out counts as timeout only, not as"
+            " failed.",
             [promql(f"sum by (status) ({ATTEMPTS})", "{{status}}")],
             label="deliveries/sec",
             min=0,
@@ -163,8 +161,8 @@ DASHBOARD = dashboard(
         timeseries(
             (8, 6, 8, 8),
             "Failed Deliveries",
-            "Attempts a second that did not deliver (most are tried again). More than 0.5 a "
-            "second, the line, is a problem.",
+            "Attempts a second that did not deliver (most are retried). More than 0.5 a second,"
+            " the line, is a problem.",
             [
                 promql(f"sum({UNDELIVERED})", "all"),
                 promql(
@@ -198,9 +196,8 @@ DASHBOARD = dashboard(
         timeseries(
             (0, 14, 8, 8),
             "P99 Response Time",
-            "The whole exchange, from DNS to the last byte: 99 of 100 attempts, and half of "
-            "them, took less."
-            " The lines are the target, 2 s, and critical, 5 s.",
+            "Duration of the whole exchange, from DNS to the last byte: 99 of 100 attempts, and"
+            " half of them, took less. The lines are the target, 2 s, and critical, 5 s.",
             [
                 promql(
                     f"histogram_quantile(0.99, sum by (le) (rate({BUCKETS}[$__rate_interval])))",

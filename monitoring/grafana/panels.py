@@ -1,7 +1,7 @@
 """Panels of Grafana dashboards as plain dictionaries, in Grafana's classic JSON model (schema
 version 39: Grafana 11 and newer).
 
-Only what these dashboards use. A panel has no id until `frame.dashboard` gives it one.
+They have only the options that these dashboards use. `frame.dashboard` gives each panel its id.
 """
 
 from textwrap import dedent
@@ -17,8 +17,8 @@ GREEN, ORANGE, RED, BLUE, PURPLE, GREY = "green", "orange", "red", "blue", "purp
 
 
 class Shown(TypedDict, total=False):
-    """How values read. *steps*: (from, colour) pairs, the first one from None. *empty*: what to say
-    where there is no data.
+    """How values are shown. *steps*: (from, colour) pairs, the first one from None. *empty*: the
+    text where there is no data.
     """
 
     unit: str
@@ -31,7 +31,7 @@ class Shown(TypedDict, total=False):
 
 
 def promql(expr: str, legend: str = "", *, instant: bool = False, table: bool = False) -> Json:
-    """Return a Prometheus query, over the dashboard's time range or for its end alone."""
+    """Return a Prometheus query, over the dashboard's time range or (*instant*) at its end."""
     return {
         "datasource": PROMETHEUS,
         "editorMode": "code",
@@ -122,8 +122,7 @@ def timeseries(
         "thresholdsStyle": {"mode": "dashed" if "steps" in shown else "off"},
     }
     options = {
-        # `last` and not `lastNotNull`: what has fallen silent must not keep the number of its last
-        # busy minute.
+        # `last`, not `lastNotNull`: a series that has ended must not keep showing its last number.
         "legend": {
             "displayMode": "list",
             "placement": "bottom",
@@ -132,9 +131,8 @@ def timeseries(
         },
         "tooltip": {"mode": "multi", "sort": "desc"},
     }
-    empty = shown.pop(
-        "empty", "no data"
-    )  # without a colour here: it stands in the legend, where a line has ended
+    # Without a colour: this text is shown in the legend, after a line has ended.
+    empty = shown.pop("empty", "no data")
     panel = _panel("timeseries", at, title, description, targets, shown, overrides, options)
     panel["fieldConfig"]["defaults"] |= {
         "noValue": empty,
@@ -153,7 +151,7 @@ def stat(
     background: bool = True,
     **shown: Unpack[Shown],
 ) -> Json:
-    """Return big numbers, one a series or column; their colour is the *background*'s or the text's."""
+    """Return big numbers, one a series or column. *background*: colour it instead of the text."""
     options = {
         "reduceOptions": _last(),
         "colorMode": "background" if background else "value",
@@ -261,8 +259,8 @@ def table(
     empty: str,
     sort: str = "",
 ) -> Json:
-    """Return a table; *empty* is what it says without rows, and in cells without a value whose
-    column does not say otherwise.
+    """Return a table. *empty* is its text without rows, and in cells without a value unless their
+    column has a text of its own.
     """
     options = {
         "cellHeight": "sm",
@@ -280,8 +278,8 @@ def table(
 
 
 def arranged(panel: Json, **names: str) -> Json:
-    """Return a table of a Prometheus query with these labels (or `Value`) as its columns, in this
-    order, under these names.
+    """Return a table of a Prometheus query whose columns are these labels (or `Value`), in this
+    order, with these names.
     """
     options = {
         "excludeByName": {name: True for name in ("Time", "Value") if name not in names},
@@ -292,7 +290,7 @@ def arranged(panel: Json, **names: str) -> Json:
 
 
 def by_row(panel: Json, name: str, value: str) -> Json:
-    """Return the panel with each row of its table made a column, so that an override can give each
+    """Return the panel with a column for each row of its table, so that an override can give each
     its colour.
     """
     fields = [

@@ -1,4 +1,4 @@
-"""The dashboard "PostgreSQL Queue & Health": what the database itself says. It needs no Prometheus."""
+"""The dashboard "PostgreSQL Queue & Health": everything from the database, without Prometheus."""
 
 from monitoring.grafana.frame import (
     CAUSES,
@@ -32,7 +32,7 @@ from monitoring.grafana.panels import (
 DASHBOARD = dashboard(
     "webhookd-postgresql",
     "PostgreSQL Queue & Health",
-    "What the database itself says. Needs no Prometheus.",
+    "What the database itself knows. Needs no Prometheus.",
     database_variables(),
     [
         stat(
@@ -42,8 +42,8 @@ DASHBOARD = dashboard(
             "first attempt, then as retrying.",
             sql(
                 """
-                SELECT pending_count AS "pending", retrying_count AS "retrying", delivered_count AS "delivered",
-                       failed_count AS "failed"
+                SELECT pending_count AS "pending", retrying_count AS "retrying",
+                       delivered_count AS "delivered", failed_count AS "failed"
                   FROM pggit.count_pending_by_status()
                 """
             ),
@@ -56,11 +56,11 @@ DASHBOARD = dashboard(
         stat(
             (0, 3, 4, 3),
             "Oldest Due",
-            "How long the oldest delivery that could go out has been waiting for a worker, when "
-            "the queue was last counted.",
+            "How long the oldest delivery that could be sent had been waiting for a worker when the"
+            " queue was last counted.",
             sql(
-                "SELECT coalesce(max(oldest_due_seconds), 0) AS oldest_due FROM "
-                "pggit.queue_depth WHERE cause = 'due'"
+                "SELECT coalesce(max(oldest_due_seconds), 0) AS oldest_due"
+                " FROM pggit.queue_depth WHERE cause = 'due'"
             ),
             unit="s",
             decimals=0,
@@ -70,9 +70,9 @@ DASHBOARD = dashboard(
         stat(
             (4, 3, 4, 3),
             "Queue Counted",
-            "How long ago a worker counted the queue; they take turns, every few seconds. Longer "
-            "ago: no worker is alive, none"
-            " reaches the database, or counting takes long (millions waiting, an old snapshot).",
+            "How long ago a worker counted the queue; workers take turns, every few seconds. If it"
+            " is longer ago, no worker is alive, none reaches the database, or counting takes long"
+            " (millions of deliveries wait, or an old snapshot is held).",
             sql(
                 """
                 SELECT greatest(0, extract(epoch FROM now() - counted_at))::float8 AS counted_ago
@@ -91,8 +91,8 @@ DASHBOARD = dashboard(
             "Failed Attempts (1 h)",
             "Attempts of the last hour that did not deliver.",
             sql(
-                "SELECT coalesce(sum(failures_1h), 0) AS failures_1h FROM "
-                "pggit.v_webhook_health_dashboard"
+                "SELECT coalesce(sum(failures_1h), 0) AS failures_1h"
+                " FROM pggit.v_webhook_health_dashboard"
             ),
             background=False,
             decimals=0,
@@ -106,8 +106,8 @@ DASHBOARD = dashboard(
                 "Queue by Cause",
                 WHAT_CAUSES_MEAN,
                 sql(
-                    "SELECT cause, deliveries FROM pggit.queue_depth ORDER BY deliveries DESC, "
-                    "cause"
+                    "SELECT cause, deliveries FROM pggit.queue_depth"
+                    " ORDER BY deliveries DESC, cause"
                 ),
                 decimals=0,
                 min=0,
@@ -123,8 +123,8 @@ DASHBOARD = dashboard(
                 "Webhook Status Distribution",
                 "Webhooks by health. unknown: no attempt yet.",
                 sql(
-                    "SELECT health_status, COUNT(*) as count\nFROM "
-                    "pggit.webhook_health_metrics\nGROUP BY health_status"
+                    "SELECT health_status, COUNT(*) as count\n"
+                    "FROM pggit.webhook_health_metrics\nGROUP BY health_status"
                 ),
                 overrides=[colour(status, shade) for status, shade in HEALTH.items()],
                 empty="No webhook yet",
@@ -170,7 +170,7 @@ DASHBOARD = dashboard(
             "The mean over all attempts, since the first; the ten slowest webhooks. Orange from "
             "2 s, red from 5 s.",
             sql(
-                # As text: Grafana's bars stand over words.
+                # As text: Grafana's bar chart needs text on its axis.
                 f"""
                 SELECT webhook_id::text AS webhook_id, ROUND(avg_response_time_ms, 1) as avg_ms
                 FROM pggit.webhook_health_metrics
@@ -190,11 +190,12 @@ DASHBOARD = dashboard(
         timeseries(
             (0, 14, 8, 8),
             "Attempts by Minute",
-            "What the workers wrote down about themselves; kept for 25 hours.",
+            "What the workers recorded about themselves; kept for 25 hours.",
             [
                 sql(
                     f"""
-                SELECT minute AS time, sum(delivered) AS delivered, sum(failed) AS failed, sum(timeouts) AS timeout
+                SELECT minute AS time, sum(delivered) AS delivered, sum(failed) AS failed,
+                       sum(timeouts) AS timeout
                   FROM pggit.worker_minutes
                  WHERE $__timeFilter(minute) AND {WORKER_SQL}
                  GROUP BY minute
@@ -214,23 +215,26 @@ DASHBOARD = dashboard(
         table(
             (8, 14, 8, 8),
             "Webhooks Held Back",
-            "Why nothing is sent to them, and for how long. A paused webhook waits for `webhookd "
-            "webhook resume`, an"
-            " unregistered one for `webhookd webhook add URL --id`.",
+            "Why nothing is sent to a webhook, and for how long. `webhookd webhook resume` resumes"
+            " a paused one, `webhookd webhook add URL --id` registers an unregistered one.",
             sql(
                 f"""
                 SELECT h.webhook_id,
                        CASE WHEN w.webhook_id IS NULL THEN 'not registered'
-                            WHEN NOT w.enabled THEN 'paused' || coalesce(': ' || w.disabled_reason, '')
-                            WHEN h.circuit_state <> 'closed' THEN 'circuit ' || replace(h.circuit_state, '_', ' ')
+                            WHEN NOT w.enabled
+                            THEN 'paused' || coalesce(': ' || w.disabled_reason, '')
+                            WHEN h.circuit_state <> 'closed'
+                            THEN 'circuit ' || replace(h.circuit_state, '_', ' ')
                             ELSE 'Retry-After' END AS held_back,
                        CASE WHEN w.enabled
-                            THEN greatest(0, extract(epoch FROM greatest(h.circuit_until, h.hold_until) - now()))::float8
+                            THEN greatest(0, extract(
+                                epoch FROM greatest(h.circuit_until, h.hold_until) - now()))::float8
                        END AS for_another,
                        h.consecutive_failures AS failures, h.in_flight
                   FROM pggit.webhook_health_metrics h
                   LEFT JOIN pggit.webhooks w USING (webhook_id)
-                 WHERE (NOT w.enabled OR h.circuit_state <> 'closed' OR h.hold_until > now() OR h.blocked_by = 'unregistered')
+                 WHERE (NOT w.enabled OR h.circuit_state <> 'closed' OR h.hold_until > now()
+                        OR h.blocked_by = 'unregistered')
                    AND h.{CHOSEN_SQL}
                  ORDER BY h.consecutive_failures DESC, h.webhook_id
                  LIMIT 100
@@ -239,18 +243,21 @@ DASHBOARD = dashboard(
             [
                 column("webhook_id", links=OF_WEBHOOK, width=100),
                 column("held_back", width=180),
-                column("for_another", unit="s", decimals=0, empty="until somebody acts"),
+                column(
+                    "for_another", unit="s", decimals=0, empty="until it is resumed or registered"
+                ),
             ],
             empty="No webhook is held back",
         ),
         table(
             (16, 14, 8, 8),
             "Workers",
-            "Each says every few seconds that it lives; red from 20 s of silence. One that ended "
-            "in order is not listed.",
+            "Each worker reports every few seconds that it is alive; red from 20 s without a"
+            " report. A worker that was stopped in order is not listed.",
             sql(
                 f"""
-                SELECT worker_id, greatest(0, extract(epoch FROM now() - seen_at))::float8 AS silent_for,
+                SELECT worker_id,
+                       greatest(0, extract(epoch FROM now() - seen_at))::float8 AS silent_for,
                        extract(epoch FROM now() - started_at)::float8 AS up_for, host, pid, version
                   FROM pggit.workers
                  WHERE {WORKER_SQL}
@@ -274,16 +281,17 @@ DASHBOARD = dashboard(
         table(
             (0, 22, 12, 8),
             "Failures of the Last Hour",
-            "The newest 10,000 failed attempts of the last hour, by webhook and answer. No "
-            "status: no answer (timeout, refused,"
-            " DNS, TLS, ...). `webhookd delivery show ID` prints the reason.",
+            "The newest 10,000 failed attempts of the last hour, by webhook and answer. Without a"
+            " status there was no answer (timeout, refused, DNS, TLS, ...). `webhookd delivery show"
+            " ID` prints the reason.",
             sql(
                 f"""
                 SELECT webhook_id, http_status, count(*) AS attempts, max(created_at) AS last_at,
                        max(delivery_id) AS newest_delivery_id
                   FROM (SELECT webhook_id, http_status, created_at, delivery_id
                           FROM pggit.alert_delivery_log
-                         WHERE event_type IN ('retrying', 'failed') AND created_at > now() - interval '1 hour'
+                         WHERE event_type IN ('retrying', 'failed')
+                           AND created_at > now() - interval '1 hour'
                            AND {CHOSEN_SQL}
                          ORDER BY created_at DESC
                          LIMIT 10000) newest
@@ -302,13 +310,14 @@ DASHBOARD = dashboard(
         table(
             (12, 22, 12, 8),
             "Newest Failures",
-            "The newest failed attempts of the last hour. retrying: it will be tried again.",
+            "The newest failed attempts of the last hour. retrying: it will be retried.",
             sql(
                 f"""
                 SELECT created_at, webhook_id, delivery_id, event_type, http_status,
                        coalesce(round(response_time_ms::numeric, 1), 0) AS ms, worker_id
                   FROM pggit.alert_delivery_log
-                 WHERE event_type IN ('retrying', 'failed') AND created_at > now() - interval '1 hour'
+                 WHERE event_type IN ('retrying', 'failed')
+                   AND created_at > now() - interval '1 hour'
                    AND {CHOSEN_SQL}
                  ORDER BY created_at DESC
                  LIMIT 50

@@ -27,9 +27,9 @@ DASHBOARD = dashboard(
         stat(
             (0, 0, 12, 6),
             "Worker Status",
-            "healthy: the worker can deliver. DOWN: it says that it cannot, or it cannot be "
-            "scraped.",
-            # A dead process exports nothing; its target's `up` is 0 then.
+            "healthy: the worker can deliver. DOWN: it reports that it cannot, or it cannot be"
+            " scraped.",
+            # A dead process exports nothing; then `up` of its target is 0.
             promql(
                 f"sort(min by (worker_id) (worker_health_status{{{WORKER}}} or on (job, "
                 f"instance) (up{{{OURS},{WORKER}}} == 0)))",
@@ -52,8 +52,8 @@ DASHBOARD = dashboard(
         stat(
             (16, 0, 4, 3),
             "Listeners",
-            "Whether every worker hears notifications of new deliveries. Without them deliveries "
-            "start late.",
+            "Whether every worker receives notifications of new deliveries. Without them deliveries"
+            " start late.",
             promql(f"min(webhookd_listener_connected{{{WORKER}}})", instant=True),
             steps=[(None, RED), (1, GREEN)],
             mappings=UP_OR_DOWN,
@@ -61,7 +61,7 @@ DASHBOARD = dashboard(
         ),
         stat(
             (20, 0, 4, 3),
-            "In Hand",
+            "Outstanding",
             "Deliveries that are claimed and not yet recorded, of all workers.",
             promql(f"sum(webhookd_deliveries_outstanding{{{WORKER}}})", instant=True),
             background=False,
@@ -72,8 +72,8 @@ DASHBOARD = dashboard(
         stat(
             (12, 3, 4, 3),
             "Lost Leases (1 h)",
-            "Deliveries that a worker held longer than its lease: they may have been sent twice. "
-            "Rarely anything but 0.",
+            "Deliveries that a worker held longer than its lease: they may have been sent twice."
+            " Normally 0.",
             promql(f"sum(increase(webhookd_lost_leases_total{{{WORKER}}}[1h]))", instant=True),
             decimals=0,
             steps=[(None, GREEN), (1, RED)],
@@ -82,8 +82,8 @@ DASHBOARD = dashboard(
         stat(
             (16, 3, 4, 3),
             "Given Back (1 h)",
-            "Claimed deliveries that went back to the queue without an attempt: a circuit opened "
-            "meanwhile, or a worker drained.",
+            "Claimed deliveries that went back to the queue without an attempt: a circuit opened"
+            " meanwhile, or a worker drained.",
             promql(f"sum(increase(webhookd_given_back_total{{{WORKER}}}[1h]))", instant=True),
             background=False,
             decimals=0,
@@ -102,9 +102,9 @@ DASHBOARD = dashboard(
         bars(
             (0, 6, 8, 8),
             "Rate Limit Hits (5 min)",
-            "Claims in the last 5 minutes that left due deliveries because the rate was used up; "
-            "ten webhooks with most."
-            " Below 10 a minute is the target, above 100 a minute critical.",
+            "Claims in the last 5 minutes that left due deliveries because the rate was used up:"
+            " the ten webhooks with most. Below 10 a minute is the target, above 100 a minute is"
+            " critical.",
             promql(
                 "sort_desc(topk(10, sum by (webhook_id) "
                 f"(increase(rate_limit_hits_total{{{CHOSEN}}}[5m])) > 0))",
@@ -119,11 +119,11 @@ DASHBOARD = dashboard(
         bars(
             (8, 6, 8, 8),
             "Circuit Breaker Opens (1 h)",
-            "How often each webhook's circuit opened in the last hour over all workers, failed "
-            "probes included."
-            " None is the target, more than 2 critical.",
+            "How often each webhook's circuit opened in the last hour, over all workers, failed"
+            " probes included. None is the target, more than 2 is critical.",
             promql(
-                'sort_desc(topk(10, webhookd:circuit_opens:increase1h{webhook_id=~"$webhook"} > 0))',
+                "sort_desc(topk(10, "
+                'webhookd:circuit_opens:increase1h{webhook_id=~"$webhook"} > 0))',
                 "{{webhook_id}}",
                 instant=True,
             ),
@@ -150,9 +150,9 @@ DASHBOARD = dashboard(
         ),
         timeseries(
             (0, 14, 8, 8),
-            "Deliveries in Hand",
-            "Claimed and not yet recorded, by worker, and the threads that all of them have for "
-            "sending at present.",
+            "Outstanding Deliveries",
+            "Deliveries that are claimed and not yet recorded, by worker, and the present number of"
+            " threads for sending in all workers.",
             [
                 promql(
                     f"sum by (worker_id) (webhookd_deliveries_outstanding{{{WORKER}}})",
@@ -189,7 +189,7 @@ DASHBOARD = dashboard(
         timeseries(
             (16, 14, 8, 8),
             "Wakeups",
-            "What woke the dispatchers, a second. Hardly any by notify: a busy queue needs none.",
+            "What woke the dispatchers, a second. A busy queue needs hardly any notify.",
             [
                 promql(
                     f"sum by (reason) (rate(webhookd_wakeups_total{{{WORKER}}}[$__rate_interval]))",
@@ -204,8 +204,8 @@ DASHBOARD = dashboard(
         timeseries(
             (0, 22, 8, 8),
             "HTTP Connections",
-            "Exchanges a second over a new and over a kept connection. Mostly new: receivers "
-            "close them, or are rarely used.",
+            "Exchanges a second over a new and over a kept connection. If most are new, receivers"
+            " close connections, or are rarely used.",
             [
                 promql(
                     "sum by (kind) "
@@ -222,8 +222,8 @@ DASHBOARD = dashboard(
         timeseries(
             (8, 22, 8, 8),
             "HTTP Phases (P99)",
-            "Where the time goes: DNS, connect, TLS, and from the request to the first byte of "
-            "the answer. 99 of 100 took less.",
+            "Duration of each phase: DNS, connect, TLS, and from the request to the first byte of"
+            " the answer. 99 of 100 took less.",
             [
                 promql(
                     "histogram_quantile(0.99, sum by (phase, le) "
@@ -239,8 +239,8 @@ DASHBOARD = dashboard(
         timeseries(
             (16, 22, 8, 8),
             "Record Batch Size",
-            "Results a record statement carried: half, and 99 of 100, carried fewer. Large "
-            "batches mean that commits are slow.",
+            "How many results a record statement carried: half, and 99 of 100, carried fewer. Large"
+            " batches mean that commits are slow.",
             [
                 promql(
                     f"histogram_quantile({quantile},"

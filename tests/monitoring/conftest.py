@@ -13,8 +13,8 @@ def busy_stack(
     embedded_server: Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[stack.Stack]:
     """Three workers under mixed load, with Prometheus and Alertmanager; see
-    `tests.monitoring.stack`. Do not change it: whoever pauses a webhook or stops a worker starts a
-    fleet of his own.
+    `tests.monitoring.stack`. Do not change it: a test that pauses a webhook or stops a worker must
+    start its own fleet.
     """
     with stack.busy_stack(embedded_server, tmp_path_factory.mktemp("monitoring")) as busy:
         yield busy

@@ -1,7 +1,7 @@
-"""A fleet under mixed load with a real Prometheus and a real Alertmanager, as the monitoring tests
-share them.
+"""A fleet under mixed load with a real Prometheus and a real Alertmanager, shared by the monitoring
+tests.
 
-Everything listens on loopback, on free ports, and ends with the context manager that started it.
+All programs listen on loopback, on free ports, and end with the context manager that started them.
 """
 
 import json
@@ -34,7 +34,7 @@ SLOW_ANSWER_S = 0.3
 UNREGISTERED = 1099
 AT_FIRST = 8  # deliveries for each webhook at once: enough to open a circuit and to exceed a rate
 ADD_EVERY_S = 0.5
-ENOUGH_WAITING = 30  # no more are added to a webhook that has so many waiting
+ENOUGH_WAITING = 30  # a webhook with so many waiting deliveries gets no more
 
 
 def answering_slowly(peer: Peer) -> None:
@@ -46,8 +46,8 @@ def answering_slowly(peer: Peer) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of webhook: how its receiver behaves, deliveries added every half second, and columns
-    of its own.
+    """A kind of webhook: how its receiver behaves, the deliveries that are added every half second,
+    and its own columns.
     """
 
     webhook_id: int
@@ -68,7 +68,7 @@ KINDS = {
     "not_found": Kind(1007, answering(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")),
     "paused": Kind(1008, answering(), 1, {"enabled": False, "disabled_reason": "paused by a test"}),
 }
-# Short, so that circuits open, close and open again while a test looks on.
+# Short, so that circuits open, close and open again while a test runs.
 OPTIONS = ("--timeout", "1", "--retry-base", "0.5", "--circuit-open", "3")
 
 
@@ -140,8 +140,12 @@ def busy_stack(server: Server, folder: Path) -> Iterator[Stack]:
             ("webhookd:attempts:rate5m > 0", 3),
             ("webhookd:circuit_opens:increase1h > 0", 1),
         ):
-            eventually(lambda p=promql, n=series: len(busy.query(p)) >= n, 60, what=promql)  # type: ignore[misc]
+            await_series(busy, promql, series)
         yield busy
+
+
+def await_series(busy: Stack, promql: str, count: int) -> None:
+    eventually(lambda: len(busy.query(promql)) >= count, 60, what=promql)
 
 
 def register(database: Database, receivers: Mapping[str, Receiver]) -> None:
@@ -161,15 +165,15 @@ def register(database: Database, receivers: Mapping[str, Receiver]) -> None:
 
 @contextmanager
 def load(database: Database) -> Iterator[None]:
-    """Insert deliveries from a thread until the end: at first a handful for each webhook, then a
-    trickle.
+    """Insert deliveries from a thread until the end: some for each webhook at first, then a few
+    every half second.
     """
     rows = [(kind.webhook_id, kind.each_time) for kind in KINDS.values()] + [(UNREGISTERED, 1)]
     statement = (
         "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body)"
         " SELECT %(webhook_id)s, jsonb_build_object('n', n) FROM generate_series(1, %(count)s) n"
-        " WHERE (SELECT count(*) FROM pggit.alert_delivery_queue q WHERE q.webhook_id = "
-        "%(webhook_id)s"
+        " WHERE (SELECT count(*) FROM pggit.alert_delivery_queue q"
+        "         WHERE q.webhook_id = %(webhook_id)s"
         "         AND q.delivery_status IN ('pending', 'retrying')) < %(enough)s"
     )
     stopping = threading.Event()
@@ -228,7 +232,7 @@ def prometheus_config(
 
 
 def evaluated_each_second(folder: Path) -> list[Path]:
-    """Copy the shipped rules into *folder*, changed in one thing: every group is evaluated each
+    """Copy the shipped rules into *folder*, with one change: every group is evaluated each
     second.
     """
     copies = []
@@ -248,16 +252,15 @@ def prometheus_program() -> str:
 
 def alertmanager_program() -> str:
     """Return Alertmanager's path, or skip the test."""
-    found = shutil.which("prometheus-alertmanager") or shutil.which(
-        "alertmanager"
-    )  # Debian's name, and everybody's
+    # Debian's name, and that of other packages.
+    found = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
     return found or pytest.skip("NO ALERTMANAGER: install Debian's prometheus-alertmanager")
 
 
 @contextmanager
 def prometheus(program: str, config: Path) -> Iterator[str]:
-    """Run Prometheus with *config*, its data and its log beside that file; yields its URL once it
-    is ready.
+    """Run Prometheus with *config*, its data and its log beside that file; yield its URL when it is
+    ready.
     """
     data = config.parent / "prometheus-data"
     with _running(
@@ -269,11 +272,11 @@ def prometheus(program: str, config: Path) -> Iterator[str]:
 
 @contextmanager
 def alertmanager(program: str, config: Path) -> Iterator[str]:
-    """Run Alertmanager with *config*, its data and its log beside that file; yields its URL once it
+    """Run Alertmanager with *config*, its data and its log beside that file; yield its URL when it
     is ready.
     """
     data = config.parent / "alertmanager-data"
-    # Without the second one it would look for peers on a port of its own.
+    # Without the last option it would listen for peers on another port.
     options = [f"--config.file={config}", f"--storage.path={data}", "--cluster.listen-address="]
     with _running([program, *options], config.with_suffix(".log")) as url:
         yield url
@@ -295,8 +298,8 @@ def _running(command: Sequence[str], log: Path) -> Iterator[str]:
 
 
 def query(prometheus_url: str, promql: str) -> list[dict[str, Any]]:
-    """Return the samples of an instant query; raise `AssertionError` with Prometheus' own words if
-    it is refused.
+    """Return the samples of an instant query; raise `AssertionError` with Prometheus' message if it
+    is refused.
     """
     try:
         answer = get_json(

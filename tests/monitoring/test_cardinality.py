@@ -49,9 +49,7 @@ WEBHOOK_COUNTERS = (
 )
 
 
-def test_fifty_thousand_webhooks_make_a_scrape_no_larger_than_two_hundred_and_all_of_it_is_counted() -> (
-    None
-):
+def test_a_scrape_of_fifty_thousand_webhooks_stays_small_and_all_are_counted() -> None:
     metrics = Metrics("worker-1", max_webhooks=PLACES)
     counted = count_everything(metrics, range(1, WEBHOOKS + 1))
     with served(metrics) as port:
@@ -77,7 +75,7 @@ def test_memory_does_not_grow_with_the_webhooks() -> None:
     try:
         count_everything(metrics, range(5_001, 25_001))
         gc.collect()
-        # Of this module alone: fleets and receivers of other tests may run in this process.
+        # Only of this module: fleets and receivers of other tests may run in this process.
         grown = tracemalloc.take_snapshot().filter_traces(
             [tracemalloc.Filter(True, metrics_module.__file__)]
         )
@@ -125,14 +123,13 @@ def test_a_real_fleet_with_a_thousand_webhooks_shows_each_attempt_once(database:
         eventually(lambda: sum(delivered()) == webhooks, what=f"{webhooks} attempts counted")
         bodies = [scrape(port) for port in ports]
         assert all(len(webhook_ids(body)) <= PLACES + 1 for body in bodies)
-        # Spread over three workers there are more than the places of all, so that some went into
-        # `other`.
+        # There are more webhooks than the places of all three workers, so some went into `other`.
         assert any("other" in webhook_ids(body) for body in bodies)
 
 
 def count_everything(metrics: Metrics, webhook_ids: range) -> Counter[tuple[str, str]]:
-    """Count some attempts, rate limit hits and trips for each of *webhook_ids*; return how many
-    there were.
+    """Count some attempts, rate limit hits and openings for each of *webhook_ids*; return their
+    numbers.
     """
     dice = random.Random(webhook_ids.start)
     counted: Counter[tuple[str, str]] = Counter()
@@ -155,7 +152,7 @@ def count_everything(metrics: Metrics, webhook_ids: range) -> Counter[tuple[str,
 
 @contextmanager
 def served(metrics: Metrics) -> Iterator[int]:
-    """Serve *metrics* as a worker does; yields the port."""
+    """Serve *metrics* as a worker does, and yield the port."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         endpoint = Endpoint(

@@ -1,4 +1,4 @@
-"""compose.yml and Dockerfile, as far as they can be judged without a container engine."""
+"""compose.yml and Dockerfile, as far as they can be tested without a container engine."""
 
 import os
 import re
@@ -17,18 +17,18 @@ from webhookd.config import load
 ROOT = MONITORING.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-# In the containers localhost is somewhere else.
+# In a container localhost is the container itself.
 HOSTS = {"localhost:8000": "webhookd:8000", "localhost:9093": "alertmanager:9093"}
 
 
 def mounts(service: str) -> list[tuple[str, str]]:
-    """Return what is mounted, a path here or a volume's name, and where."""
+    """Return the mounts of *service*: a path here or the name of a volume, and the target."""
     found = [volume.split(":") for volume in SERVICES[service].get("volumes", [])]
     return [(source, target) for source, target, *_ in found]
 
 
 def environment(service: str) -> dict[str, str]:
-    """Return the variables as they are set when nothing is set outside."""
+    """Return the variables of *service* where the host's environment sets none of them."""
     given = SERVICES[service].get("environment", {})
     return {name: re.sub(r"\$\{\w+:-(\w+)\}", r"\1", value) for name, value in given.items()}
 

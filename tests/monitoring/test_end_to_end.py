@@ -1,9 +1,8 @@
 """From a receiver that fails to an alert that arrives, and back: real Prometheus, real
 Alertmanager, the shipped files.
 
-Only durations and ports are other ones, or it would take a quarter of an hour: every range, `for`,
-interval and wait of the shipped files is a second or a few here. What the rules say about longer
-times is promtool's to test.
+Only durations and ports differ, or it would take a quarter of an hour: each range, `for`, interval
+and wait of the shipped files is a few seconds here. promtool tests the rules with their real times.
 """
 
 import json
@@ -33,13 +32,13 @@ DELIVERIES = 20
 
 
 def shipped(name: str, folder: Path, *substitutions: tuple[str, str]) -> Path:
-    """Copy a shipped file into *folder* with substitutions (pattern and replacement), each of which
-    must fit somewhere.
+    """Copy a shipped file into *folder* with substitutions (pattern and replacement). Each pattern
+    must be found.
     """
     text = (MONITORING / name).read_text()
     for pattern, replacement in substitutions:
         text, count = re.subn(pattern, replacement, text)
-        assert count, f"{name} has nothing like {pattern}"
+        assert count, f"{name} does not contain {pattern}"
     (folder / name).write_text(text)
     return folder / name
 
@@ -59,7 +58,7 @@ class Arrivals:
         return int(found[1])
 
     def alerts(self) -> list[dict[str, Any]]:
-        """Return the alerts so far, each as Alertmanager posted it and with its `path`."""
+        """Return the alerts so far, as Alertmanager posted them, each with its `path`."""
         lines = [
             line
             for line in self._log.read_text().splitlines(keepends=True)
@@ -72,8 +71,8 @@ class Arrivals:
         ]
 
     def await_alert(self, name: str, status: str, *, after: int = 0) -> dict[str, Any]:
-        """Wait for alert *name* in *status* and return it as it came first, not counting the first
-        *after* alerts.
+        """Wait for alert *name* in *status*, and return it as it first came after the first *after*
+        alerts.
         """
 
         def arrived() -> list[dict[str, Any]]:
@@ -95,6 +94,28 @@ def listening(folder: Path) -> Iterator[Arrivals]:
         yield Arrivals(log)
 
 
+def shorten(folder: Path, *, ports: list[int], alerts_port: int) -> tuple[Path, Path]:
+    """Copy the shipped files into *folder* with short durations; return Alertmanager's
+    configuration and Prometheus', the latter without Alertmanager's address.
+    """
+    alertmanager_yml = shipped(
+        "alertmanager.yml",
+        folder,
+        (r"(group_wait|group_interval): .*", r"\1: 1s"),
+        (":9000/", f":{alerts_port}/"),
+    )
+    for name in ("webhook_recording.yml", "webhook_alerts.yml"):
+        path = shipped(name, folder, (r"\[\w+\]", "[5s]"), (r"(?m)^( +interval): .*", r"\1: 1s"))
+        path.write_text(re.sub(r"(?m)^( +for): .*", r"\1: 1s", path.read_text()))
+    prometheus_yml = shipped(
+        "prometheus.yml",
+        folder,
+        (r"(\w+_interval|scrape_timeout): .*", r"\1: 1s"),
+        *((f"localhost:800{number}", f"localhost:{port}") for number, port in enumerate(ports)),
+    )
+    return alertmanager_yml, prometheus_yml
+
+
 def test_a_failing_receiver_raises_alerts_and_its_recovery_resolves_them(
     database: Database, tmp_path: Path
 ) -> None:
@@ -108,8 +129,7 @@ def test_a_failing_receiver_raises_alerts_and_its_recovery_resolves_them(
     with ExitStack() as stack:
         receiver = stack.enter_context(Receiver(answer))
         register(database, receiver, count=1)
-        # Two probes a second, so that the receiver goes on being seen to fail and its circuit goes
-        # on opening.
+        # Two probes a second, so that the receiver keeps failing and its circuit keeps opening.
         daemon = stack.enter_context(
             Daemon(database.dsn, "--circuit-open", "0.5", "--retry-base", "0.2")
         )
@@ -118,26 +138,10 @@ def test_a_failing_receiver_raises_alerts_and_its_recovery_resolves_them(
             what="three workers",
         )
         arrivals = stack.enter_context(listening(tmp_path))
-        alertmanager_yml = shipped(
-            "alertmanager.yml",
-            tmp_path,
-            (r"(group_wait|group_interval): .*", r"\1: 1s"),
-            (":9000/", f":{arrivals.port}/"),
-        )
+        alertmanager_yml, prometheus_yml = shorten(tmp_path, ports=ports, alerts_port=arrivals.port)
         alertmanager_url = stack.enter_context(alertmanager(programs[1], alertmanager_yml))
-        for name in ("webhook_recording.yml", "webhook_alerts.yml"):
-            shipped(name, tmp_path, (r"\[\w+\]", "[5s]"), (r"(?m)^( +interval): .*", r"\1: 1s"))
-        shipped_alerts = tmp_path / "webhook_alerts.yml"
-        shipped_alerts.write_text(
-            re.sub(r"(?m)^( +for): .*", r"\1: 1s", shipped_alerts.read_text())
-        )
-        prometheus_yml = shipped(
-            "prometheus.yml",
-            tmp_path,
-            (r"(\w+_interval|scrape_timeout): .*", r"\1: 1s"),
-            (r"localhost:9093", alertmanager_url.removeprefix("http://")),
-            *((f"localhost:800{number}", f"localhost:{port}") for number, port in enumerate(ports)),
-        )
+        address = alertmanager_url.removeprefix("http://")
+        prometheus_yml.write_text(prometheus_yml.read_text().replace("localhost:9093", address))
         stack.enter_context(prometheus(programs[0], prometheus_yml))
         database.execute(
             "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, max_retries)"

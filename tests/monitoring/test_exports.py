@@ -1,5 +1,5 @@
-"""The configurations for other monitoring systems: what they name exists, and what can be run of
-them runs on the real fleet.
+"""The configurations for other monitoring systems: the metrics that they name exist, and the parts
+that can be run work with a real fleet.
 """
 
 import json
@@ -19,7 +19,7 @@ from webhookd.metrics import merge
 DATADOG = stack.MONITORING / "datadog" / "openmetrics.d" / "conf.yaml"
 OTEL = stack.MONITORING / "otel-collector.yaml"
 
-# Tags by which Datadog joins everything that it knows of a service.
+# Tags by which Datadog joins all data about a service.
 RESERVED_TAGS = {"host", "device", "source", "service", "env", "version"}
 
 
@@ -30,8 +30,8 @@ def loaded(path: Path) -> dict[str, Any]:
 
 
 def exported(busy_stack: stack.Stack) -> dict[str, set[str]]:
-    """Return the labels of each family that a real, busy worker exports, by the family's name (a
-    counter's without _total).
+    """Return the labels of each family that a real, busy worker exports, by the family's name
+    (without _total for a counter).
     """
     text = stack.get(f"http://127.0.0.1:{busy_stack.metrics_ports[0]}/metrics").decode()
     return {

@@ -1,8 +1,7 @@
-"""What docs/metrics.md says about each query of the first monitoring guide is true: of PromQL on a
-real Prometheus that scrapes a busy fleet, of SQL on that fleet's database.
+"""docs/metrics.md is right about each query of the first monitoring guide. PromQL is tried on a
+real Prometheus that scrapes a busy fleet, SQL on that fleet's database.
 
-The files that PROMQL and SQL list hold the queries as the guide has them, comments included, one
-each.
+PROMQL and SQL list files with the guide's queries, one in each file, comments included.
 """
 
 import json
@@ -16,7 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.monitoring.doc_tables import METRICS, code, rows
+from tests.monitoring.doc_tables import code, items, one_line, queries, section
 from tests.monitoring.stack import MONITORING, RULE_FILES, Stack
 from tests.support.waiting import eventually
 
@@ -39,24 +38,11 @@ def section_of(path: Path) -> str:
     return path.name.split("_")[1]
 
 
-ROWS = rows("### PromQL")
-BY_QUERY = {code(row["Query"])[0]: row for row in ROWS}
-
-
-def alert_of(query: str) -> str | None:
-    """Return the alert that the document names instead of *query*."""
-    use = BY_QUERY[query]["Use"]
-    return code(use)[0] if use.startswith("alert ") else None
-
-
-def to_use(query: str) -> str | None:
-    """Return the query that the document gives instead of *query*."""
-    use = BY_QUERY[query]["Use"]
-    return None if use == "as it is" or alert_of(query) else code(use)[0]
+BY_QUERY = {entry.query: entry for entry in queries()}
 
 
 def without_threshold(query: str) -> str:
-    """Return what an alert compares: whether it is above its threshold depends on the hour."""
+    """Return the value that an alert compares; it need not be above the threshold now."""
     return re.sub(r" (>|==) [\d.]+$", "", query)
 
 
@@ -65,13 +51,10 @@ def without_threshold(query: str) -> str:
 
 def test_the_document_accounts_for_every_query_of_the_guide_and_no_other() -> None:
     documented = Counter(
-        (section, query)
-        for query, row in BY_QUERY.items()
-        for section in row["Section"].split(", ")
+        (number, query) for query, entry in BY_QUERY.items() for number in entry.sections
     )
     assert documented == Counter({(section_of(path), promql_of(path)) for path in PROMQL})
-    assert {row["Verdict"] for row in ROWS} == {WORKS, REFUSED, FALLS_SHORT}
-    assert all(row["Why"] for row in ROWS)
+    assert {entry.verdict for entry in BY_QUERY.values()} == {WORKS, REFUSED, FALLS_SHORT}
 
 
 @pytest.mark.parametrize("path", PROMQL, ids=lambda path: path.stem)
@@ -79,7 +62,7 @@ def test_a_query_is_refused_or_returns_data_as_the_document_says(
     path: Path, busy_stack: Stack
 ) -> None:
     query, verbatim = promql_of(path), path.read_text()
-    if BY_QUERY[query]["Verdict"] == REFUSED:
+    if BY_QUERY[query].verdict == REFUSED:
         with pytest.raises(AssertionError, match="parse error"):
             busy_stack.query(verbatim)
         return
@@ -87,29 +70,28 @@ def test_a_query_is_refused_or_returns_data_as_the_document_says(
     returns_data(busy_stack, without_threshold(query))
 
 
-@pytest.mark.parametrize("query", [query for query in BY_QUERY if to_use(query)])
+@pytest.mark.parametrize("query", [entry.use for entry in BY_QUERY.values() if entry.use])
 def test_the_query_to_use_instead_returns_data(query: str, busy_stack: Stack) -> None:
-    use = to_use(query)
-    assert use is not None
-    returns_data(busy_stack, use)
+    returns_data(busy_stack, query)
 
 
 def test_every_recorded_name_of_the_document_has_data(busy_stack: Stack) -> None:
-    for name in {name for row in ROWS for name in code(row["Why"]) if name.startswith("webhookd:")}:
+    named = {name for entry in BY_QUERY.values() for name in code(entry.why)}
+    for name in {name for name in named if name.startswith("webhookd:")}:
         returns_data(busy_stack, name)
 
 
-def test_the_examples_of_adding_workers_up_return_data(busy_stack: Stack) -> None:
-    block = re.search(
-        r"## Adding workers up\n\n```promql\n(.*?)```", METRICS.read_text(), re.DOTALL
-    )
-    assert block is not None
-    for query in block[1].splitlines():
-        returns_data(busy_stack, query)
+def test_the_examples_of_combining_workers_return_data(busy_stack: Stack) -> None:
+    blocks = re.findall(r"(?s)```promql\n(.*?)```", section("## Combining workers"))
+    # An indented line continues the one before.
+    examples = [query for block in blocks for query in re.split(r"\n(?! )", block.strip())]
+    assert len(examples) == 7
+    for query in examples:
+        returns_data(busy_stack, one_line(query))
 
 
 def returns_data(busy_stack: Stack, query: str) -> None:
-    """Wait until *query* has a sample above zero: on a busy fleet there is something of everything."""
+    """Wait until *query* has a sample above zero: a busy fleet has something to count for each."""
 
     def sample() -> list[dict[str, Any]]:
         return [sample for sample in busy_stack.query(query) if float(sample["value"][1]) > 0]
@@ -117,27 +99,25 @@ def returns_data(busy_stack: Stack, query: str) -> None:
     eventually(sample, 30, what=query)
 
 
-# What falls short, and the alert that does not
+# Queries that fall short, and the alerts that do not
 
 ATTEMPTS = "webhook_deliveries_total"
+FAILURE_RATIO = f'(sum(rate({ATTEMPTS}{{status="failed"}}[5m])) / sum(rate({ATTEMPTS}[5m])))'
 TARGET = 'job="w", instance="a:1", service="webhook-delivery"'
+DEPTH_BY_CAUSE = "webhookd_queue_depth_by_cause"
 TIMEOUTS_ONLY = {
     f'{ATTEMPTS}{{status="delivered", webhook_id="1", {TARGET}}}': "0+60x40",
     f'{ATTEMPTS}{{status="failed", webhook_id="1", {TARGET}}}': "0x40",
     f'{ATTEMPTS}{{status="timeout", webhook_id="1", {TARGET}}}': "0+60x40",
 }
-# What happens, and what the query shows of it after 30 minutes: a failure missed, or a healthy
-# fleet accused.
+# Series in which a query misses a failure, or accuses a healthy fleet, after 30 minutes.
 MISSED = {
     'rate(webhook_deliveries_total{status="failed"}[5m])': TIMEOUTS_ONLY,
     "worker_health_status == 0": {
         f'up{{worker_id="worker-1", {TARGET}}}': "1x10 0x30",
         f'worker_health_status{{worker_id="worker-1", {TARGET}}}': "1x10 stale",
     },
-    **{
-        f'(sum(rate({ATTEMPTS}{{status="failed"}}[5m])) / sum(rate({ATTEMPTS}[5m]))) > {threshold}': TIMEOUTS_ONLY
-        for threshold in ("0.05", "0.20")
-    },
+    **{f"{FAILURE_RATIO} > {threshold}": TIMEOUTS_ONLY for threshold in ("0.05", "0.20")},
     "increase(circuit_breaker_opens_total[1h]) > 0": {
         f'worker_health_status{{worker_id="worker-1", {TARGET}}}': "1x40",
         f'circuit_breaker_opens_total{{webhook_id="1", {TARGET}}}': "_x25 1x15",
@@ -148,32 +128,29 @@ FALSE_ALARMS = {
         **{
             f'webhook_queue_depth{{worker_id="worker-{n}", {TARGET}}}': "5000x40" for n in (1, 2, 3)
         },
-        f'webhookd_queue_depth_by_cause{{cause="paused", worker_id="worker-1", {TARGET}}}': "5000x40",
+        f'{DEPTH_BY_CAUSE}{{cause="paused", worker_id="worker-1", {TARGET}}}': "5000x40",
     },
 }
 
 
 def test_there_is_a_case_for_each_query_that_falls_short() -> None:
     assert {*MISSED, *FALSE_ALARMS} == {
-        query for query, row in BY_QUERY.items() if row["Verdict"] == FALLS_SHORT
+        query for query, entry in BY_QUERY.items() if entry.verdict == FALLS_SHORT
     }
 
 
-def test_what_falls_short_misses_what_the_document_s_choice_sees_or_accuses_a_fleet_that_it_does_not(
+def test_a_query_that_falls_short_is_wrong_where_the_one_to_use_is_right(
     tmp_path: Path,
 ) -> None:
     cases = []
     for query, series in MISSED.items():
-        alert = alert_of(query)
-        shown = (
-            f"({query}) > 0" if alert is None else query
-        )  # a panel that shows 0 misses it as well
-        sees = to_use(query) if alert is None else firing(alert)
+        entry = BY_QUERY[query]
+        # A panel that shows 0 misses it as well.
+        shown = query if entry.alert else f"({query}) > 0"
+        sees = firing(entry.alert) if entry.alert else entry.use
         cases.append(case(series, {shown: 0, f"({sees}) > 0": 1}))
     for query, series in FALSE_ALARMS.items():
-        alert = alert_of(query)
-        assert alert is not None
-        cases.append(case(series, {query: 3, firing(alert): 0}))
+        cases.append(case(series, {query: 3, firing(BY_QUERY[query].alert): 0}))
     promtool = shutil.which("promtool") or pytest.skip("NO PROMTOOL: install Debian's prometheus")
     path = tmp_path / "test.yml"
     rule_files = [str(MONITORING / name) for name in RULE_FILES]
@@ -191,8 +168,8 @@ def firing(alert: str) -> str:
 
 
 def case(series: dict[str, str], expected: dict[str, int]) -> dict[str, Any]:
-    """Return a test for promtool: over *series* (a value a minute) each query has so many samples
-    after 30 minutes.
+    """Return a test for promtool: with *series* (a value a minute) each query of *expected* has so
+    many samples after 30 minutes.
     """
     return {
         "interval": "1m",
@@ -219,9 +196,9 @@ def subject_of(path: Path) -> str:
 
 
 def test_the_document_accounts_for_every_statement_of_the_guide_and_no_other() -> None:
-    documented = [(row["Section"], code(row["Statement on"])[0]) for row in rows("### SQL")]
+    found = [re.match(r"Section (\d+), `(.+?)`", item) for item in items(section("### SQL"))]
+    documented = [match.groups() for match in found if match]
     assert Counter(documented) == Counter((section_of(path), subject_of(path)) for path in SQL)
-    assert {row["Verdict"] for row in rows("### SQL")} == {WORKS}
 
 
 @pytest.mark.parametrize("path", SQL, ids=lambda path: path.stem)
@@ -243,7 +220,7 @@ def test_the_statements_that_write_do_what_they_say(busy_stack: Stack) -> None:
         counted = connection.execute(count.encode()).fetchone()
         assert counted is not None
         assert counted[0] >= 1000
-        connection.rollback()  # nobody else's fleet
+        connection.rollback()  # other tests use this fleet too
 
         def updated() -> bool:
             cursor = connection.execute(

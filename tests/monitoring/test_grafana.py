@@ -1,8 +1,8 @@
 """The Grafana dashboards: their structure, and each of their queries on a real Prometheus and a
 real database of a busy fleet.
 
-No Grafana server takes part. What it would do before it asks (fill in variables and macros) is
-monitoring.grafana.asking.
+No Grafana server takes part. monitoring.grafana.asking does what Grafana would do before it sends a
+query: it fills in variables and macros.
 """
 
 import json
@@ -58,8 +58,8 @@ GUIDE = {
         "Average Response Time by Webhook": "barchart",
     },
 }
-# As the guide says them; where 5 minutes are counted, its numbers by the minute times 5. 2.5, since
-# increase() extrapolates.
+# The guide's thresholds. Where a panel counts 5 minutes, they are its numbers per minute times 5.
+# 2.5 and not 2, because increase() extrapolates.
 STEPS = {
     "Queue Depth": [(None, "green"), (100, "orange"), (1000, "red")],
     "Success Rate": [(None, "red"), (0.95, "orange"), (0.99, "green")],
@@ -72,8 +72,8 @@ STEPS = {
 
 
 def targets(key: str) -> list[Any]:
-    """Return every query with *key* (`expr` or `rawSql`) as a parameter, named after its dashboard
-    and panel.
+    """Return every query with *key* (`expr` or `rawSql`) as a parameter with the names of its
+    dashboard and panel.
     """
     return [
         pytest.param(panel, target, id=f"{uid}: {panel['title']} {target['refId']}")
@@ -213,7 +213,7 @@ def test_links_lead_to_dashboards_and_documents_that_exist(dashboard: Json) -> N
 @EACH
 def test_grafanas_own_model_knows_every_key(dashboard: Json) -> None:
     """Parse with the types that Grafana publishes, write again, and compare: a misspelt key would
-    be gone.
+    be missing.
     """
     sdk = "grafana-foundation-sdk: pip install 'grafana-foundation-sdk==1769699379!11.6.0'"
     plugins = pytest.importorskip("grafana_foundation_sdk.cog.plugins", reason=f"NO {sdk}")
@@ -283,7 +283,7 @@ def test_every_promql_returns_data_from_a_busy_fleet(
 
 
 def having_numbers(frames: list[Frame]) -> list[Frame]:
-    """Return the frames with at least one number that is one."""
+    """Return the frames with at least one number other than NaN."""
     return [frame for frame in frames if any(not math.isnan(row[-1]) for row in frame.rows)]
 
 
@@ -305,7 +305,7 @@ def test_every_sql_returns_rows_to_the_read_only_role(
         )
     if panel["type"] == "barchart":
         assert isinstance(first[frame.columns.index(panel["options"]["xField"])], str), (
-            "Grafana's bars stand over words"
+            "Grafana's bar chart needs text on its axis"
         )
     names = {override["matcher"]["options"] for override in panel["fieldConfig"]["overrides"]}
     if panel["type"] == "table":
@@ -322,8 +322,8 @@ def test_a_chosen_webhook_and_worker_are_all_that_is_left(
         samples = busy_stack.query(window.fill_in(panel["targets"][0]["expr"], **chosen))
         return {sample["metric"].get(label, "") for sample in samples}
 
-    everybody = labels("webhookd-overview", "Webhooks Failing Most", "webhook_id")
-    assert len(everybody) > 1
+    all_failing = labels("webhookd-overview", "Webhooks Failing Most", "webhook_id")
+    assert len(all_failing) > 1
     assert labels("webhookd-overview", "Webhooks Failing Most", "webhook_id", webhook=failing) == {
         failing
     }
@@ -354,7 +354,8 @@ def test_the_values_to_choose_from_are_the_fleets(
         query = variables(dashboard)[name]["query"]
         by_label = re.fullmatch(r"label_values\((\w+), (\w+)\)", query)
         if by_label:
-            url = f"{busy_stack.prometheus_url}/api/v1/label/{by_label[2]}/values?match[]={by_label[1]}"
+            api = f"{busy_stack.prometheus_url}/api/v1"
+            url = f"{api}/label/{by_label[2]}/values?match[]={by_label[1]}"
             found[name] = set(get_json(url)["data"])
         else:
             (frame,) = ask_postgresql(monitor_dsn, {"rawSql": query}, last_minutes())

@@ -1,5 +1,5 @@
-"""monitoring/webhookd_monitor.sql: a role that sees what dashboards and `webhookd status` need, and
-nothing else.
+"""monitoring/webhookd_monitor.sql: a role that can read what dashboards and `webhookd status` need,
+and nothing else.
 """
 
 import json
@@ -24,7 +24,7 @@ SEED = [
     for path in (Path(__file__).parents[1] / "seed").glob("*.sql")
     if path.stem.split("_")[2] not in ("load", "reset")
 ]
-# Everything else in these tables may be read, everything in all other tables and views too.
+# All other columns of these tables, and all columns of other tables and views, may be read.
 HIDDEN = {
     ("webhooks", "url"),
     ("webhooks", "secret"),
@@ -35,10 +35,10 @@ HIDDEN = {
 }
 
 COLUMNS = (
-    "SELECT c.relname::text, a.attname::text FROM pg_class c JOIN pg_attribute a ON a.attrelid = "
-    "c.oid"
-    " WHERE c.relnamespace = 'pggit'::regnamespace AND c.relkind IN ('r', 'v', 'p') AND a.attnum "
-    "> 0 AND NOT a.attisdropped"
+    "SELECT c.relname::text, a.attname::text"
+    " FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid"
+    " WHERE c.relnamespace = 'pggit'::regnamespace AND c.relkind IN ('r', 'v', 'p')"
+    " AND a.attnum > 0 AND NOT a.attisdropped"
 )
 FORBIDDEN = (
     "SELECT url FROM pggit.webhooks",
@@ -77,8 +77,8 @@ def run_script(dsn: str, *options: str) -> subprocess.CompletedProcess[str]:
 def monitored(database: Database) -> Database:
     """A database with one webhook and one delivery of each status, and the role."""
     database.execute(
-        "INSERT INTO pggit.webhooks (webhook_id, url, secret, headers) VALUES (1, "
-        "'https://example.com/token', 'whsec_x', '{}');"
+        "INSERT INTO pggit.webhooks (webhook_id, url, secret, headers)"
+        " VALUES (1, 'https://example.com/token', 'whsec_x', '{}');"
         "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, delivery_status)"
         " SELECT 1, '{}', unnest(ARRAY['pending', 'retrying', 'delivered', 'failed']);"
     )
@@ -130,7 +130,7 @@ def test_the_role_suffices_for_status(monitored: Database) -> None:
 def test_what_the_role_must_not_see_or_change_is_refused(
     monitored: Database, read_only: str
 ) -> None:
-    """The role's read-only setting is a guard against accidents: its rights alone must do."""
+    """The role's read-only setting is a guard against accidents: its rights alone must suffice."""
     refusals = (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction)
     with monitored.connect(user=ROLE) as connection:
         connection.execute(f"SET default_transaction_read_only = {read_only}".encode())
@@ -161,7 +161,10 @@ def test_running_it_again_takes_back_what_was_granted_beside_it(monitored: Datab
     assert ("webhooks", "secret") in readable(monitored)
     assert run_script(monitored.dsn).returncode == 0
     assert readable(monitored) == before
-    rights = "SELECT has_any_column_privilege(%s, 'pggit.webhooks', 'UPDATE'), has_table_privilege(%s, %s, 'INSERT')"
+    rights = (
+        "SELECT has_any_column_privilege(%s, 'pggit.webhooks', 'UPDATE'),"
+        " has_table_privilege(%s, %s, 'INSERT')"
+    )
     assert monitored.execute(rights, [ROLE, ROLE, "pggit.alert_delivery_queue"]) == [(False, False)]
 
 
@@ -185,8 +188,8 @@ def test_the_owner_of_the_schema_needs_no_superuser_and_others_change_nothing(
     database = private_server.create(owner=owner)
     migrate(private_server.dsn(database.name, owner))
     database.execute(
-        f"GRANT USAGE ON SCHEMA pggit TO {stranger}; GRANT SELECT ON ALL TABLES IN SCHEMA pggit "
-        f"TO {stranger}"
+        f"GRANT USAGE ON SCHEMA pggit TO {stranger};"
+        f" GRANT SELECT ON ALL TABLES IN SCHEMA pggit TO {stranger}"
     )
     refused = run_script(private_server.dsn(database.name, stranger))
     assert refused.returncode == 3 and "ERROR" in refused.stderr

@@ -1,4 +1,4 @@
-"""docs/runbook.md: every alert has its entry, and what the runbook says to run, runs."""
+"""docs/runbook.md: every alert has its entry, and every command and query in it runs."""
 
 import json
 import re
@@ -8,16 +8,18 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import yaml
 from click.testing import CliRunner
 
-from tests.monitoring.test_rules import ALERTS, MONITORING, asked_for, known_metrics, promtool
+from tests.monitoring.shipped import ALERTS, asked_for, known_metrics, promtool
+from tests.monitoring.stack import MONITORING
 from tests.support.postgres import Database, Server
 from webhookd.cli.main import cli
 
 RUNBOOK = (Path(__file__).parents[2] / "docs" / "runbook.md").read_text()
 HEADINGS = re.findall(r"(?m)^#+ (.+)$", RUNBOOK)
 WEBHOOK, DELIVERY = 7, 4711
-# It never ends, and changes nothing.
+# It never ends, so only its help is tried.
 WATCHING = ["status", "--watch"]
 
 
@@ -34,10 +36,9 @@ def _commands() -> list[list[str]]:
 
 
 def test_each_alert_has_an_entry_and_links_to_it() -> None:
-    urls = re.findall(
-        r"runbook_url: (.+)$", (MONITORING / "webhook_alerts.yml").read_text(), re.MULTILINE
-    )
-    assert urls == [
+    groups = yaml.safe_load((MONITORING / "webhook_alerts.yml").read_text())["groups"]
+    rules = [rule for group in groups for rule in group["rules"] if "alert" in rule]
+    assert [rule["annotations"]["runbook_url"] for rule in rules] == [
         f"https://github.com/webhookd/webhookd/blob/main/docs/runbook.md#{alert.lower()}"
         for alert in ALERTS
     ]
@@ -69,8 +70,8 @@ def test_prometheus_understands_each_expression(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def filled(embedded_server: Server) -> Iterator[Database]:
-    """A database with the webhook and the delivery that the runbook speaks of, and one delivery
-    whose webhook is not there.
+    """A database with the webhook and the delivery of the runbook's examples, and one delivery
+    whose webhook is not registered.
     """
     database = embedded_server.create_migrated()
     database.execute(
@@ -97,13 +98,13 @@ def test_sql_runs(statements: str, filled: Database) -> None:
 
 
 def test_the_playbooks_update_finds_what_it_is_for(filled: Database) -> None:
-    """The two statements that change many things change the right ones."""
+    """The two statements that change many rows change the right ones."""
     closes = next(block for block in _blocks("sql") if "consecutive_failures = 0" in block)
     gives_up = next(block for block in _blocks("sql") if "delivery_status = 'failed'" in block)
     with filled.connect(autocommit=False) as connection:
         connection.execute(
-            "UPDATE pggit.webhook_health_metrics SET health_status = 'unavailable', "
-            "circuit_state = 'open',"
+            "UPDATE pggit.webhook_health_metrics"
+            " SET health_status = 'unavailable', circuit_state = 'open',"
             " consecutive_failures = 5, circuit_until = now() + interval '1 minute'"
         )
         connection.execute(closes.replace(":webhook_id", str(WEBHOOK)).encode())
@@ -114,7 +115,7 @@ def test_the_playbooks_update_finds_what_it_is_for(filled: Database) -> None:
             )
             == "closed"
         )
-        # Of a webhook that is registered, nothing.
+        # Deliveries of a registered webhook stay.
         for webhook_id in (WEBHOOK, 9):
             connection.execute(gives_up.replace(":webhook_id", str(webhook_id)).encode())
         assert _one(
@@ -135,7 +136,7 @@ def test_webhookd_knows_each_command(arguments: tuple[str, ...], filled: Databas
     words = [*arguments, "--help"] if list(arguments) == WATCHING else list(arguments)
     environment = {"DATABASE_URL": filled.dsn, "WEBHOOKD_ALLOW_NETWORK": "127.0.0.0/8"}
     done = CliRunner().invoke(cli, words, env=environment, standalone_mode=False)
-    # A command may find something wrong and say so with an exit status, but neither refuse its
-    # arguments nor fail.
+    # A command may find something wrong and exit with 1, but it must neither refuse its arguments
+    # nor fail.
     assert done.exception is None, (done.exception, done.output)
     assert done.output

@@ -43,7 +43,7 @@ def options(ports: list[int]) -> list[str]:
     ]
 
 
-def test_one_command_starts_a_fleet_under_load_and_all_that_it_tells_to_open_is_there(
+def test_one_command_starts_a_fleet_under_load_and_every_url_that_it_prints_answers(
     tmp_path: Path,
 ) -> None:
     prometheus_program(), alertmanager_program()
@@ -109,7 +109,7 @@ def test_a_port_that_is_taken_is_named_in_one_line() -> None:
 def test_without_root_a_missing_program_is_named_with_the_command_that_installs_it(
     tmp_path: Path,
 ) -> None:
-    """A PATH that holds neither Prometheus nor apt-get, which is the same to it as not being root."""
+    """The PATH has neither Prometheus nor apt-get, which the program treats like not being root."""
     command = [sys.executable, str(SCRIPT), *options(free_ports())]
     done = subprocess.run(
         command,

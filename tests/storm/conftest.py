@@ -38,10 +38,10 @@ def storm(account: Account, database: Database, seed: int) -> Storm:
 
 @pytest.fixture
 def server_storm(account: Account, private_server: Server, seed: int) -> Iterator[Storm]:
-    """A storm with a PostgreSQL of its own (`private_server`), which may be killed."""
+    """A storm with its own PostgreSQL (`private_server`), which may be killed."""
     database = private_server.create_migrated()
-    # A crash soon after CREATE DATABASE sets copied sequences back: PostgreSQL logs them 32 ahead,
-    # and has not yet here.
+    # A crash soon after CREATE DATABASE would set copied sequences back: PostgreSQL logs them 32
+    # values ahead, but has not done so yet.
     database.execute("CHECKPOINT")
     yield Storm(account, database, random.Random(seed))
 

@@ -1,10 +1,10 @@
 """webhookd with a failpoint: `python failing_webhookd.py STEP PROBABILITY TIMES WEBHOOKD'S
 OPTIONS`.
 
-Having taken the step, a worker dies of SIGKILL with that probability, or (`..._answer_lost`) its
-database connection does, just after the COMMIT of that step, whose answer it therefore never gets.
-After TIMES failures all is well. This program wraps webhookd's own functions before the workers are
-forked; webhookd itself knows nothing of failpoints.
+After the step a worker is killed by SIGKILL with that probability. With `..._answer_lost` its
+database connection is closed instead, just after the COMMIT of that step, so the worker never gets
+the answer. After TIMES failures nothing fails any more. This program wraps webhookd's own functions
+before the workers are forked; webhookd itself has no failpoints.
 """
 
 import multiprocessing
@@ -24,7 +24,7 @@ from webhookd.postgres.claim import Claimer
 from webhookd.postgres.record import ResultWriter
 from webhookd.worker.attempt import AttemptRunner
 
-# A storm that kills a worker a second would mostly wait for its places to be filled again.
+# Otherwise a storm that kills a worker a second would mostly wait for new workers.
 restart.PAUSE = GrowingPause(first_s=0.5, max_s=0.5)
 
 STEPS: dict[str, tuple[type, str]] = {
@@ -39,20 +39,18 @@ STEPS: dict[str, tuple[type, str]] = {
 
 
 def fail_after(step: str, probability: float, times: int) -> None:
-    """Have the fleet fail *times* after *step*, with *probability* each time that it has been
-    taken.
-    """
+    """Let the fleet fail *times* after *step*, with *probability* after each one."""
     owner, name = STEPS[step]
     original: Callable[..., Any] = getattr(owner, name)
     left = multiprocessing.Value("i", times)
     chance = random.SystemRandom()  # forked workers would share the state of any other
 
-    failing = threading.Lock()  # a second thread would be killed by the first before it has said so
+    failing = threading.Lock()  # the first thread would kill a second one before its message
 
     def due() -> bool:
         if chance.random() >= probability:
             return False
-        with left.get_lock():  # given back before anybody dies
+        with left.get_lock():  # released before the worker dies
             left.value -= 1
             return bool(left.value >= 0)
 
@@ -72,7 +70,7 @@ def fail_after(step: str, probability: float, times: int) -> None:
 
 
 def _lose_answer(connection: psycopg.Connection[Any]) -> None:
-    """Have *connection* break right after its next COMMIT."""
+    """Break *connection* right after its next COMMIT."""
     execute = connection.execute
 
     def breaks_after_commit(query: Any, *args: Any, **kwargs: Any) -> Any:
@@ -86,7 +84,7 @@ def _lose_answer(connection: psycopg.Connection[Any]) -> None:
 
 
 def _happened(step: str, result: Any) -> bool:
-    """Return whether the step did anything: an idle look is none."""
+    """Return whether the step did anything: an empty claim does not count."""
     match step:
         case "claimed":
             return bool(result.deliveries)

@@ -1,7 +1,7 @@
 """webhookd with poison in its queue: `python poisoned_webhookd.py WEBHOOK_ID WEBHOOKD'S OPTIONS`.
 
-A worker that is about to send a delivery of that webhook dies of SIGKILL, as one would that a body
-drives into a bug of the interpreter. Like failing_webhookd.py, this wraps webhookd's own function
+A worker that is about to send a delivery of that webhook is killed by SIGKILL, as if its body had
+triggered a bug of the interpreter. Like failing_webhookd.py, this wraps webhookd's own function
 before the workers are forked.
 """
 
@@ -18,7 +18,7 @@ restart.PAUSE = GrowingPause(first_s=0.5, max_s=0.5)
 
 
 def poison(webhook_id: int) -> None:
-    """Have webhook *webhook_id*'s deliveries kill whoever sends them."""
+    """Let each delivery of webhook *webhook_id* kill the worker that sends it."""
     deliver = AttemptRunner.deliver
 
     def fatal(self: AttemptRunner, delivery: Delivery) -> Outcome:

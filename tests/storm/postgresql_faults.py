@@ -1,4 +1,4 @@
-"""What a test puts between webhookd and PostgreSQL, and what it hears of webhookd meanwhile."""
+"""What a storm puts between webhookd and PostgreSQL, and how it waits for webhookd to go on."""
 
 import itertools
 import random
@@ -14,16 +14,21 @@ from typing import Self
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from tests.storm.storm import Storm
+from tests.support.waiting import eventually
+
+PATIENT = "timeout_seconds = 3"  # a lease that is not returned costs this timeout and 30 s
+
 COMMITTED = b"C\0\0\0\x0bCOMMIT\0"  # CommandComplete: the answer to COMMIT
 
 
 class Proxy:
-    """Passes connections on to the PostgreSQL that *dsn* names (by the folder of its socket), and
-    harms them.
+    """Passes connections on to the PostgreSQL of *dsn* (which names the folder of its socket), and
+    breaks them.
 
-    *cut* is the probability that a piece of traffic, in either direction, is cut off somewhere in
-    its middle and its connection with it; *lose_commit* that the answer to a COMMIT never arrives.
-    `happened` counts both by these names.
+    *cut* is the probability that a piece of traffic, in either direction, is cut in the middle
+    together with its connection. *lose_commit* is the probability that the answer to a COMMIT never
+    arrives. `happened` counts both by these names.
     """
 
     def __init__(self, dsn: str, rng: random.Random) -> None:
@@ -100,7 +105,7 @@ class Proxy:
         source.close()  # the other thread closes the other one
 
     def _cut_point(self, data: bytes) -> int | None:
-        """Return how much of *data* still passes before the cut; None: all of it, and no cut."""
+        """Return how many bytes of *data* pass before the cut; None: no cut, all of it."""
         with self._lock:
             if self._random.random() >= self.cut:
                 return None
@@ -117,8 +122,8 @@ class Proxy:
 
 
 class ServiceManager:
-    """Stands in for systemd with its watchdog: a notification socket at *path* that notes when it
-    hears WATCHDOG=1.
+    """Stands in for systemd with its watchdog: a notification socket at *path* that notes the time
+    of each WATCHDOG=1.
     """
 
     def __init__(self, path: Path) -> None:
@@ -136,6 +141,15 @@ class ServiceManager:
         while True:
             if b"WATCHDOG=1" in self._socket.recv(65536):
                 self._fed.append(time.monotonic())
+
+
+def await_work(storm: Storm) -> None:
+    """Measure how long it takes until the next delivery; the server may still be away."""
+    with storm.recovering():
+        before = storm.finished()
+        eventually(
+            lambda: storm.finished() > before or storm.unfinished() == 0, 60.0, what="work goes on"
+        )
 
 
 def _shut(*socks: socket.socket) -> None:

@@ -2,13 +2,13 @@
 WEBHOOKD'S OPTIONS`.
 
 boot        worker 1 dies before it has booted
-dispatcher  waits for ever, outside the database, for what nobody will give it
+dispatcher  hangs, outside the database
 exchange    raises after the request was answered
-sender      raises outside an exchange, and so ends its thread
-recorder    raises, and so ends its thread
+sender      raises outside an exchange, which ends its thread
+recorder    raises, which ends its thread
 
-With PROBABILITY each time that it could, and TIMES altogether; after that all is well. Like
-failing_webhookd.py this wraps webhookd's own functions before the workers are forked.
+Each time that it can happen it happens with PROBABILITY, TIMES altogether. Like failing_webhookd.py
+this wraps webhookd's own functions before the workers are forked.
 """
 
 import multiprocessing
@@ -50,16 +50,15 @@ ILLNESSES: dict[str, tuple[Any, str, Callable[[], None]]] = {
 
 
 def infect(illness: str, probability: float, times: int) -> None:
-    """Have the fleet fall ill *times*, with *probability* each time that it could."""
+    """Let the fleet fall ill *times*, with *probability* each time that it can."""
     owner, name, break_out = ILLNESSES[illness]
     original: Callable[..., Any] = getattr(owner, name)
     left = multiprocessing.Value("i", times)
     chance = random.SystemRandom()  # forked workers would share the state of any other
 
     def due(args: tuple[Any, ...]) -> bool:
-        able = (
-            args[1].number == 1 if illness == "boot" else bool(args[-1])
-        )  # an empty claim is none
+        # An empty claim does not count.
+        able = args[1].number == 1 if illness == "boot" else bool(args[-1])
         if not able or chance.random() >= probability:
             return False
         with left.get_lock():
@@ -81,7 +80,7 @@ if __name__ == "__main__":
     del sys.argv[1:4]
     infect(illness, float(probability), int(times))
     if illness != "boot":
-        # A storm that ends a worker a second would mostly wait for its places to be filled again.
+        # Otherwise a storm that ends a worker a second would mostly wait for new workers.
         restart.PAUSE = GrowingPause(first_s=0.5, max_s=0.5)
     from webhookd.cli.main import main
 

@@ -17,11 +17,11 @@ Answer = Callable[[int, int], bytes]
 
 
 class Sink(Receiver):
-    """Webhook 2001's URL is `url("/2001")`. *arrivals* counts whole requests by delivery id,
+    """Webhook 2001's URL is `url("/2001")`. *arrivals* counts complete requests by delivery id,
     *accepted* those answered with 2xx.
 
-    *behaviour* replaces the plain HTTP server by something worse, until `heal`; only what it reads
-    with `Peer.read_request` is counted.
+    *behaviour* replaces the plain HTTP server until `heal`; only requests that it reads with
+    `Peer.read_request` are counted.
     """
 
     def __init__(
@@ -38,12 +38,12 @@ class Sink(Receiver):
         super().__init__(self._behave, host=host)
 
     def heal(self, tls: ssl.SSLContext | None = None) -> None:
-        """Hang up, and be a plain HTTP server (with *tls*, an HTTPS server) from now on."""
+        """Hang up, and serve plain HTTP (with *tls*, HTTPS) from now on."""
         self._hostile, self.tls = None, tls
         self.hang_up()
 
     def record(self, request: bytes) -> None:
-        """Count *request*; a hundred thousand of them are not kept."""
+        """Count *request* without keeping it: there are a hundred thousand of them."""
         with self._changed:
             self.arrivals[delivery_of(request)] += 1
             self._changed.notify_all()
@@ -58,7 +58,7 @@ class Sink(Receiver):
         delivery_id = delivery_of(request)
         answer = self._answer(webhook_of(request), self.arrivals[delivery_id])
         if answer.startswith(b"HTTP/1.1 2"):
-            self.accept(delivery_id)  # before it is sent: who has recorded a success was answered
+            self.accept(delivery_id)  # before it is sent, so before the success can be recorded
         peer.send(answer)
 
     def _behave(self, peer: Peer) -> None:

@@ -1,16 +1,17 @@
-"""One storm: inserts deliveries with known ids, notes the faults, and accounts for every delivery
-at the end.
+"""One storm: inserts deliveries, notes the faults, and accounts for every delivery at the end.
 
     storm.register(sink); storm.insert(5000); ... faults ...; storm.settle(); storm.account(sink)
 
-The account compares, delivery by delivery, what the receivers saw with the row and the attempt log,
-and the sums with the counters. What it proves:
+The account compares, for each delivery, what the receivers saw with the row and the attempt log. It
+compares the sums with the counters. What it proves:
 
-lost      none: every delivery that was committed has been answered with 2xx, unless its webhook was expected to fail it
-repeated  requests that arrived without an attempt that was recorded; at most one for each lease that was lost, and for each
-          result that the fence refused (PostgreSQL forgets claims in a crash: they commit without waiting for the disk)
-agreed    one 'delivered' event for each delivered row and none for others, attempts numbered from 1 without a gap or a
-          repeat, no more retries than allowed, no lease left, nothing in flight, counters equal to the sums
+lost      none: every committed delivery was answered with 2xx, unless its webhook may fail it
+repeated  requests that arrived, but whose attempt was not recorded; at most one for each lease that
+          was lost and for each result that the fence refused (claims commit without waiting for the
+          disk, so PostgreSQL forgets some in a crash)
+agreed    one 'delivered' event for each delivered row and none for others; attempts numbered from 1
+          without a gap or a repeat; no more retries than allowed; no lease left, nothing in flight;
+          counters equal to the sums
 """
 
 import random
@@ -27,11 +28,17 @@ from tests.storm.sink import Sink
 from tests.support.postgres import Database
 from tests.support.waiting import eventually
 
-UNFINISHED = "SELECT count(*)::int FROM pggit.alert_delivery_queue WHERE delivery_status IN ('pending', 'retrying', 'sending')"
+# For storms whose attempts fail on purpose.
+QUICK_RETRIES = ("--circuit-open", "1", "--retry-base", "0.2", "--drain-timeout", "10")
+
+UNFINISHED = """
+SELECT count(*)::int FROM pggit.alert_delivery_queue
+ WHERE delivery_status IN ('pending', 'retrying', 'sending')
+"""
 
 ACCOUNT = """
-SELECT q.delivery_id, q.webhook_id, q.delivery_status, q.attempts, q.retry_count, q.max_retries, q.leases_lost,
-       q.lease_token IS NULL AND q.lease_until IS NULL AND q.leased_by IS NULL,
+SELECT q.delivery_id, q.webhook_id, q.delivery_status, q.attempts, q.retry_count, q.max_retries,
+       q.leases_lost, q.lease_token IS NULL AND q.lease_until IS NULL AND q.leased_by IS NULL,
        coalesce(l.attempts, '{}'), coalesce(l.delivered, 0), coalesce(l.answered, 0)
   FROM pggit.alert_delivery_queue q
   LEFT JOIN (SELECT delivery_id,
@@ -43,11 +50,13 @@ SELECT q.delivery_id, q.webhook_id, q.delivery_status, q.attempts, q.retry_count
 """
 
 HEALTH = """
-SELECT h.webhook_id, h.total_deliveries, h.successful_deliveries, h.failed_deliveries, coalesce(l.attempts, 0)
+SELECT h.webhook_id, h.total_deliveries, h.successful_deliveries, h.failed_deliveries,
+       coalesce(l.attempts, 0)
   FROM pggit.webhook_health_metrics h
   LEFT JOIN (SELECT webhook_id, count(*) FILTER (WHERE event_details ? 'attempt') AS attempts
                FROM pggit.alert_delivery_log GROUP BY webhook_id) l USING (webhook_id)
- WHERE h.total_deliveries <> coalesce(l.attempts, 0) OR h.successful_deliveries + h.failed_deliveries <> h.total_deliveries
+ WHERE h.total_deliveries <> coalesce(l.attempts, 0)
+    OR h.successful_deliveries + h.failed_deliveries <> h.total_deliveries
 """
 
 
@@ -75,7 +84,7 @@ class Account:
 
 
 class Storm:
-    """What one test does to one database. *random* is seeded: `--storm-seed` repeats its choices."""
+    """What one test does to one database. *rng* is seeded: `--storm-seed` repeats its choices."""
 
     def __init__(self, account: Account, database: Database, rng: random.Random) -> None:
         self.database = database
@@ -92,15 +101,15 @@ class Storm:
         """
         ids = range(first, first + count)
         self.database.execute(
-            "INSERT INTO pggit.webhooks (webhook_id, url, rate_limit_per_second, "
-            "retry_base_seconds)"
-            f" SELECT id, '{sink.url('')}/' || id, 0, 0.2 FROM generate_series({ids[0]}, "
-            f"{ids[-1]}) id"
+            "INSERT INTO pggit.webhooks (webhook_id, url, rate_limit_per_second,"
+            " retry_base_seconds)"
+            f" SELECT id, '{sink.url('')}/' || id, 0, 0.2"
+            f" FROM generate_series({ids[0]}, {ids[-1]}) id"
         )
         if settings:
             self.database.execute(
-                f"UPDATE pggit.webhooks SET {settings} WHERE webhook_id BETWEEN {ids[0]} AND "
-                f"{ids[-1]}"
+                f"UPDATE pggit.webhooks SET {settings}"
+                f" WHERE webhook_id BETWEEN {ids[0]} AND {ids[-1]}"
             )
         return ids
 
@@ -110,8 +119,8 @@ class Storm:
         """Insert *deliveries* rows, spread evenly, in one transaction."""
         self.database.execute(
             "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, max_retries)"
-            f" SELECT {first} + i % {webhooks}, jsonb_build_object('n', i), {max_retries} FROM "
-            f"generate_series(1, {deliveries}) i"
+            f" SELECT {first} + i % {webhooks}, jsonb_build_object('n', i), {max_retries}"
+            f" FROM generate_series(1, {deliveries}) i"
         )
         self.inserted(deliveries)
 
@@ -126,8 +135,8 @@ class Storm:
 
     @contextmanager
     def recovering(self) -> Iterator[None]:
-        """Measure how long the body takes: from a fault (or the end of an outage) to what shows
-        that work goes on.
+        """Measure how long the body takes: from a fault (or the end of an outage) until work goes
+        on.
         """
         began = time.monotonic()
         yield
@@ -138,7 +147,7 @@ class Storm:
         return self._acknowledged - self.unfinished()
 
     def unfinished(self) -> int:
-        """Return how many are not; waits for a database that is away."""
+        """Return how many are not. Waits while the database is away."""
 
         def rows() -> list[tuple[int]]:
             try:
@@ -157,16 +166,15 @@ class Storm:
             what="every delivery is finished",
             every_s=0.2,
         )
-        # Whoever recorded the last result is about to commit, or a lane's counter is mended by the
-        # next sweep.
+        # The last record may be about to commit, or the next sweep must correct a lane's counter.
         in_flight = (
             "SELECT webhook_id, in_flight FROM pggit.webhook_health_metrics WHERE in_flight <> 0"
         )
         eventually(lambda: not self.database.execute(in_flight), 45.0, what="nothing is in flight")
 
     def account(self, *sinks: Sink, may_fail: Collection[int] = (), refused: int = 0) -> None:
-        """Account for every delivery (see above). *may_fail* are webhooks; *refused* how many
-        results the fence turned away.
+        """Account for every delivery (see above). *may_fail* are webhooks; *refused* is the number
+        of results that the fence refused.
         """
         arrivals: Counter[int] = sum((sink.arrivals for sink in sinks), Counter())
         accepted: Counter[int] = sum((sink.accepted for sink in sinks), Counter())
@@ -216,8 +224,8 @@ class Storm:
 
     def _counts_agree(self, rows: Sequence[tuple[object, ...]]) -> None:
         counted = self.database.execute(
-            "SELECT pending_count, retrying_count, delivered_count, failed_count FROM "
-            "pggit.count_pending_by_status()"
+            "SELECT pending_count, retrying_count, delivered_count, failed_count"
+            " FROM pggit.count_pending_by_status()"
         )
         by_status = Counter(row[2] for row in rows)
         assert counted == [

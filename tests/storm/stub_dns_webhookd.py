@@ -1,8 +1,8 @@
-"""webhookd whose names come from here: `python stub_dns_webhookd.py HEALED WEBHOOKD'S OPTIONS`.
+"""webhookd that resolves names here: `python stub_dns_webhookd.py HEALED WEBHOOKD'S OPTIONS`.
 
-Names under storm.test begin with what becomes of them: slow (10 s), unknown, failing, silly (no
-valid name), flapping (every other lookup fails); others are 127.0.0.1 at once, and so are all as
-soon as the file HEALED exists.
+A name under storm.test begins with its behaviour: slow (10 s), unknown, failing, silly (no valid
+name), flapping (every other lookup fails). Other names are 127.0.0.1 at once. As soon as the file
+HEALED exists, all names are.
 """
 
 import itertools
@@ -40,7 +40,8 @@ def resolve(host: str, port: int | str | None, *rest: Any, **options: Any) -> Fo
 
 if __name__ == "__main__":
     HEALED = Path(sys.argv.pop(1))
-    socket.getaddrinfo = resolve  # type: ignore[assignment]  # before the transport takes it as its default
+    # Before the transport is imported: it uses this function as a default.
+    socket.getaddrinfo = resolve  # type: ignore[assignment]
     from webhookd.cli.main import main
 
     main()

@@ -1,24 +1,18 @@
-"""The storms' table: a line for each, and the sum."""
+"""The storms' result: a table for each family, below it the faults, and at the end the sum."""
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 from tests.storm.storm import Account
 
-HEAD = (
-    "family",
-    "storm",
-    "faults",
-    "of them kills",
-    "deliveries",
-    "lost",
-    "repeated (bound)",
-    "to recover: median / worst",
-)
+HEAD = ("storm", "kills", "deliveries", "lost", "repeated (bound)", "to recover: median / worst")
+WIDTH = 100
 
 
 def table(accounts: Sequence[Account]) -> str:
-    """Return the table as Markdown."""
-    total = Account("all", "")
+    """Return the result as Markdown, in lines of WIDTH columns where the names of storms allow."""
+    total = Account("all", "all")
     for account in accounts:
         total.faults += account.faults
         total.kills += account.kills
@@ -27,16 +21,35 @@ def table(accounts: Sequence[Account]) -> str:
         total.repeated += account.repeated
         total.allowed += account.allowed
         total.recoveries += account.recoveries
-    lines = [HEAD, tuple("---" for _ in HEAD), *map(_cells, accounts), _cells(total)]
+    parts = [
+        part
+        for family, its in groupby(accounts, lambda account: account.family)
+        for part in _family(family, list(its))
+    ]
+    faults = f"{total.faults.total():,} faults in all storms together."
+    return "\n\n".join([*parts, "### all", _rows([total]), faults])
+
+
+def _family(family: str, accounts: Sequence[Account]) -> Iterator[str]:
+    yield f"### {family}"
+    yield _rows(accounts)
+    lines = [
+        f"- {account.storm}: "
+        + (", ".join(f"{count} {fault}" for fault, count in account.faults.items()) or "none")
+        for account in accounts
+    ]
+    wrapped = (textwrap.wrap(line, WIDTH, subsequent_indent="  ") for line in lines)
+    yield "\n".join(["Faults:", "", *(line for item in wrapped for line in item)])
+
+
+def _rows(accounts: Sequence[Account]) -> str:
+    lines = [HEAD, tuple("---" for _ in HEAD), *map(_cells, accounts)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _cells(account: Account) -> tuple[str, ...]:
-    faults = ", ".join(f"{count} {fault}" for fault, count in account.faults.items())
     return (
-        account.family,
         account.storm,
-        faults if account.storm else str(account.faults.total()),
         str(account.kills),
         f"{account.deliveries:,}",
         str(account.lost),

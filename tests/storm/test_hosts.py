@@ -1,4 +1,4 @@
-"""Three hosts on one PostgreSQL, which they and the receivers know over the network only."""
+"""Three hosts share one PostgreSQL. They reach it and the receivers over the network only."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -30,7 +30,7 @@ def hosts() -> Iterator[Sequence[Host]]:
 
 @pytest.fixture
 def database(hosts: Sequence[Host]) -> Iterator[Database]:
-    """A database that takes connections from the hosts; its own DSN is for this side."""
+    """A database that accepts connections from the hosts; its own DSN is for the test."""
     with running_server(settings=(f"listen_addresses={MAIN}",)) as server:
         admit_hosts(server.process.directory / "data")
         database = server.create_migrated()
@@ -50,7 +50,10 @@ def test_limits_hold_for_all_hosts_together(
             stack.enter_context(
                 host.webhookd(make_conninfo(database.dsn, host=MAIN), "--workers", "2", log=log)
             )
-        workers = "SELECT count(DISTINCT split_part(worker_id, '/', 1))::int, count(*)::int FROM pggit.workers WHERE has_room"
+        workers = (
+            "SELECT count(DISTINCT split_part(worker_id, '/', 1))::int, count(*)::int"
+            " FROM pggit.workers WHERE has_room"
+        )
         eventually(
             lambda: database.execute(workers) == [(HOSTS, 2 * HOSTS)],
             60.0,
@@ -58,7 +61,7 @@ def test_limits_hold_for_all_hosts_together(
         )
         seen = stage.play(seconds=6.0, deliveries=3000)
     assert seen.limited_excess <= 0
-    assert seen.limited_share > 0.5  # the limit is used; how much of it, a busy machine decides
+    assert seen.limited_share > 0.5  # the limit is used; a busy machine uses less of it
     assert seen.before_open == THRESHOLD
     assert len(seen.probe_gaps_s) >= 3
     assert min(seen.probe_gaps_s) >= OPEN_S

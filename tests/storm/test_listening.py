@@ -1,5 +1,5 @@
-"""Connections to PostgreSQL fall silent without an end, as behind a firewall that forgot them, or
-lead through a pooler.
+"""Connections to PostgreSQL fall silent without being closed, as behind a firewall that has lost
+them, or lead through a pooler.
 """
 
 import os
@@ -23,13 +23,13 @@ from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.storm, pytest.mark.timeout(400)]
 
-# The range for tests of network devices (RFC 2544): nobody's.
+# The range for tests of network devices (RFC 2544), which is used nowhere else.
 OUTSIDE, WORK, LISTEN = "198.18.77.1", "198.18.77.2", "198.18.77.3"
 
 
 class Network:
-    """A network namespace of its own, in which *programs* can run, and which can be made silent by
-    address. For root.
+    """A network namespace in which programs can run, and whose addresses can be made silent. Needs
+    root.
     """
 
     def __init__(self, stack: ExitStack) -> None:
@@ -37,7 +37,7 @@ class Network:
             pytest.skip("NO NETWORK NAMESPACE: needs root and Debian's iproute2")
         self.name = f"storm{os.getpid()}"
         if subprocess.run(["ip", "netns", "add", self.name], check=False).returncode != 0:
-            pytest.skip("NO NETWORK NAMESPACE: this machine lets nobody make one")
+            pytest.skip("NO NETWORK NAMESPACE: this machine does not allow one")
         stack.callback(_ip, "netns", "del", self.name)
         ends = f"a{os.getpid()}", f"b{os.getpid()}"
         made = subprocess.run(
@@ -58,9 +58,8 @@ class Network:
         )
         if made.returncode != 0:
             pytest.skip("NO VETH: this kernel does not have it")
-        stack.callback(
-            _ip, "link", "del", ends[0]
-        )  # at once: a namespace lives on while a process is in it
+        # The link is removed at once; a namespace lives on while a process is in it.
+        stack.callback(_ip, "link", "del", ends[0])
         _ip("addr", "add", f"{OUTSIDE}/29", "dev", ends[0])
         _ip("link", "set", ends[0], "up")
         for address in (WORK, LISTEN):
@@ -77,7 +76,7 @@ class Network:
 
     @contextmanager
     def silent(self, address: str) -> Iterator[None]:
-        """Have *address* drop whatever it would send, answers to a connection's end included."""
+        """Let *address* drop all that it sends, even answers to the end of a connection."""
         _ip("-n", self.name, "rule", "add", "from", address, "blackhole")
         try:
             yield
@@ -96,7 +95,7 @@ def network() -> Iterator[Network]:
 
 
 def listeners(daemon: Daemon) -> list[int]:
-    """Return what each worker says of its LISTEN connection: 1 while it is there."""
+    """Return the state of each worker's LISTEN connection: 1 while it works."""
     found = []
     for port in daemon.metrics_ports():
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
@@ -115,8 +114,8 @@ def latency_s(storm: Storm, sink: Sink) -> float:
 
 
 def best_latency_s(storm: Storm, sink: Sink) -> float:
-    """Return the best of some: the machine may be busy, but a worker that is not told looks every 2
-    s at most.
+    """Return the best of five. A busy machine delays single ones; a worker without notifications
+    looks every 2 s only.
     """
     return min(latency_s(storm, sink) for _ in range(5))
 
@@ -128,18 +127,17 @@ def test_listen_falls_silent(storm: Storm, network: Network) -> None:
             storm.register(sink)
             wait_until_ready(storm.database)
             eventually(lambda: listeners(daemon) == [1, 1, 1])
-            latency_s(storm, sink)  # once: a burst has the watch look by itself
+            latency_s(storm, sink)  # once: after a burst the worker on duty polls by itself
             with network.silent(LISTEN):
                 storm.inject("LISTEN silent", 3)
                 storm.insert(1000)
-                with storm.recovering():  # 30 s at most: nobody is told
+                with storm.recovering():  # 30 s at most: no worker is notified
                     storm.settle()
                 eventually(
                     lambda: listeners(daemon) == [0, 0, 0], 90.0, what="the silence is noticed"
                 )
-                with (
-                    storm.recovering()
-                ):  # looking every 2 s, but for a try to connect, which takes 10 s
+                # Workers look every 2 s, except while they try to connect, which takes 10 s.
+                with storm.recovering():
                     storm.insert(1000)
                     storm.settle(timeout_s=25.0)
             eventually(lambda: listeners(daemon) == [1, 1, 1], 90.0, what="listening again")
@@ -186,7 +184,9 @@ def test_a_transaction_pooler(storm: Storm) -> None:
         storm.register(sink)
         with Daemon(through(storm.database, folder)) as daemon:
             eventually(
-                lambda: daemon.log().count("LISTEN is deaf") == 3, 60.0, what="said by each worker"
+                lambda: daemon.log().count("LISTEN is deaf") == 3,
+                60.0,
+                what="logged by each worker",
             )
             assert listeners(daemon) == [0, 0, 0]
             storm.inject("LISTEN through a transaction pooler", 3)

@@ -1,5 +1,5 @@
-"""The storms that every test run has time for: processes die in the middle of it, and every
-delivery is accounted for.
+"""Short storms, which run with all other tests: processes die, and every delivery is accounted
+for.
 """
 
 import os
@@ -14,18 +14,22 @@ from tests.support.waiting import eventually
 DELIVERIES = 4000
 
 
+def await_finished(storm: Storm, count: int) -> None:
+    eventually(lambda: storm.finished() >= count)
+
+
 def test_workers_killed(storm: Storm) -> None:
     with Sink() as sink, Daemon(storm.database.dsn) as daemon:
         storm.register(sink)
         wait_until_ready(storm.database)
         storm.insert(DELIVERIES)
         for quarter in range(1, 4):
-            eventually(lambda quarter=quarter: storm.finished() >= DELIVERIES * quarter // 5)  # type: ignore[misc]
+            await_finished(storm, DELIVERIES * quarter // 5)
             if workers := daemon.workers():
                 os.kill(storm.random.choice(workers), signal.SIGKILL)
                 storm.inject("worker killed", kills=1)
-        # Far below a lease's 35 s: the supervisor saw the deaths, so a sibling released the leases
-        # at once.
+        # Far less than a lease's 35 s: the supervisor saw the deaths, so a sibling released the
+        # leases at once.
         storm.settle(timeout_s=30.0)
         assert daemon.stop() == 0
         storm.account(sink)
@@ -80,5 +84,5 @@ def test_drain(storm: Storm) -> None:
         assert set(sink.arrivals.values()) == {1}
         assert len(sink.arrivals) == after["delivered"]
         assert storm.database.execute("SELECT last_value::int FROM pggit.wake_flag") == [(1,)], (
-            "nobody to wake, so no NOTIFY"
+            "no worker to wake, so no NOTIFY"
         )

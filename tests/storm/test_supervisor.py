@@ -1,4 +1,4 @@
-"""The supervisor dies, its workers do not boot or fall ill, and orders come while thousands of
+"""The supervisor dies, its workers fail to boot or fall ill, and signals come while thousands of
 deliveries are under way.
 """
 
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.storm, pytest.mark.timeout(400)]
 
 SICK = str(Path(__file__).with_name("sick_webhookd.py"))
 LEASED = "SELECT count(*)::int FROM pggit.alert_delivery_queue WHERE delivery_status = 'sending'"
-LONG_LEASES = "timeout_seconds = 60"  # 90 s: whoever is quicker has not waited for their end
+LONG_LEASES = "timeout_seconds = 60"  # 90 s, so a test that is faster has not waited for them
 SHORT_LEASES = "timeout_seconds = 1"  # 31 s
 
 
@@ -37,7 +37,7 @@ def answer_after(pause_s: float) -> Callable[[int, int], bytes]:
 
 
 def free_ports(count: int) -> int:
-    """Return the first of *count* ports in a row that nobody holds."""
+    """Return the first of *count* free ports in a row."""
     for first in range(21000, 32000, count):
         with suppress(OSError):
             for port in range(first, first + count):
@@ -71,7 +71,7 @@ def arrived_once(sink: Sink) -> bool:
 
 
 class Restarted:
-    """One webhookd after another on the same ports. *current* is the last one; `refused` counts
+    """One webhookd after another on the same ports. `current` is the last one; `refused` counts
     over all of them.
     """
 
@@ -89,8 +89,8 @@ class Restarted:
         self._all.append(Daemon(self._dsn, *self._options))
 
     def works(self) -> bool:
-        """Return whether all of its workers do; fails if it has ended, as for a port that somebody
-        holds.
+        """Return whether all of its workers are ready. Fails if it has ended, for example because a
+        port is taken.
         """
         assert self.current.process.poll() is None, self.current.log()
         return self.current.log().count("worker ready") >= 3
@@ -136,23 +136,23 @@ def test_supervisor_killed(storm: Storm) -> None:
         storm.settle()
         assert daemons.current.stop() == 0
         storm.account(sink, refused=daemons.refused())
-        assert arrived_once(sink), "orphans finish what they have begun"
+        assert arrived_once(sink), "orphans finish what they have started"
 
 
 def test_supervisor_killed_while_postgresql_is_away(
     server_storm: Storm, private_server: Server
 ) -> None:
-    """Workers that wait for a database, at their start or with results in hand, do not outlive the
-    supervisor for it.
+    """Workers that wait for a database, at their start or with outstanding deliveries, end when the
+    supervisor has died.
     """
     storm = server_storm
     with Sink(answer_after(0.02)) as sink, restarted(storm, "--drain-timeout", "2") as daemons:
         storm.register(sink, settings=SHORT_LEASES)
         storm.insert(2000)
         eventually(lambda: sink.arrivals.total() > 300)
-        private_server.halt()  # not killed: it would forget claims, and nobody could say how many
+        private_server.halt()  # if it were killed, it would forget an unknown number of claims
         storm.inject("PostgreSQL stopped")
-        for _ in range(2):  # the first with results in hand, the second at its start
+        for _ in range(2):  # the first with outstanding deliveries, the second at its start
             group = daemons.current.process.pid
             eventually(lambda: "database unreachable" in daemons.current.log(), 60.0)
             daemons.current.signal(signal.SIGKILL)
@@ -178,7 +178,7 @@ def test_everything_killed_at_once(storm: Storm) -> None:
             storm.inject("supervisor and 3 workers killed", kills=4)
             daemons.current.wait()
             daemons.start()
-        with storm.recovering():  # nobody saw the deaths: the leases run out
+        with storm.recovering():  # no supervisor saw the deaths: the leases must expire
             storm.settle()
         assert daemons.current.stop() == 0
         storm.account(sink, refused=daemons.refused())
@@ -208,7 +208,7 @@ def reload(storm: Storm, daemon: Daemon) -> None:
     before = set(daemon.workers())
     daemon.signal(signal.SIGHUP)
     storm.inject("HUP")
-    if storm.random.random() < 0.5:  # overtakes the first
+    if storm.random.random() < 0.5:  # before the first reload has ended
         time.sleep(storm.random.uniform(0.0, 1.0))
         daemon.signal(signal.SIGHUP)
         storm.inject("HUP")
@@ -216,15 +216,14 @@ def reload(storm: Storm, daemon: Daemon) -> None:
 
 
 def resize(storm: Storm, daemon: Daemon) -> None:
-    """Add some workers and take as many away, some before they have started."""
+    """Add some workers and remove as many, some before they have started."""
     steps = storm.random.randint(1, 3)
     for number in (signal.SIGTTIN, signal.SIGTTOU):
         for _ in range(steps):
             daemon.signal(number)
             storm.inject(number.name.removeprefix("SIG"))
-            time.sleep(
-                storm.random.uniform(0.05, 1.0)
-            )  # signals of a kind that nobody has seen yet are one
+            # Two pending signals of a kind would be one.
+            time.sleep(storm.random.uniform(0.05, 1.0))
     eventually(lambda: len(daemon.workers()) == 3, 60.0)
 
 
@@ -244,7 +243,7 @@ def recycle(storm: Storm, daemon: Daemon) -> None:
 def test_without_a_crash(
     storm: Storm, order: Callable[[Storm, Daemon], None], options: tuple[str, ...]
 ) -> None:
-    """Nothing fails, nothing is sent twice, nothing is taken for a crash."""
+    """Nothing fails, nothing is sent twice, nothing is mistaken for a crash."""
     with Sink(answer_after(0.01)) as sink, Daemon(storm.database.dsn, *options) as daemon:
         storm.register(sink, settings=LONG_LEASES)
         wait_until_ready(storm.database)
@@ -289,10 +288,10 @@ def test_stopped_while_postgresql_is_away(server_storm: Storm, private_server: S
             private_server.halt()
             daemons.current.signal(signal.SIGTERM)
             storm.inject("PostgreSQL stopped, then TERM")
-            assert daemons.current.wait() == 0, "workers left by themselves"
+            assert daemons.current.wait() == 0, "workers ended without a kill"
             private_server.restart()
             daemons.start()
-        with storm.recovering():  # what could not be recorded is sent again when its lease runs out
+        with storm.recovering():  # what was not recorded is sent again when its lease expires
             storm.settle()
         assert daemons.current.stop() == 0
         storm.account(sink, refused=daemons.refused())
@@ -313,7 +312,7 @@ def test_falling_ill(storm: Storm, illness: str, probability: float) -> None:
         seen = 0
         while seen < 8:
             storm.insert(500)
-            with storm.recovering():  # the heartbeat timeout, if it is the dispatcher
+            with storm.recovering():  # a dispatcher's illness costs the heartbeat timeout
                 storm.settle(timeout_s=80.0)
             seen = daemon.log().count("fell ill")
         storm.inject(f"{illness} fell ill", seen)

@@ -17,8 +17,8 @@ MB = 2**20
 
 
 def memory(daemon: Daemon) -> int:
-    """Return the bytes of the largest worker's own memory (what it shares with its siblings is
-    divided among them).
+    """Return the memory of the largest worker in bytes; memory shared with its siblings is divided
+    among them.
     """
     return max(_pss(pid) for pid in daemon.workers())
 
@@ -45,7 +45,7 @@ def test_a_million_rows_in_one_transaction(storm: Storm) -> None:
         storm.account(sink)
 
 
-def test_two_hundred_thousand_webhooks_of_which_ten_thousand_fail_at_once(storm: Storm) -> None:
+def test_ten_thousand_of_two_hundred_thousand_webhooks_fail(storm: Storm) -> None:
     first, failing, webhooks = 2000, 10_000, 200_000
     sick_until = time.monotonic() + 3600
 

@@ -1,4 +1,4 @@
-"""Workers die, hang and stall at every step of a delivery's way."""
+"""Workers die, hang and stall at every step of a delivery."""
 
 import os
 import signal
@@ -15,16 +15,16 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.storm
 
 FAILING = str(Path(__file__).with_name("failing_webhookd.py"))
-# Lost leases are tried again at once, so two workers' deaths may cost a delivery the three leases
-# after which it is tried alone.
+# Deliveries of lost leases are tried again at once, so a few deaths may cost a delivery the three
+# leases after which it is tried alone.
 SURVIVES = "timeout_seconds = 5"
 
 
 def leases_of(storm: Storm, pid: int) -> int:
     """Return how many deliveries worker *pid* has claimed."""
     rows = storm.database.execute(
-        "SELECT count(*)::int FROM pggit.alert_delivery_queue q JOIN pggit.workers w ON "
-        "q.leased_by = w.incarnation"
+        "SELECT count(*)::int FROM pggit.alert_delivery_queue q"
+        " JOIN pggit.workers w ON q.leased_by = w.incarnation"
         " WHERE q.delivery_status = 'sending' AND w.pid = %s",
         [pid],
     )
@@ -33,7 +33,7 @@ def leases_of(storm: Storm, pid: int) -> int:
 
 
 def kill_a_worker(storm: Storm, daemon: Daemon) -> None:
-    """Kill one, and measure until its leases are released and something else was delivered."""
+    """Kill one. Measure until its leases are released and something else was delivered."""
     before = storm.finished()
     workers = daemon.workers()
     if not workers:
@@ -53,7 +53,7 @@ def kill_a_worker(storm: Storm, daemon: Daemon) -> None:
 def test_killed_at_random_moments(storm: Storm) -> None:
     with Sink() as sink:
         storm.register(sink, settings=SURVIVES)
-        for _ in range(3):  # a new supervisor fills the places of its dead workers at once again
+        for _ in range(3):  # a new supervisor replaces its first dead workers without a pause
             with Daemon(storm.database.dsn, workers=6) as daemon:
                 wait_until_ready(storm.database, workers=6)
                 storm.insert(8000)
@@ -94,9 +94,8 @@ def test_dying_at(storm: Storm, step: str, probability: float) -> None:
         storm.inject(f"died {step}" if kills else step, deaths, kills=deaths if kills else 0)
         assert daemon.stop() == 0
         storm.account(sink, refused=refused(daemon))
-        if (
-            step == "claim_answer_lost"
-        ):  # given back at once: no lease ran out, nothing was sent twice
+        # Returned at once: no lease expired, nothing was sent twice.
+        if step == "claim_answer_lost":
             assert storm.database.execute(
                 "SELECT sum(leases_lost)::int FROM pggit.alert_delivery_queue"
             ) == [(0,)]
