@@ -89,7 +89,7 @@ class Housekeeping:
         with self._pool.connection() as connection:
             connection.execute(statements.load("leave"), {"incarnation": incarnation})
         # It may have kept the watch, or been the only one to know of a lane's timer.
-        self._bell.ring(WakeReason.LOST)
+        self._bell.wake(WakeReason.LOST)
         if released:
             log.info(
                 "leases of a dead worker released",
@@ -130,9 +130,9 @@ class Housekeeping:
         if "sweep" in chores:
             self._sweep()
         if not registered:
-            self._bell.ring(WakeReason.UNREGISTERED)
+            self._bell.wake(WakeReason.UNREGISTERED)
         elif not watched or "sweep" in chores:
-            self._bell.ring(WakeReason.SWEEP)
+            self._bell.wake(WakeReason.SWEEP)
         self.publish_activity()
         self._read_fleet()
         if (
@@ -219,7 +219,7 @@ class Housekeeping:
                     break
         if released:
             self._metrics.leases_lost(released)
-            self._bell.ring(WakeReason.LOST)
+            self._bell.wake(WakeReason.LOST)
         return released
 
     def _sweep(self) -> None:

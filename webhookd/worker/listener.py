@@ -11,8 +11,12 @@ from uuid import uuid4
 import psycopg
 from psycopg_pool import ConnectionPool
 
+from webhookd import logs
+from webhookd.errors import first_line
 from webhookd.postgres import session
 from webhookd.transport.background import in_background
+
+log = logs.Logger("webhookd.listener")
 
 WAKE_CHANNEL = "webhookd_wake"
 HEARS_WITHIN_S = 3.0
@@ -36,6 +40,7 @@ class Listener:
         self._application_name = application_name
         self._opening: Future[session.Connection] | None = None
         self._connection: session.Connection | None = None
+        self._reported = ""  # why the last attempt to open one failed
 
     @property
     def connected(self) -> bool:
@@ -65,8 +70,22 @@ class Listener:
         if self._opening is None or not self._opening.done():
             return False
         ended, self._opening = self._opening, None
-        self._connection = ended.result()
+        try:
+            self._connection = ended.result()
+        except psycopg.Error as error:
+            self._report(error)
+            raise
+        self._reported = ""
         return True
+
+    def _report(self, error: psycopg.Error) -> None:
+        """Say once why nothing is heard."""
+        deaf = isinstance(error, DeafError)
+        event = "LISTEN is deaf" if deaf else "LISTEN connection not to be had"
+        if event != self._reported:
+            self._reported = event
+            hint = "a transaction-pooling pgbouncer? give --listen-dsn; " if deaf else ""
+            log.warning(event, error=first_line(error), hint=f"{hint}until then looking every 2 s")
 
     def close(self) -> None:
         """Close the connection, if there is one, and give up opening one."""

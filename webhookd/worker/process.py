@@ -38,6 +38,7 @@ from webhookd.transport.egress import Egress
 from webhookd.worker.attempt import AttemptRunner
 from webhookd.worker.circuits import LocalCircuits
 from webhookd.worker.dispatcher import Dispatcher
+from webhookd.worker.events import Events
 from webhookd.worker.housekeeping import Housekeeping
 from webhookd.worker.listener import Listener
 from webhookd.worker.recorder import Recorder
@@ -223,7 +224,7 @@ class _Worker:
         self._transport = Transport(egress, connections_per_origin=config.threads)
         results = ResultQueue()
         courier = AttemptRunner(self._transport, hints, installation=installation)
-        self._senders = SenderPool(courier, results, most=config.threads, bell=bell)
+        self._senders = SenderPool(courier, results, max_threads=config.threads, wakeup=bell)
         self.recording = Recorder(
             self._pool,
             recorder,
@@ -235,19 +236,19 @@ class _Worker:
         listener = Listener(
             config.listen_dsn or config.dsn, application_name=f"webhookd/{seat.name}/listen"
         )
+        duty = NotifyDuty(
+            listener,
+            worker_id=seat.name,
+            incarnation=seat.incarnation,
+            metrics_address=address_of(seat.metrics_socket),
+        )
         self.dispatcher = Dispatcher(
             self._pool,
             Claimer(worker_id=seat.name, incarnation=seat.incarnation, defaults=defaults),
-            NotifyDuty(
-                listener,
-                worker_id=seat.name,
-                incarnation=seat.incarnation,
-                metrics_address=address_of(seat.metrics_socket),
-            ),
+            Events(duty, bell, metrics),
             self._senders,
             self.recording,
             metrics=metrics,
-            bell=bell,
             beat=self._beat,
         )
         self.housekeeping = Housekeeping(

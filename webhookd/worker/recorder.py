@@ -199,7 +199,7 @@ class Recorder:
         )
         self._leave(ended)
         if recorded.next_look_s < math.inf:
-            self._bell.ring(recorded.next_look_s)
+            self._bell.wake(recorded.next_look_s)
 
     def _leave(self, count: int) -> None:
         with self._lock:
