@@ -11,21 +11,23 @@ import pytest
 from tests.support.daemon import Daemon, arrivals
 from tests.support.postgres import Database
 from tests.support.receivers import Receiver, answering
+from tests.support.schedule_faults import (
+    BelievesANotification,
+    DoesNotLookWhenOneIsGone,
+    IgnoresOtherNames,
+    LooksAndDoesNotOutwait,
+    NeitherOutwaitsNorLooks,
+    NeverListensAgain,
+    OutwaitsAndDoesNotLook,
+    SwallowsWhatComesWhileOutwaiting,
+)
 from tests.support.stage import FLAG_DOWN, INSERT, LEVELS, CuedDuty, Member, Stage, flag, staged
 from tests.support.waiting import eventually
 from tests.support.wakeup_faults import (
     FLAG_IN_A_ROW,
-    DoesNotLookWhenOneIsGone,
-    BelievesANotification,
-    LooksAndDoesNotOutwait,
-    IgnoresOtherNames,
-    NeitherOutwaitsNorLooks,
-    NeverListensAgain,
-    OutwaitsAndDoesNotLook,
     OverlooksPreparedTransactions,
     OverlooksTheRegistry,
     ReadsProducersEarly,
-    SwallowsWhatComesWhileOutwaiting,
 )
 from webhookd.core.schedule import Schedule
 from webhookd.worker.wakeup import WakeReason

@@ -96,7 +96,7 @@ class Schedule(NamedTuple):
     """
 
     look_at: float = -math.inf
-    todo: tuple[Action, ...] = ()  # what belongs to the last action, to be done before all else
+    todo: tuple[Action, ...] = ()  # the rest of the last action, to be done before all else
     claimed: bool = False  # by the look that ASK_NEXT_LOOK follows
     found_at: float = -math.inf  # when a look last found lanes with work
     contended: GrowingPause = GrowingPause(CONTENDED_FIRST_S, CONTENDED_MAX_S)

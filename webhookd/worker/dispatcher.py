@@ -128,6 +128,8 @@ class Dispatcher:
         if action is not Action.WAIT:
             with self._pool.connection() as connection:
                 self._schedule = self._do(action, connection, now)
+                while self._schedule.todo:  # the rest of it, with the same connection
+                    self._schedule = self._do(self._schedule.todo[0], connection, now)
 
     def _do(self, action: Action, connection: Connection, now: float) -> Schedule:
         """Do what the schedule says, and return the one that follows."""
