@@ -100,7 +100,8 @@ class Exploration:
 
 def explore(fleet: Fleet, defect: Defect | None = None) -> Exploration:
     """Try every interleaving of *fleet* until a wakeup is lost."""
-    first = Mind.first(SCHEDULES[defect]() if defect in SCHEDULES else Schedule())
+    schedule = Schedule if defect is None else SCHEDULES.get(defect, Schedule)
+    first = Mind.first(schedule())
     start = State(
         flag=FLAG_DOWN,
         row_waits=False,
