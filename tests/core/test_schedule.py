@@ -228,6 +228,7 @@ def test_while_the_database_is_away_nothing_is_asked_for_a_growing_pause() -> No
         schedule = schedule.away(NOW, u=0.0)
         assert (schedule.next(NOW), schedule.failures) == (Action.WAIT, failures)
         assert not schedule.holds_duty
+        assert schedule.unregistered(NOW).away(NOW, u=0.0).next(NOW) is Action.WAIT
         pauses.append(schedule.look_at - NOW)
     assert pauses == sorted(pauses) and pauses[-1] == AWAY_MAX_S / 2
     assert looked(schedule).failures == 0

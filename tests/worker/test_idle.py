@@ -41,7 +41,10 @@ def wait_until_settled(database: Database) -> None:
     """Wait until three workers have given their second sign of life: what their start cost has been
     counted by then.
     """
-    second = "SELECT count(*) = 3 AND min(seen_at - started_at) > interval '4 seconds' FROM pggit.workers"
+    second = (
+        "SELECT count(*) = 3 AND min(seen_at - started_at) > interval '4 seconds' "
+        "FROM pggit.workers"
+    )
     eventually(lambda: database.execute(second) == [(True,)])
 
 
@@ -69,7 +72,7 @@ def test_a_backlog_that_cannot_move_costs_no_more_than_an_empty_queue(database: 
     insert(database, 1, 1000)  # an open circuit
     insert(database, 2, 1000)  # paused
     insert(database, 3, 1000, due_in="1 hour")  # scheduled
-    insert(database, 4, 1000)  # nobody has registered it
+    insert(database, 4, 1000)  # not registered
     with Daemon(database.dsn) as daemon:
         wait_until_settled(database)
         assert database.execute(
