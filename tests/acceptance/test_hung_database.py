@@ -96,12 +96,12 @@ def test_a_listen_host_that_hangs_costs_only_the_notifications(
             register(database, receiver)
             inserted = 0
             # One whole attempt to connect, and part of the next.
-            while daemon.log().count("LISTEN connection not to be had") == 0 or inserted < 60:
+            while daemon.log().count("LISTEN connection could not be opened") == 0 or inserted < 60:
                 insert(database, 1)
                 inserted += 1
                 time.sleep(0.25)
             wait_until_delivered(database, inserted)
-            assert daemon.log().count("LISTEN connection not to be had") == 1, "logged once"
+            assert daemon.log().count("LISTEN connection could not be opened") == 1, "logged once"
             assert "unreachable" not in daemon.log()
             waited = (
                 "SELECT extract(epoch FROM max(delivered_at - created_at))::float8"

@@ -4,13 +4,16 @@ steps left out.
 
 import pytest
 
-from tests.property.wakeup_model import Defect, Fleet, Stage, State, Step, explore
+from tests.property.wakeup_model import Defect, Fleet, explore
+from tests.property.wakeup_state import Stage, State
 
 ONE_WORKER = Fleet(producers=2, workers=1, saturations=2)
-# Defects that need a second worker to show.
+# Defects that need more to show.
 NEEDS = {
     Defect.HEIR_NOT_TOLD: Fleet(producers=1, workers=2, saturations=1),
     Defect.OTHERS_NOT_ALERTED: Fleet(producers=1, workers=2, saturations=2),
+    Defect.KEPT_WITHOUT_ROOM: Fleet(producers=1, workers=2, saturations=1),
+    Defect.NO_LOOK_ONCE_LISTENING: Fleet(producers=1, workers=1, failures=1),
 }
 
 
@@ -18,10 +21,12 @@ NEEDS = {
     "fleet",
     [
         ONE_WORKER,
+        Fleet(producers=2, workers=1, failures=2),
         Fleet(producers=2, workers=2),
         Fleet(producers=1, workers=2, saturations=2),
         Fleet(producers=1, workers=2, saturations=1, crashes=1),
         Fleet(producers=1, workers=2, mistakes=1),
+        Fleet(producers=1, workers=2, failures=1),
     ],
     ids=str,
 )
@@ -35,7 +40,7 @@ def test_no_interleaving_loses_a_wakeup(fleet: Fleet) -> None:
 def test_a_step_left_out_loses_one(defect: Defect) -> None:
     lost = explore(NEEDS.get(defect, ONE_WORKER), defect).lost
     assert lost is not None, f"not found: {defect}"
-    # The trace ends with a row that nobody is going to look at.
+    # The trace ends with a row that no worker is going to look at.
     assert any("commits" in step for step in lost)
 
 
@@ -46,10 +51,7 @@ def is_reached(what: str, seen: frozenset[State]) -> bool:
     match what:
         case "asleep":
             return any(
-                state.flag
-                and all(
-                    w.step is Step.DEAD or w.asleep(state.open_producers()) for w in state.workers
-                )
+                state.flag and all(w.asleep(state.open_producers()) for w in state.workers)
                 for state in seen
             )
         case "heard":
@@ -58,7 +60,7 @@ def is_reached(what: str, seen: frozenset[State]) -> bool:
             )
         case "outwaiting":
             return any(
-                any(worker.outwaited for worker in state.workers)
+                any(worker.mind.outwaited for worker in state.workers)
                 and any(producer.stage is Stage.PREPARED for producer in state.producers)
                 for state in seen
             )

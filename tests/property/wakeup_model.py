@@ -1,181 +1,80 @@
 """A model of the wakeup protocol, small enough to try every interleaving of it.
 
 Each step is what PostgreSQL does at one instant: a statement with its snapshot, a commit that shows
-rows, releases locks and delivers notifications, a write to a sequence that everybody sees at once.
-Between any two steps of one participant, any steps of the others may happen. Time is left out: a
-timer of some milliseconds is a step that may be taken whenever its timer is set. The sweep every 30
-s is not modelled, since a wakeup that only the sweep makes good is lost.
+rows, releases locks and delivers notifications, a write to a sequence that all sessions see at
+once. Between any two steps of one participant, any steps of the others may happen. Time is left
+out: a timer that is set may go off at any step. The sweep every 30 s is not modelled, since a
+wakeup that only the sweep repairs is lost.
 
-Producers and workers follow webhookd/dispatcher.py, webhookd/watch.py and the statements behind
-them; the names are theirs.
+What a worker does next is decided by the product's own `core.schedule.Schedule`; the model only
+carries it out, as the dispatcher does (webhookd/worker/dispatcher.py), and is PostgreSQL for it
+(the statements of webhookd/worker/watch.py).
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import Enum, StrEnum
+from enum import StrEnum
 from typing import NamedTuple
 
-FLAG_DOWN = 0  # otherwise the number of the worker whom inserts notify
+from tests.property.wakeup_state import (
+    FLAG_DOWN,
+    NOW,
+    Mind,
+    Producer,
+    Stage,
+    State,
+    Worker,
+)
+from tests.support import schedule_faults as faults
+from webhookd.core.schedule import BURST_NOTIFIES, Action, Listening, Schedule
 
 
 class Defect(StrEnum):
     """One step of the protocol left out or done wrong."""
 
+    # In the schedule.
     LISTEN_AFTER_FLAG = "the worker listens only after it has raised the flag and looked"
     NO_LOOK_AFTER_RAISING = "the worker does not look again once the flag is up"
     NO_OUTWAITING = "the worker does not outwait the producers that looked before the flag was up"
-    LOCKERS_READ_EARLY = "the producers to outwait are read before the flag is up"
-    PREPARED_NOT_COUNTED = "prepared transactions are not among those to outwait"
     NO_LOOK_WHEN_ONE_IS_GONE = "the worker outwaits a producer and does not look once it is gone"
-    OLD_SNAPSHOT = "the trigger sees the flag as its transaction's snapshot has it"
     NOTIFICATION_SWALLOWED = "a notification that comes during the outwaiting leads to no look"
     OTHERS_NOT_ALERTED = "a worker ignores notifications that name another"
-    HEIR_DOES_NOT_OUTWAIT = (
-        "whoever hears its name keeps the watch from then on and outwaits nobody"
-    )
-    NAME_TAKEN_AT_ITS_WORD = "whoever hears its name keeps the watch from then on, though it may have dropped it meanwhile"
-    HEIR_NOT_TOLD = "the watch is handed over without a notification"
-    DROPPED_FOR_GOOD = "who dropped the watch does not take it up again"
-    LOOKER_SLEEPS = "a worker that kept the watch by looking sleeps without raising the flag"
+    HEIR_DOES_NOT_OUTWAIT = "a worker that hears its name has the duty and outwaits no producer"
+    NAME_TAKEN_AT_ITS_WORD = "... and outwaits, though it may have dropped the flag meanwhile"
+    DROPPED_FOR_GOOD = "a worker that dropped the duty does not take it up again"
+    LOOKER_SLEEPS = "a worker with the flag down sleeps without raising it"
+    KEPT_WITHOUT_ROOM = "a worker without room does not hand the duty over"
+    NO_LOOK_ONCE_LISTENING = "a worker that listens again does not look"
+    # In what the worker sends to PostgreSQL, or in the trigger.
+    PRODUCERS_READ_EARLY = "the producers to outwait are read before the flag is up"
+    PREPARED_NOT_COUNTED = "prepared transactions are not among those to outwait"
+    OLD_SNAPSHOT = "the trigger sees the flag as its transaction's snapshot has it"
+    HEIR_NOT_TOLD = "the duty is handed over without a notification"
 
 
-class Stage(Enum):
-    """How far a producer's only transaction has come."""
-
-    IDLE = 0
-    BEGUN = 1  # has its snapshot, if it is REPEATABLE READ
-    LOCKED = 2  # holds the RowExclusiveLock that every INSERT takes; the row is in, for itself only
-    LOOKED = 3  # the trigger has run
-    PREPARED = 4
-    ENDED = 5
-
-
-class Producer(NamedTuple):
-    """*snapshot* and *notify*: the flag as it was at the begin, and as the trigger saw it
-    (FLAG_DOWN: no NOTIFY at commit).
-    """
-
-    stage: Stage = Stage.IDLE
-    snapshot: int = FLAG_DOWN
-    notify: int = FLAG_DOWN
-
-
-class Step(Enum):
-    """What a worker does next."""
-
-    REGISTER = 0
-    LISTEN = 1
-    WAIT = 2  # in select, or about to be
-    REST = 3  # the claim brought all there was
-    TAKE = 4
-    READ_LOCKERS = 5
-    LOWER = 6
-    DEAD = 7
-
-
-class Worker(NamedTuple):
-    """The process (first line), and its row in pggit.workers (second line)."""
-
-    step: Step = Step.REGISTER
-    listening: bool = False
-    inbox: frozenset[int] = frozenset()
-    look_due: bool = False
-    holds_duty: bool = False
-    polling: bool = False
-    watched: bool = False
-    room: bool = True
-    outwaited: frozenset[int] = frozenset()
-    row: bool = False
-    row_has_room: bool = False
-    row_polling: bool = False
-    row_stale: bool = (
-        False  # no sign of life for 20 s, though it lives: stalled, or its housekeeping is
-    )
-
-    def asleep(self, open_producers: frozenset[int]) -> bool:
-        """Return whether nothing but a notification, the sweep, or another producer's end will make
-        this worker look.
-        """
-        if self.step is Step.DEAD:
-            return True
-        if not self.room:
-            return (
-                not self.holds_duty
-            )  # a keeper hands over within 10 ms; room may take an exchange's whole timeout
-        due = self.look_due or self.polling or not self.outwaited <= open_producers
-        return self.step is Step.WAIT and not self.inbox and not due
-
-
-class State(NamedTuple):
-    flag: int
-    row_waits: bool  # committed, and no worker has claimed it
-    producers: tuple[Producer, ...]
-    workers: tuple[Worker, ...]
-    saturations_left: int
-    crashes_left: int
-    mistakes_left: int
-    healing: bool = False  # after a crash or a mistake, signs of life every few seconds put right who keeps the watch
-
-    def lost_wakeup(self) -> bool:
-        """Return whether a committed row waits, somebody has room for it, and nobody is going to
-        look.
-        """
-        if not self.row_waits or not any(
-            worker.room and worker.step is not Step.DEAD for worker in self.workers
-        ):
-            return False
-        # The signs of life of a worker with room will find that nobody keeps the watch, once a dead
-        # one's row is struck.
-        if self.healing and (
-            not self.somebody_holds_duty()
-            or any(w.row and w.step is Step.DEAD for w in self.workers)
-        ):
-            return False
-        open_producers = self.open_producers()
-        return all(worker.asleep(open_producers) for worker in self.workers)
-
-    def somebody_holds_duty(self, *, besides: int = 0) -> bool:
-        """Return what take_watch and beat read: a registered worker looks, or the flag names it."""
-        return any(
-            worker.row and not worker.row_stale and (worker.row_polling or self.flag == number)
-            for number, worker in enumerate(self.workers, 1)
-            if number != besides
-        )
-
-    def open_producers(self) -> frozenset[int]:
-        """Return the producers that pg_locks shows; a prepared one keeps its locks, and the name
-        that it had before.
-        """
-        held = (Stage.LOCKED, Stage.LOOKED, Stage.PREPARED)
-        return frozenset(
-            index for index, producer in enumerate(self.producers) if producer.stage in held
-        )
-
-    def with_worker(self, number: int, **changes: object) -> "State":
-        workers = list(self.workers)
-        workers[number - 1] = workers[number - 1]._replace(**changes)  # type: ignore[arg-type]
-        return self._replace(workers=tuple(workers))
-
-    def with_producer(self, index: int, **changes: object) -> "State":
-        producers = list(self.producers)
-        producers[index] = producers[index]._replace(**changes)  # type: ignore[arg-type]
-        return self._replace(producers=tuple(producers))
-
-    def notified(self, payload: int) -> "State":
-        """Return the state after a NOTIFY was committed: every session that listens has it."""
-        workers = (
-            w._replace(inbox=w.inbox | {payload}) if w.listening else w for w in self.workers
-        )
-        return self._replace(workers=tuple(workers))
-
+SCHEDULES: Mapping[Defect, type[Schedule]] = {
+    Defect.LISTEN_AFTER_FLAG: faults.TakesTheDutyBeforeItListens,
+    Defect.NO_LOOK_AFTER_RAISING: faults.OutwaitsAndDoesNotLook,
+    Defect.NO_OUTWAITING: faults.LooksAndDoesNotOutwait,
+    Defect.NO_LOOK_WHEN_ONE_IS_GONE: faults.DoesNotLookWhenOneIsGone,
+    Defect.NOTIFICATION_SWALLOWED: faults.SwallowsWhatComesWhileOutwaiting,
+    Defect.OTHERS_NOT_ALERTED: faults.IgnoresOtherNames,
+    Defect.HEIR_DOES_NOT_OUTWAIT: faults.BelievesANotification,
+    Defect.NAME_TAKEN_AT_ITS_WORD: faults.OutwaitsWithoutTheFlag,
+    Defect.DROPPED_FOR_GOOD: faults.LeavesTheDutyOnceItGaveItAway,
+    Defect.LOOKER_SLEEPS: faults.SleepsWithTheFlagDown,
+    Defect.KEPT_WITHOUT_ROOM: faults.KeepsTheDutyWithoutRoom,
+    Defect.NO_LOOK_ONCE_LISTENING: faults.DoesNotLookOnceItListensAgain,
+}
 
 Move = tuple[str, State]
 
 
 class Fleet(NamedTuple):
     """Producers have one transaction each. A worker may lose its room *saturations* times in all,
-    *crashes* of them may die, and *mistakes* times a living one may be taken for dead.
+    *crashes* of them may die, *mistakes* times a living one may be taken for dead, and *failures*
+    times PostgreSQL does not answer or a LISTEN connection is cut.
     """
 
     producers: int
@@ -183,6 +82,7 @@ class Fleet(NamedTuple):
     saturations: int = 0
     crashes: int = 0
     mistakes: int = 0
+    failures: int = 0
 
     def __str__(self) -> str:
         return ", ".join(f"{count} {what}" for what, count in self._asdict().items() if count)
@@ -200,14 +100,17 @@ class Exploration:
 
 def explore(fleet: Fleet, defect: Defect | None = None) -> Exploration:
     """Try every interleaving of *fleet* until a wakeup is lost."""
+    schedule = Schedule if defect is None else SCHEDULES.get(defect, Schedule)
+    first = Mind.first(schedule())
     start = State(
         flag=FLAG_DOWN,
         row_waits=False,
         producers=(Producer(),) * fleet.producers,
-        workers=(Worker(),) * fleet.workers,
+        workers=(Worker(first),) * fleet.workers,
         saturations_left=fleet.saturations,
         crashes_left=fleet.crashes,
         mistakes_left=fleet.mistakes,
+        failures_left=fleet.failures,
     )
     model = _Model(defect)
     came_from: dict[State, tuple[State, str] | None] = {start: None}
@@ -256,186 +159,124 @@ class _Model:
                 yield "inserts", state.with_producer(index, stage=Stage.LOCKED)
             case Stage.LOCKED:
                 seen = producer.snapshot if self._defect is Defect.OLD_SNAPSHOT else state.flag
-                yield (
-                    "looks at the flag",
-                    state.with_producer(index, stage=Stage.LOOKED, notify=seen, snapshot=FLAG_DOWN),
+                looked = state.with_producer(
+                    index, stage=Stage.LOOKED, notify=seen, snapshot=FLAG_DOWN
                 )
+                yield "looks at the flag", looked
             case Stage.LOOKED | Stage.PREPARED:
-                if (
-                    producer.stage is Stage.LOOKED and producer.notify == FLAG_DOWN
-                ):  # PREPARE refuses to carry a NOTIFY
+                # PREPARE refuses to carry a NOTIFY.
+                if producer.stage is Stage.LOOKED and producer.notify == FLAG_DOWN:
                     yield "prepares", state.with_producer(index, stage=Stage.PREPARED)
                 ended = state.with_producer(index, stage=Stage.ENDED, notify=FLAG_DOWN)
                 yield "rolls back", ended
                 committed = ended._replace(row_waits=True)
-                yield (
-                    "commits",
-                    committed.notified(producer.notify) if producer.notify else committed,
-                )
+                told = committed.notified(producer.notify) if producer.notify else committed
+                yield "commits", told
             case Stage.ENDED:
                 pass
 
     # A worker
 
     def _worker(self, state: State, number: int, worker: Worker) -> Iterator[Move]:
-        match worker.step:
-            case Step.REGISTER:
-                # The look that follows LISTEN is due already: it finds whatever was committed
-                # before.
-                late = self._defect is Defect.LISTEN_AFTER_FLAG
-                following = Step.WAIT if late else Step.LISTEN
-                yield (
-                    "registers",
-                    state.with_worker(number, step=following, row=True, look_due=True),
-                )
-            case Step.LISTEN:
-                yield "listens", state.with_worker(number, step=Step.WAIT, listening=True)
-            case Step.WAIT:
-                yield from self._waits(state, number, worker)
-            case Step.REST:
-                yield from self._rests(state, number, worker)
-            case Step.TAKE:
-                yield self._takes(state, number)
-            case Step.READ_LOCKERS:
-                yield self._reads_lockers(state, number)
-            case Step.LOWER:
-                lowered = state._replace(flag=FLAG_DOWN)
-                yield (
-                    "lowers the flag",
-                    lowered.with_worker(
-                        number,
-                        step=Step.WAIT,
-                        polling=True,
-                        row_polling=True,
-                        outwaited=frozenset(),
-                    ),
-                )
-            case Step.DEAD:
-                if worker.row:
-                    yield "is struck from the workers", state.with_worker(number, row=False)
-        if worker.step is not Step.DEAD and state.crashes_left:
+        if not worker.alive:
+            if worker.row:
+                yield "is deleted from the workers", state.with_worker(number, row=False)
+            return
+        yield from self._acts(state, number, worker)
+        if not worker.mind.schedule.todo:  # else it does the rest first, without a wait
+            yield from self._learns(state, number, worker)
+            yield from self._suffers(state, number, worker)
+        if state.crashes_left:
             dead = state._replace(crashes_left=state.crashes_left - 1, healing=True)
             left = Worker(
-                step=Step.DEAD,
+                worker.mind.dead(),
+                alive=False,
                 row=worker.row,
                 row_has_room=worker.row_has_room,
                 row_polling=worker.row_polling,
             )
             yield "dies", dead.with_worker(number, **left._asdict())
 
-    def _waits(self, state: State, number: int, worker: Worker) -> Iterator[Move]:
-        """Yield what the dispatcher's loop does, whichever of select's sources is ready first."""
-        if (
-            self._defect is Defect.LISTEN_AFTER_FLAG
-            and not worker.listening
-            and worker.holds_duty
-            and not worker.look_due
-        ):
-            yield "listens", state.with_worker(number, listening=True)
-        if worker.inbox:
-            yield from self._reads_notifications(state, number, worker)
-        if worker.room and (worker.look_due or worker.polling):
-            claimed = state._replace(row_waits=False).with_worker(
-                number, step=Step.REST, look_due=False
-            )
-            yield "claims", claimed
-        elif worker.room and worker.outwaited:
-            yield self._outwaits(state, number, worker)
-        if worker.room and state.saturations_left:
-            saturated = state._replace(saturations_left=state.saturations_left - 1)
-            yield "has no room", saturated.with_worker(number, room=False)
-        if not worker.room:
-            yield "has room again", state.with_worker(number, room=True, look_due=True)
-            if worker.holds_duty:
-                yield from self._hands_over(state, number, worker)
-        if state.healing and not state.somebody_holds_duty() and not worker.look_due:
-            yield (
-                "finds that nobody keeps the watch",
-                state.with_worker(number, look_due=True, watched=False),
-            )
-        if worker.row_stale:
-            yield "gives a sign of life", state.with_worker(number, row_stale=False)
-        elif state.mistakes_left:
-            mistaken = state._replace(mistakes_left=state.mistakes_left - 1, healing=True)
-            yield "is taken for dead", mistaken.with_worker(number, row_stale=True)
+    def _acts(self, state: State, number: int, worker: Worker) -> Iterator[Move]:
+        """Yield what the schedule says, carried out as by the dispatcher."""
+        for action, mind in worker.mind.actions.items():
+            for label, after in self._does(state, number, action, mind):
+                yield label, after
+                if state.failures_left:
+                    # The answer is lost; a claim's rows are given back.
+                    failed = after._replace(
+                        failures_left=state.failures_left - 1, row_waits=state.row_waits
+                    )
+                    away = mind.after("away", NOW, u=0.0)
+                    yield f"{label}, unanswered", failed.with_worker(number, mind=away)
 
-    def _rests(self, state: State, number: int, worker: Worker) -> Iterator[Move]:
-        """The claim brought all there was; a younger snapshot says whether that is still so."""
+    def _does(self, state: State, number: int, action: Action, mind: Mind) -> Iterator[Move]:
+        match action:
+            case Action.OPEN_LISTENER:
+                opening = mind.after("listener_opening", NOW, new_number=False)
+                yield "registers", state.with_worker(number, mind=opening, row=True)
+            case Action.LOOK:
+                yield from self._looks(state, number, mind)
+            case Action.ASK_NEXT_LOOK:
+                yield from self._rests(state, number, mind)
+            case Action.TAKE_DUTY:
+                yield self._takes(state, number, mind)
+            case Action.READ_PRODUCERS | Action.OUTWAIT:
+                yield self._reads_producers(state, number, action, mind)
+            case Action.LOWER_FLAG:
+                lowered = state._replace(flag=FLAG_DOWN)
+                mind = mind.after("flag_lowered", NOW)
+                yield "lowers the flag", lowered.with_worker(number, mind=mind, row_polling=True)
+            case Action.HAND_OVER_DUTY:
+                yield from self._hands_over(state, number, mind)
+            case _:
+                raise AssertionError(action)
+
+    def _looks(self, state: State, number: int, mind: Mind) -> Iterator[Move]:
+        claim = {"found": state.row_waits, "full": False, "exhausted": True}
+        claimed = mind.after("looked", NOW, claimed=state.row_waits, contended=False, **claim)
+        yield "claims", state._replace(row_waits=False).with_worker(number, mind=claimed)
         if state.row_waits:
-            yield "sees new rows", state.with_worker(number, step=Step.WAIT, look_due=True)
-            return
-        if worker.polling:
-            yield "will look in 5 ms", state.with_worker(number, step=Step.WAIT)
-            if self._defect is Defect.LOOKER_SLEEPS:
-                yield "goes to sleep", state.with_worker(number, step=Step.WAIT, polling=False)
-                return
-        takes = not worker.watched or worker.polling
-        early = takes and self._defect is Defect.LOCKERS_READ_EARLY
-        outwaited = state.open_producers() if early else worker.outwaited
-        yield (
-            "rests",
-            state.with_worker(number, step=Step.TAKE if takes else Step.WAIT, outwaited=outwaited),
+            held = mind.after("looked", NOW, claimed=False, contended=True, **claim)
+            yield "finds the lane locked", state.with_worker(number, mind=held)
+
+    def _rests(self, state: State, number: int, mind: Mind) -> Iterator[Move]:
+        """The claim brought all there was; a younger snapshot says whether that is still so."""
+        early = frozenset[str]()
+        if self._defect is Defect.PRODUCERS_READ_EARLY:
+            early = state.open_producers()
+        rested = mind.after("rested", NOW, **_answer(new_rows=state.row_waits))
+        yield "asks when to look", state.with_worker(number, mind=rested, early=early)
+        if mind.schedule.polling:
+            rested = mind.quiet().after("rested", NOW, **_answer(new_rows=state.row_waits))
+            yield "asks after a quiet while", state.with_worker(number, mind=rested, early=early)
+
+    def _takes(self, state: State, number: int, mind: Mind) -> Move:
+        held = not state.duty_assigned(besides=number)
+        after = state._replace(flag=number) if held else state
+        mind = mind.after("duty_taken", held=held)
+        return "raises the flag" if held else "leaves the duty to another", after.with_worker(
+            number, mind=mind, row_has_room=True, row_polling=False
         )
 
-    def _takes(self, state: State, number: int) -> Move:
-        ours = {"watched": True, "polling": False, "row_has_room": True, "row_polling": False}
-        if state.somebody_holds_duty(besides=number):
-            return "leaves the watch to another", state.with_worker(
-                number, step=Step.WAIT, holds_duty=False, **ours
+    def _reads_producers(self, state: State, number: int, action: Action, mind: Mind) -> Move:
+        producers = state.open_producers()
+        if self._defect is Defect.PREPARED_NOT_COUNTED:
+            producers = frozenset(
+                name for name in producers if state.producers[int(name)].stage is not Stage.PREPARED
             )
-        following = Step.WAIT if self._defect is Defect.LOCKERS_READ_EARLY else Step.READ_LOCKERS
-        raised = state._replace(flag=number)
-        early = self._defect is Defect.LOCKERS_READ_EARLY
-        return "raises the flag", raised.with_worker(
-            number, step=following, holds_duty=True, look_due=early, **ours
-        )
+        if action is Action.OUTWAIT:
+            mind = mind.after("outwaited", NOW, producers=producers)
+            return "outwaits", state.with_worker(number, mind=mind)
+        if self._defect is Defect.PRODUCERS_READ_EARLY:
+            producers = state.workers[number - 1].early
+        mind = mind.after("producers_read", NOW, producers=producers)
+        return "reads the producers", state.with_worker(number, mind=mind, early=frozenset())
 
-    def _reads_lockers(self, state: State, number: int) -> Move:
-        look = self._defect is not Defect.NO_LOOK_AFTER_RAISING
-        open_producers = self._open_producers(state)
-        return "reads the lockers", state.with_worker(
-            number, step=Step.WAIT, outwaited=open_producers, look_due=look
-        )
-
-    def _outwaits(self, state: State, number: int, worker: Worker) -> Move:
-        left = worker.outwaited & self._open_producers(state)
-        look = left != worker.outwaited and self._defect is not Defect.NO_LOOK_WHEN_ONE_IS_GONE
-        return "outwaits", state.with_worker(number, outwaited=left, look_due=look)
-
-    def _reads_notifications(self, state: State, number: int, worker: Worker) -> Iterator[Move]:
-        if number not in worker.inbox:
-            alert = self._defect is not Defect.OTHERS_NOT_ALERTED
-            yield (
-                "hears another named",
-                state.with_worker(number, inbox=frozenset(), look_due=worker.look_due or alert),
-            )
-            return
-        heard = state.with_worker(number, inbox=frozenset(), look_due=True)
-        if not worker.holds_duty:
-            # Handed over, or an old notification: the next claim's rest takes the watch or leaves
-            # it.
-            heard = heard.with_worker(number, holds_duty=True, watched=False)
-            if self._defect is Defect.HEIR_DOES_NOT_OUTWAIT:
-                heard = heard.with_worker(number, watched=True)
-            elif self._defect is Defect.NAME_TAKEN_AT_ITS_WORD:
-                heard = heard.with_worker(number, watched=True, step=Step.READ_LOCKERS)
-        elif self._defect is Defect.NOTIFICATION_SWALLOWED and worker.outwaited:
-            heard = heard.with_worker(number, look_due=worker.look_due)
-        yield "hears its name", heard
-        if not worker.polling:
-            yield "hears its name often", heard.with_worker(number, step=Step.LOWER)
-
-    def _hands_over(self, state: State, number: int, worker: Worker) -> Iterator[Move]:
-        watched = self._defect is Defect.DROPPED_FOR_GOOD
-        without = state.with_worker(
-            number,
-            holds_duty=False,
-            polling=False,
-            watched=watched,
-            row_has_room=False,
-            row_polling=False,
-        )
-        if not worker.row_polling and state.flag != number:
+    def _hands_over(self, state: State, number: int, mind: Mind) -> Iterator[Move]:
+        mind = mind.after("handed_over", NOW)
+        without = state.with_worker(number, mind=mind, row_has_room=False, row_polling=False)
+        if not state.workers[number - 1].row_polling and state.flag != number:
             yield "says that it has no room", without
             return
         heirs = [
@@ -444,20 +285,62 @@ class _Model:
             if heir != number and other.row and not other.row_stale and other.row_has_room
         ]
         if not heirs:
-            yield "drops the watch", without._replace(flag=FLAG_DOWN)
+            yield "drops the duty", without._replace(flag=FLAG_DOWN)
         for heir in heirs:
-            told = without._replace(flag=heir)
-            yield (
-                f"hands over to {heir}",
-                told if self._defect is Defect.HEIR_NOT_TOLD else told.notified(heir),
-            )
+            named = without._replace(flag=heir)
+            told = named if self._defect is Defect.HEIR_NOT_TOLD else named.notified(heir)
+            yield f"hands over to {heir}", told
 
-    def _open_producers(self, state: State) -> frozenset[int]:
-        """Return whom a worker outwaits."""
-        if self._defect is Defect.NO_OUTWAITING:
-            return frozenset()
-        if self._defect is Defect.PREPARED_NOT_COUNTED:
-            return frozenset(
-                i for i in state.open_producers() if state.producers[i].stage is not Stage.PREPARED
+    # What a worker learns, and what happens to it
+
+    def _learns(self, state: State, number: int, worker: Worker) -> Iterator[Move]:
+        mind = worker.mind
+        if mind.schedule.listening is Listening.OPENING:
+            # What was notified before it knows is lost.
+            opened = mind.after("listener_opened", NOW)
+            heard = state.with_worker(number, mind=opened, listening=True, inbox=frozenset())
+            yield "listens", heard
+        if worker.inbox:
+            named = number in worker.inbox
+            heard = state.with_worker(number, inbox=frozenset())
+            told = mind.after("notified", NOW, mine=int(named), called=False)
+            label = "hears its name" if named else "hears another named"
+            yield label, heard.with_worker(number, mind=told)
+            if named:
+                often = mind.after("notified", NOW, mine=BURST_NOTIFIES, called=False)
+                yield "hears its name often", heard.with_worker(number, mind=often)
+        if not worker.has_room:
+            yield "has room again", state.with_worker(number, mind=mind.after("room_returned", NOW))
+        if state.healing and not state.duty_assigned() and mind.schedule.look_at > NOW:
+            doubting = mind.after("duty_doubted", NOW)
+            yield "finds that no worker has the duty", state.with_worker(number, mind=doubting)
+
+    def _suffers(self, state: State, number: int, worker: Worker) -> Iterator[Move]:
+        if worker.has_room and state.saturations_left:
+            full = worker.mind.after("with_room", NOW, has_room=False)
+            saturated = state._replace(saturations_left=state.saturations_left - 1)
+            yield "has no room", saturated.with_worker(number, mind=full)
+        if worker.listening and state.failures_left:
+            deaf = worker.mind.after("listener_lost", NOW)
+            cut = state._replace(failures_left=state.failures_left - 1)
+            yield (
+                "loses its LISTEN connection",
+                cut.with_worker(number, mind=deaf, listening=False, inbox=frozenset()),
             )
-        return state.open_producers()
+        if worker.row_stale:
+            yield "gives a sign of life", state.with_worker(number, row_stale=False)
+        elif state.mistakes_left:
+            mistaken = state._replace(mistakes_left=state.mistakes_left - 1, healing=True)
+            yield "is taken for dead", mistaken.with_worker(number, row_stale=True)
+
+
+def _answer(*, new_rows: bool) -> dict[str, object]:
+    """Return what ASK_NEXT_LOOK brings where no lane is scheduled."""
+    never = float("inf")
+    return {
+        "lane_s": never,
+        "new_rows": new_rows,
+        "quarantine_s": never,
+        "answered_at": NOW,
+        "u": 0.0,
+    }

@@ -44,7 +44,7 @@ ILLNESSES: dict[str, tuple[Any, str, Callable[[], None]]] = {
     "boot": (process, "_boot", die),
     "dispatcher": (SenderPool, "submit", hang),
     "exchange": (AttemptRunner, "deliver", fail),
-    "sender": (SenderPool, "_carry", fail),
+    "sender": (SenderPool, "_send", fail),
     "recorder": (Recorder, "_record", fail),
 }
 

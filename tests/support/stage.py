@@ -1,9 +1,9 @@
-"""Workers' watches driven by hand, and a dispatcher on a stage: the wakeup protocol against a real
+"""Workers' duty driven by hand, and a dispatcher on a stage: the wakeup protocol against a real
 PostgreSQL, cue by cue.
 
 The dispatcher runs without the housekeeping's sweep: a wakeup that is lost stays lost.
 tests/property has a model of the protocol that tries all interleavings; here the worst of them are
-danced with PostgreSQL itself.
+played with PostgreSQL itself.
 """
 
 import threading
@@ -16,6 +16,7 @@ from tests.support.postgres import Database
 from tests.support.receivers import Receiver, answering
 from tests.support.waiting import eventually
 from webhookd.core.model import WebhookDefaults
+from webhookd.core.schedule import Schedule
 from webhookd.metrics.counters import Metrics
 from webhookd.postgres import session
 from webhookd.postgres.claim import BODY_BYTES, Claim, Claimer, NextLook
@@ -24,7 +25,8 @@ from webhookd.transport.client import Transport
 from webhookd.transport.egress import Egress
 from webhookd.worker.attempt import AttemptRunner
 from webhookd.worker.circuits import LocalCircuits
-from webhookd.worker.dispatcher import Dispatcher
+from webhookd.worker.dispatcher import FIRST, Dispatcher
+from webhookd.worker.events import Events
 from webhookd.worker.listener import WAKE_CHANNEL, Listener
 from webhookd.worker.recorder import Recorder
 from webhookd.worker.results import ResultQueue
@@ -43,29 +45,29 @@ def flag(database: Database) -> int:
 
 
 class Member:
-    """One incarnation's watch, driven by hand."""
+    """One incarnation's duty to be notified, driven by hand."""
 
     def __init__(self, database: Database) -> None:
         self.incarnation = uuid4()
         self.listener = Listener(database.dsn, application_name="test/listen")
         self.connection = session.connect(database.dsn, application_name="test/work")
-        self.watch = NotifyDuty(
+        self.duty = NotifyDuty(
             self.listener,
             worker_id="test",
             incarnation=self.incarnation,
             metrics_address="127.0.0.1:1",
         )
-        self.watch.register(self.connection)
+        self.duty.register(self.connection)
         with session.open_pool(database.dsn, application_name="test/probe", size=1) as pool:
             ended = threading.Event()
             self.listener.open(pool, ended.set)
             assert ended.wait(20) and self.listener.opened()
 
     def take(self) -> bool:
-        return self.watch.take(self.connection)
+        return self.duty.take(self.connection)
 
     def hand_over(self) -> None:
-        self.watch.hand_over(self.connection)
+        self.duty.hand_over(self.connection)
 
     def heard(self) -> list[str]:
         """Return the payloads that came until a probe of its own came."""
@@ -119,7 +121,7 @@ class CuedClaimer(Claimer):
         return next_look
 
 
-class CuedWatch(NotifyDuty):
+class CuedDuty(NotifyDuty):
     cues: Cues
 
     def take(self, connection: session.Connection) -> bool:
@@ -150,39 +152,39 @@ class Stage:
         self,
         database: Database,
         receiver: Receiver,
-        dispatcher: type[Dispatcher],
-        watch: type[CuedWatch],
+        schedule: Schedule,
+        duty: type[CuedDuty],
     ) -> None:
         self.database = database
         self.receiver = receiver
         self.cues = Cues()
-        self.bell = WakeupPipe()
+        self.wakeup = WakeupPipe()
         self.pool = session.open_pool(database.dsn, application_name="test/pool", size=2)
         self.transport = Transport(Egress(True, ["127.0.0.0/8"]))
         metrics, hints = Metrics("test", max_webhooks=10), LocalCircuits()
         results = ResultQueue()
-        courier = AttemptRunner(self.transport, hints, installation="wh_test")
-        self.senders = CuedSenders(courier, results, most=4, bell=self.bell)
+        runner = AttemptRunner(self.transport, hints, installation="wh_test")
+        self.senders = CuedSenders(runner, results, max_threads=4, wakeup=self.wakeup)
         recorder = ResultWriter(worker_id="test", defaults=DEFAULTS)
         self.recording = Recorder(
-            self.pool, recorder, results, circuits=hints, metrics=metrics, wakeup=self.bell
+            self.pool, recorder, results, circuits=hints, metrics=metrics, wakeup=self.wakeup
         )
         incarnation = uuid4()
         listener = Listener(database.dsn, application_name="test/listen")
-        self.watch = watch(
+        self.duty = duty(
             listener, worker_id="test", incarnation=incarnation, metrics_address="127.0.0.1:1"
         )
         claimer = CuedClaimer(worker_id="test", incarnation=incarnation, defaults=DEFAULTS)
-        self.watch.cues = claimer.cues = self.cues
-        self.dispatcher = dispatcher(
+        self.duty.cues = claimer.cues = self.cues
+        self.dispatcher = Dispatcher(
             self.pool,
             claimer,
-            self.watch,
+            Events(self.duty, self.wakeup, metrics),
             self.senders,
             self.recording,
             metrics=metrics,
-            bell=self.bell,
             beat=lambda: None,
+            schedule=schedule,
         )
         self._thread = threading.Thread(target=self.dispatcher.run, name="dispatcher")
 
@@ -194,7 +196,7 @@ class Stage:
         """Start the dispatcher and wait until it sleeps, the flag up in its name."""
         self.begin()
         eventually(
-            lambda: self.watch.wake_number and flag(self.database) == self.watch.wake_number,
+            lambda: self.duty.wake_number and flag(self.database) == self.duty.wake_number,
             what="flag up",
         )
         self.settle()
@@ -212,15 +214,15 @@ class Stage:
         eventually(quiet, what="the dispatcher sleeps")
 
     def lose_room(self) -> None:
-        """Take the dispatcher's room away and wait until it has dropped the watch."""
+        """Take the dispatcher's room away and wait until it has given up the duty."""
         self.senders.room_now = 0
-        self.bell.ring(WakeReason.LOST)  # only so that it notices
-        eventually(lambda: flag(self.database) == FLAG_DOWN, what="the watch is dropped")
+        self.wakeup.wake(WakeReason.LOST)  # only so that it notices
+        eventually(lambda: flag(self.database) == FLAG_DOWN, what="the duty is dropped")
 
     def find_room(self) -> None:
         """Let it take one delivery at a time."""
         self.senders.room_now = 1
-        self.bell.ring(WakeReason.ROOM)
+        self.wakeup.wake(WakeReason.ROOM)
 
     def arrived(self, count: int, *, within_s: float) -> bool:
         return self.receiver.wait_for_requests(count, timeout_s=within_s)
@@ -230,7 +232,7 @@ class Stage:
         if self._thread.ident is not None:
             self._thread.join(20)
             self.recording.stop(timeout_s=5)
-        self.watch.listener.close()
+        self.duty.listener.close()
         self.pool.close()
         self.transport.close()
 
@@ -238,14 +240,14 @@ class Stage:
 @contextmanager
 def staged(
     database: Database,
-    dispatcher: type[Dispatcher] = Dispatcher,
-    watch: type[CuedWatch] = CuedWatch,
+    schedule: Schedule = FIRST,
+    duty: type[CuedDuty] = CuedDuty,
 ) -> Iterator[Stage]:
     with Receiver(answering()) as receiver:
         database.execute(
             "INSERT INTO pggit.webhooks (webhook_id, url) VALUES (1, %s)", [receiver.url()]
         )
-        stage = Stage(database, receiver, dispatcher, watch)
+        stage = Stage(database, receiver, schedule, duty)
         try:
             yield stage
         finally:

@@ -1,5 +1,5 @@
 """When a dispatcher looks at the queue: not over and over while it gets nothing, and in time for
-rows that are suspect.
+rows in quarantine.
 """
 
 import threading
@@ -17,8 +17,8 @@ from tests.support.waiting import eventually
 from webhookd.worker.wakeup import WakeReason
 
 
-def suspect(database: Database, webhook_id: int = 1) -> None:
-    """Have a row be due that lost three leases; nobody is told."""
+def quarantined(database: Database, webhook_id: int = 1) -> None:
+    """Insert a row that is due and lost three leases, without a notification."""
     lanes_of(database, webhook_id)
     with unseen(database) as connection:
         connection.execute(
@@ -67,9 +67,9 @@ def test_a_dispatcher_waits_listens_and_listens_again_in_a_process_with_thousand
 ) -> None:
     with crowded(), staged(database) as stage:
         stage.start()
-        assert stage.watch.listener.fileno() > SELECT_TAKES
+        assert stage.duty.listener.fileno() > SELECT_TAKES
         hang_up(database)
-        eventually(lambda: stage.watch.listener.connected, what="listens again")
+        eventually(lambda: stage.duty.listener.connected, what="listens again")
         stage.settle()
         database.execute(INSERT)
         assert stage.arrived(1, within_s=20)
@@ -101,10 +101,10 @@ def test_an_operator_who_holds_a_lane_with_new_rows_does_not_make_workers_spin(
         assert stage.arrived(1, within_s=20)
 
 
-def test_a_suspect_row_is_tried_when_it_is_due(
+def test_a_row_in_quarantine_is_tried_when_it_is_due(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("webhookd.worker.quarantine.MISSED_FIRST_S", 600.0)
+    monkeypatch.setattr("webhookd.core.quarantine.MISSED_FIRST_S", 600.0)
     with staged(database) as stage:
         database.execute(INSERT)
         database.execute(
@@ -118,33 +118,33 @@ def test_a_suspect_row_is_tried_when_it_is_due(
 
 
 @pytest.mark.parametrize("held", ["alert_delivery_queue", "webhook_health_metrics"])
-def test_an_operator_who_holds_a_suspect_or_its_lane_does_not_make_workers_spin(
+def test_an_operator_who_holds_a_row_in_quarantine_or_its_lane_does_not_make_workers_spin(
     database: Database, monkeypatch: pytest.MonkeyPatch, held: str
 ) -> None:
-    monkeypatch.setattr("webhookd.worker.quarantine.MISSED_FIRST_S", 1.0)
+    monkeypatch.setattr("webhookd.core.quarantine.MISSED_FIRST_S", 1.0)
     with staged(database) as stage, database.connect(autocommit=False) as operator:
         stage.start()
-        suspect(database)
+        quarantined(database)
         operator.execute(f"SELECT FROM pggit.{held} FOR UPDATE")
-        stage.bell.ring(WakeReason.LOST)
+        stage.wakeup.wake(WakeReason.LOST)
         assert turns_in_half_a_second(stage) < 50
         operator.commit()
         assert stage.arrived(1, within_s=20)
 
 
-def test_a_suspect_without_a_lane_does_not_make_workers_spin(database: Database) -> None:
+def test_a_row_in_quarantine_without_a_lane_does_not_make_workers_spin(database: Database) -> None:
     with staged(database) as stage:
         stage.start()
-        suspect(database)
+        quarantined(database)
         database.execute("DELETE FROM pggit.webhook_health_metrics")
-        stage.bell.ring(WakeReason.LOST)
+        stage.wakeup.wake(WakeReason.LOST)
         assert turns_in_half_a_second(stage) < 50
 
 
-def test_a_suspect_that_its_lane_may_not_give_yet_keeps_no_other_waiting(
+def test_a_row_in_quarantine_that_its_lane_does_not_admit_yet_keeps_no_other_waiting(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("webhookd.worker.quarantine.MISSED_FIRST_S", 600.0)
+    monkeypatch.setattr("webhookd.core.quarantine.MISSED_FIRST_S", 600.0)
     with staged(database) as stage:
         database.execute(
             "INSERT INTO pggit.webhooks (webhook_id, url, enabled) SELECT 2, url, false FROM "
@@ -152,8 +152,8 @@ def test_a_suspect_that_its_lane_may_not_give_yet_keeps_no_other_waiting(
         )
         stage.start()
         for webhook_id in (2, 1):
-            suspect(database, webhook_id)
-        stage.bell.ring(WakeReason.LOST)
+            quarantined(database, webhook_id)
+        stage.wakeup.wake(WakeReason.LOST)
         assert stage.arrived(1, within_s=20)
 
 
@@ -166,10 +166,10 @@ HELD = {
 
 
 @pytest.mark.parametrize("held", HELD)
-def test_what_an_operator_holds_keeps_no_suspect_of_another_webhook_waiting(
+def test_what_an_operator_holds_keeps_no_row_in_quarantine_of_another_webhook_waiting(
     database: Database, monkeypatch: pytest.MonkeyPatch, held: str
 ) -> None:
-    monkeypatch.setattr("webhookd.worker.quarantine.SUSPECTS_EVERY_S", 1.0)
+    monkeypatch.setattr("webhookd.core.quarantine.ASK_EVERY_S", 1.0)
     with staged(database) as stage, database.connect(autocommit=False) as operator:
         database.execute(
             "INSERT INTO pggit.webhooks (webhook_id, url) SELECT 2, url FROM pggit.webhooks"
@@ -186,17 +186,17 @@ def test_what_an_operator_holds_keeps_no_suspect_of_another_webhook_waiting(
                 connection.execute(INSERT)
         operator.execute(HELD[held])
         looks = stage.cues.looks
-        stage.bell.ring(WakeReason.LOST)
+        stage.wakeup.wake(WakeReason.LOST)
         eventually(lambda: stage.cues.looks > looks + 5, what="it looks over and over")
-        suspect(database, 2)
+        quarantined(database, 2)
         assert stage.arrived(1, within_s=20)
 
 
-def test_a_result_that_an_operator_holds_up_keeps_no_others_waiting_for_a_suspects_turn(
+def test_a_result_that_an_operator_delays_keeps_no_others_waiting_for_a_row_in_quarantine(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("ALONE_WITHIN_S", "MISSED_FIRST_S"):
-        monkeypatch.setattr(f"webhookd.suspects.{name}", 1.0)
+        monkeypatch.setattr(f"webhookd.core.quarantine.{name}", 1.0)
     with (
         staged(database) as stage,
         slow_webhook(database) as slow,
@@ -207,8 +207,8 @@ def test_a_result_that_an_operator_holds_up_keeps_no_others_waiting_for_a_suspec
         assert slow.wait_for_requests(1)
         operator.execute("SELECT FROM pggit.webhook_health_metrics WHERE webhook_id = 2 FOR UPDATE")
         slow.hang_up()
-        suspect(database)
-        stage.bell.ring(WakeReason.LOST)
+        quarantined(database)
+        stage.wakeup.wake(WakeReason.LOST)
         eventually(lambda: flag(database) == FLAG_DOWN, what="it claims nothing")
         database.execute(INSERT)
         assert stage.arrived(1, within_s=20)
@@ -216,36 +216,36 @@ def test_a_result_that_an_operator_holds_up_keeps_no_others_waiting_for_a_suspec
         assert stage.arrived(2, within_s=20)
 
 
-def test_a_suspect_whose_own_result_an_operator_holds_up_keeps_no_others_waiting(
+def test_a_row_in_quarantine_whose_own_result_an_operator_delays_keeps_no_others_waiting(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("webhookd.worker.quarantine.ALONE_WITHIN_S", 0.1)
+    monkeypatch.setattr("webhookd.core.quarantine.ALONE_WITHIN_S", 0.1)
     with (
         staged(database) as stage,
         slow_webhook(database) as slow,
         database.connect(autocommit=False) as operator,
     ):
         stage.start()
-        suspect(database, 2)
-        stage.bell.ring(WakeReason.LOST)
+        quarantined(database, 2)
+        stage.wakeup.wake(WakeReason.LOST)
         assert slow.wait_for_requests(1)
         database.execute(INSERT)
-        assert not stage.arrived(1, within_s=1.0), "the suspect might kill that one, too"
+        assert not stage.arrived(1, within_s=1.0), "the row in quarantine might kill that one, too"
         operator.execute("SELECT FROM pggit.webhook_health_metrics WHERE webhook_id = 2 FOR UPDATE")
         slow.hang_up()
         assert stage.arrived(1, within_s=20)
 
 
-def test_a_suspect_row_has_its_turn_while_every_claim_is_full(
+def test_a_row_in_quarantine_is_tried_while_every_claim_is_full(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("webhookd.worker.quarantine.SUSPECTS_EVERY_S", 0.05)
+    monkeypatch.setattr("webhookd.core.quarantine.ASK_EVERY_S", 0.05)
     with staged(database) as stage:
         stage.start()
         stage.lose_room()
         database.execute(INSERT)
         database.execute("UPDATE pggit.alert_delivery_queue SET routed = true, leases_lost = 3")
-        [(suspect,)] = database.execute("SELECT delivery_id FROM pggit.alert_delivery_queue")
+        [(row,)] = database.execute("SELECT delivery_id FROM pggit.alert_delivery_queue")
         # Many lanes: one alone would look empty whenever a record has it locked.
         database.execute(
             "INSERT INTO pggit.webhooks (webhook_id, url) SELECT 1 + i, url FROM pggit.webhooks, "
@@ -259,5 +259,5 @@ def test_a_suspect_row_has_its_turn_while_every_claim_is_full(
         stage.find_room()  # for one at a time: a claim is full as long as there is anything
         assert stage.arrived(1001, within_s=60)
         assert [
-            f"wh_test_{suspect}\r\n".encode() in request for request in stage.receiver.requests
+            f"wh_test_{row}\r\n".encode() in request for request in stage.receiver.requests
         ].index(True) < 900

@@ -9,7 +9,7 @@ from tests.support.waiting import eventually
 WINDOW_S = 8.0
 # Signs of life and chores of three workers every 4.5 s come to some two a second. Polling would
 # show as hundreds.
-MOST_A_SECOND = 5.0
+MAX_A_SECOND = 5.0
 
 
 def transactions(database: Database) -> int:
@@ -41,7 +41,10 @@ def wait_until_settled(database: Database) -> None:
     """Wait until three workers have given their second sign of life: what their start cost has been
     counted by then.
     """
-    second = "SELECT count(*) = 3 AND min(seen_at - started_at) > interval '4 seconds' FROM pggit.workers"
+    second = (
+        "SELECT count(*) = 3 AND min(seen_at - started_at) > interval '4 seconds' "
+        "FROM pggit.workers"
+    )
     eventually(lambda: database.execute(second) == [(True,)])
 
 
@@ -50,7 +53,7 @@ def test_three_workers_without_work_make_a_handful_of_transactions_a_second(
 ) -> None:
     with Daemon(database.dsn) as daemon:
         wait_until_settled(database)
-        assert transactions_a_second(database) < MOST_A_SECOND
+        assert transactions_a_second(database) < MAX_A_SECOND
         assert daemon.stop() == 0
 
 
@@ -69,12 +72,12 @@ def test_a_backlog_that_cannot_move_costs_no_more_than_an_empty_queue(database: 
     insert(database, 1, 1000)  # an open circuit
     insert(database, 2, 1000)  # paused
     insert(database, 3, 1000, due_in="1 hour")  # scheduled
-    insert(database, 4, 1000)  # nobody has registered it
+    insert(database, 4, 1000)  # not registered
     with Daemon(database.dsn) as daemon:
         wait_until_settled(database)
         assert database.execute(
             "SELECT count(*)::int FROM pggit.alert_delivery_queue WHERE NOT routed"
         ) == [(0,)]
-        assert transactions_a_second(database) < MOST_A_SECOND
+        assert transactions_a_second(database) < MAX_A_SECOND
         assert database.execute("SELECT count(*)::int FROM pggit.alert_delivery_log") == [(0,)]
         assert daemon.stop() == 0

@@ -11,23 +11,25 @@ import pytest
 from tests.support.daemon import Daemon, arrivals
 from tests.support.postgres import Database
 from tests.support.receivers import Receiver, answering
-from tests.support.stage import FLAG_DOWN, INSERT, LEVELS, CuedWatch, Member, Stage, flag, staged
-from tests.support.waiting import eventually
-from tests.support.wakeup_faults import (
-    FLAG_IN_A_ROW,
+from tests.support.schedule_faults import (
+    BelievesANotification,
     DoesNotLookWhenOneIsGone,
-    KeepsTheWatchOnceItHearsItsName,
+    IgnoresOtherNames,
     LooksAndDoesNotOutwait,
-    MindsItsOwnNameOnly,
     NeitherOutwaitsNorLooks,
     NeverListensAgain,
     OutwaitsAndDoesNotLook,
-    OverlooksPreparedTransactions,
-    OverlooksTheRegistry,
-    ReadsLockersEarly,
     SwallowsWhatComesWhileOutwaiting,
 )
-from webhookd.worker.dispatcher import Dispatcher
+from tests.support.stage import FLAG_DOWN, INSERT, LEVELS, CuedDuty, Member, Stage, flag, staged
+from tests.support.waiting import eventually
+from tests.support.wakeup_faults import (
+    FLAG_IN_A_ROW,
+    OverlooksPreparedTransactions,
+    OverlooksTheRegistry,
+    ReadsProducersEarly,
+)
+from webhookd.core.schedule import Schedule
 from webhookd.worker.wakeup import WakeReason
 
 # Long enough for any pause that a dispatcher makes of itself; one that lost its wakeup never looks
@@ -117,7 +119,7 @@ def an_operator_resumes_the_webhook_in_a_long_transaction(stage: Stage, within_s
     with stage.database.connect(autocommit=False) as operator:
         operator.execute(
             "UPDATE pggit.webhooks SET enabled = true"
-        )  # the flag is down: tells nobody
+        )  # the flag is down: notifies no worker
         stage.find_room()
         stage.settle()
     return stage.arrived(1, within_s=within_s)
@@ -132,33 +134,33 @@ def an_insert_has_a_snapshot_from_before_the_flag(stage: Stage, within_s: float)
     return stage.arrived(1, within_s=within_s)
 
 
-def the_watch_is_handed_over_with_the_flag_down(stage: Stage, within_s: float) -> bool:
+def the_duty_is_handed_over_with_the_flag_down(stage: Stage, within_s: float) -> bool:
     looker = Member(stage.database)
     try:
         looker.take()
-        looker.watch.lower(looker.connection)
+        looker.duty.lower(looker.connection)
         looker_gives_way = threading.Event()
         stage.cues.at(
             "once the flag is up", looker_gives_way.set
-        )  # the dispatcher has found that another keeps it
+        )  # the dispatcher has found that another has it
         with stage.database.connect(autocommit=False) as producer:
             producer.execute(INSERT)
             stage.begin()
             assert looker_gives_way.wait(20)
             looker.hand_over()
             stage.settle()
-            assert flag(stage.database) == stage.watch.wake_number
+            assert flag(stage.database) == stage.duty.wake_number
         return stage.arrived(1, within_s=within_s)
     finally:
         looker.close()
 
 
-def an_old_notification_comes_after_the_watch_was_dropped(
+def an_old_notification_comes_after_the_duty_was_dropped(
     stage: Stage, within_s: float, *, and_then: Callable[[], None] = lambda: None
 ) -> bool:
     stage.start()
     with stage.database.connect(autocommit=False) as producer:
-        producer.execute(INSERT)  # will tell this worker, by number
+        producer.execute(INSERT)  # will notify this worker, by number
         stage.lose_room()
         stage.database.execute(INSERT)
 
@@ -174,14 +176,14 @@ def an_old_notification_comes_after_the_watch_was_dropped(
     return stage.arrived(3, within_s=within_s)
 
 
-def the_sweep_rings_with_an_old_notification(stage: Stage, within_s: float) -> bool:
+def the_sweep_wakes_with_an_old_notification(stage: Stage, within_s: float) -> bool:
     def sweep() -> None:
-        stage.bell.ring(WakeReason.SWEEP)
+        stage.wakeup.wake(WakeReason.SWEEP)
 
-    return an_old_notification_comes_after_the_watch_was_dropped(stage, within_s, and_then=sweep)
+    return an_old_notification_comes_after_the_duty_was_dropped(stage, within_s, and_then=sweep)
 
 
-def the_keeper_does_not_answer(stage: Stage, within_s: float) -> bool:
+def the_worker_with_the_duty_does_not_answer(stage: Stage, within_s: float) -> bool:
     deaf = Member(stage.database)
     try:
         deaf.take()
@@ -190,7 +192,7 @@ def the_keeper_does_not_answer(stage: Stage, within_s: float) -> bool:
         stage.begin()
         assert taken.wait(20)
         stage.settle()
-        assert flag(stage.database) == deaf.watch.wake_number
+        assert flag(stage.database) == deaf.duty.wake_number
         stage.database.execute(INSERT)
         return stage.arrived(1, within_s=within_s)
     finally:
@@ -218,10 +220,10 @@ SCENARIOS: list[Scenario] = [
     an_insert_comes_while_another_is_outwaited,
     an_operator_resumes_the_webhook_in_a_long_transaction,
     an_insert_has_a_snapshot_from_before_the_flag,
-    the_watch_is_handed_over_with_the_flag_down,
-    an_old_notification_comes_after_the_watch_was_dropped,
-    the_sweep_rings_with_an_old_notification,
-    the_keeper_does_not_answer,
+    the_duty_is_handed_over_with_the_flag_down,
+    an_old_notification_comes_after_the_duty_was_dropped,
+    the_sweep_wakes_with_an_old_notification,
+    the_worker_with_the_duty_does_not_answer,
     the_listening_connection_is_cut,
 ]
 
@@ -235,45 +237,44 @@ def test_no_wakeup_is_lost_when(scenario: Scenario, database: Database) -> None:
 
 
 # The same with a step left out: the choreographies must notice
-#
 
 
 @pytest.mark.parametrize(
-    ("dispatcher", "scenario"),
+    ("schedule", "scenario"),
     [
         (LooksAndDoesNotOutwait, an_insert_from_before_the_flag_commits_late),
         (LooksAndDoesNotOutwait, an_insert_begins_between_the_last_look_and_the_flag),
-        (LooksAndDoesNotOutwait, the_watch_is_handed_over_with_the_flag_down),
+        (LooksAndDoesNotOutwait, the_duty_is_handed_over_with_the_flag_down),
         (OutwaitsAndDoesNotLook, an_insert_comes_and_goes_between_the_last_look_and_the_flag),
         (NeitherOutwaitsNorLooks, an_insert_commits_once_the_flag_is_up),
         (DoesNotLookWhenOneIsGone, an_insert_from_before_the_flag_commits_late),
         (SwallowsWhatComesWhileOutwaiting, an_insert_comes_while_another_is_outwaited),
-        (KeepsTheWatchOnceItHearsItsName, the_watch_is_handed_over_with_the_flag_down),
-        (KeepsTheWatchOnceItHearsItsName, an_old_notification_comes_after_the_watch_was_dropped),
-        (MindsItsOwnNameOnly, the_keeper_does_not_answer),
+        (BelievesANotification, the_duty_is_handed_over_with_the_flag_down),
+        (BelievesANotification, an_old_notification_comes_after_the_duty_was_dropped),
+        (IgnoresOtherNames, the_worker_with_the_duty_does_not_answer),
         (NeverListensAgain, the_listening_connection_is_cut),
     ],
 )
-def test_a_dispatcher_that_leaves_out_a_step_loses_one(
-    dispatcher: type[Dispatcher], scenario: Scenario, database: Database
+def test_a_schedule_that_leaves_out_a_step_loses_one(
+    schedule: type[Schedule], scenario: Scenario, database: Database
 ) -> None:
-    with staged(database, dispatcher=dispatcher) as stage:
+    with staged(database, schedule=schedule()) as stage:
         assert not scenario(stage, NEVER_S)
 
 
 @pytest.mark.parametrize(
-    ("watch", "scenario"),
+    ("duty", "scenario"),
     [
-        (ReadsLockersEarly, an_insert_begins_between_the_last_look_and_the_flag),
+        (ReadsProducersEarly, an_insert_begins_between_the_last_look_and_the_flag),
         (OverlooksPreparedTransactions, a_prepared_insert_is_committed_late),
         (OverlooksPreparedTransactions, an_insert_is_prepared_while_it_is_outwaited),
         (OverlooksTheRegistry, an_operator_resumes_the_webhook_in_a_long_transaction),
     ],
 )
-def test_a_watch_that_overlooks_lockers_loses_one(
-    watch: type[CuedWatch], scenario: Scenario, database: Database
+def test_a_duty_that_overlooks_producers_loses_one(
+    duty: type[CuedDuty], scenario: Scenario, database: Database
 ) -> None:
-    with staged(database, watch=watch) as stage:
+    with staged(database, duty=duty) as stage:
         assert not scenario(stage, NEVER_S)
 
 
@@ -286,8 +287,8 @@ def test_a_flag_in_a_row_would_lose_one(database: Database) -> None:
 # Races
 
 PRODUCERS = 6
-BURST = 90  # enough for the keeper to lower the flag
-# A lost wakeup is made good by the sweep 30 s later, or by the next insert; a round has no next
+BURST = 90  # enough for the flag to be lowered
+# A lost wakeup is repaired by the sweep 30 s later, or by the next insert; a round has no next
 # insert.
 GUARD_S = 8.0
 
@@ -375,11 +376,11 @@ def test_three_workers_miss_nothing_of_what_racing_producers_commit(database: Da
         assert daemon.stop() == 0
 
 
-@pytest.mark.parametrize("dispatcher", [LooksAndDoesNotOutwait, NeitherOutwaitsNorLooks])
-def test_the_race_catches_a_dispatcher_that_does_not_outwait(
-    dispatcher: type[Dispatcher], database: Database
+@pytest.mark.parametrize("schedule", [LooksAndDoesNotOutwait, NeitherOutwaitsNorLooks])
+def test_the_race_catches_a_schedule_that_does_not_outwait(
+    schedule: type[Schedule], database: Database
 ) -> None:
-    with staged(database, dispatcher=dispatcher) as stage:
+    with staged(database, schedule=schedule()) as stage:
         stage.start()
         _, lost = race(database, stage.receiver, rounds=25, guard_s=NEVER_S, seed=2)
         assert lost > 0

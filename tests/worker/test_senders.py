@@ -26,12 +26,12 @@ from webhookd.worker.wakeup import WakeReason, WakeupPipe
 class Rig:
     """A sender pool with its queue of results, and deliveries for one receiver."""
 
-    def __init__(self, receiver: Receiver, *, most: int) -> None:
+    def __init__(self, receiver: Receiver, *, max_threads: int) -> None:
         self.transport = Transport(Egress(True, ["127.0.0.0/8"]))
         self.results = ResultQueue()
-        self.bell = WakeupPipe()
-        courier = AttemptRunner(self.transport, LocalCircuits(), installation="wh_test")
-        self.senders = SenderPool(courier, self.results, most=most, bell=self.bell)
+        self.wakeup = WakeupPipe()
+        runner = AttemptRunner(self.transport, LocalCircuits(), installation="wh_test")
+        self.senders = SenderPool(runner, self.results, max_threads=max_threads, wakeup=self.wakeup)
         self._settings = settings(url=receiver.url())
 
     def deliveries(self, count: int) -> list[Delivery]:
@@ -44,9 +44,9 @@ class Rig:
 
 
 @contextmanager
-def rig(behaviour: Behaviour, *, most: int) -> Iterator[tuple[Rig, Receiver]]:
+def rig(behaviour: Behaviour, *, max_threads: int) -> Iterator[tuple[Rig, Receiver]]:
     with Receiver(behaviour) as receiver:
-        made = Rig(receiver, most=most)
+        made = Rig(receiver, max_threads=max_threads)
         yield made, receiver
         made.senders.withdraw()
         made.transport.close()
@@ -60,7 +60,7 @@ def test_the_pool_grows_to_its_limit_while_receivers_keep_every_sender_waiting()
             release.wait(20)
             peer.send(OK)
 
-    with rig(slow, most=8) as (made, receiver):
+    with rig(slow, max_threads=8) as (made, receiver):
         made.senders.submit(made.deliveries(20))
 
         def grown() -> bool:
@@ -91,7 +91,7 @@ def test_senders_that_wait_for_the_processor_get_no_company_and_leave_but_for_on
             time.sleep(0.02)
             peer.send(OK)
 
-    with rig(slow, most=8) as (made, _):
+    with rig(slow, max_threads=8) as (made, _):
         made.senders.submit(made.deliveries(2000))
 
         def ticked(threads: int) -> bool:
@@ -111,7 +111,7 @@ def test_a_fast_receiver_is_served_by_one_sender() -> None:
         while peer.read_request() is not None:
             peer.send(OK)
 
-    with rig(fast, most=8) as (made, _):
+    with rig(fast, max_threads=8) as (made, _):
         made.senders.submit(made.deliveries(200))
         eventually(lambda: len(made.results) == 200)
         assert made.senders.threads == 1
@@ -128,7 +128,7 @@ def test_what_no_sender_has_begun_can_be_withdrawn() -> None:
         peer.read_request()
         release.wait(20)
 
-    with rig(stuck, most=1) as (made, receiver):
+    with rig(stuck, max_threads=1) as (made, receiver):
         made.senders.submit(made.deliveries(5))
         assert receiver.wait_for_requests(1)
         assert [one.delivery_id for one in made.senders.withdraw()] == [2, 3, 4, 5]
@@ -137,7 +137,7 @@ def test_what_no_sender_has_begun_can_be_withdrawn() -> None:
         eventually(lambda: made.senders.backlog() == 0)
 
 
-def test_the_bell_rings_once_there_is_room_again() -> None:
+def test_the_dispatcher_is_woken_once_there_is_room_again() -> None:
     release = threading.Event()
 
     def slow(peer: Peer) -> None:
@@ -145,13 +145,13 @@ def test_the_bell_rings_once_there_is_room_again() -> None:
             release.wait(20)
             peer.send(OK)
 
-    with rig(slow, most=1) as (made, _):
+    with rig(slow, max_threads=1) as (made, _):
         made.senders.submit(made.deliveries(made.senders.room()))
         assert made.senders.room() <= 0
         made.senders.call_for_room()
-        assert made.bell.answer() == []
+        assert made.wakeup.drain() == []
         release.set()
-        eventually(lambda: WakeReason.ROOM in made.bell.answer())
+        eventually(lambda: WakeReason.ROOM in made.wakeup.drain())
 
 
 def test_more_is_asked_for_once_little_is_left() -> None:
@@ -161,7 +161,7 @@ def test_more_is_asked_for_once_little_is_left() -> None:
             peer.send(OK)
 
     shares: list[float] = []  # of what is held once more has come, those that were left
-    with rig(quick, most=1) as (made, _):
+    with rig(quick, max_threads=1) as (made, _):
         until = time.monotonic() + 20
         while len(shares) < 10 and time.monotonic() < until:
             left = made.senders.backlog()
@@ -174,8 +174,8 @@ def test_more_is_asked_for_once_little_is_left() -> None:
 
 
 def test_a_delivery_too_late_for_its_lease_is_given_back_and_not_sent() -> None:
-    with rig(lambda peer: None, most=1) as (made, receiver):
-        courier = AttemptRunner(made.transport, LocalCircuits(), installation="wh_test")
+    with rig(lambda peer: None, max_threads=1) as (made, receiver):
+        runner = AttemptRunner(made.transport, LocalCircuits(), installation="wh_test")
         late = made.deliveries(1)[0]._replace(start_before=0.0)
-        assert courier.deliver(late) == GivenBack()
+        assert runner.deliver(late) == GivenBack()
         assert receiver.connections == 0

@@ -1,4 +1,4 @@
-"""The watch: who keeps it, whom its keeper outwaits, and what an insert tells it."""
+"""The duty to be notified: which worker has it, whom that one outwaits, and what an insert says."""
 
 from collections.abc import Callable, Iterator
 from uuid import UUID, uuid4
@@ -34,48 +34,47 @@ def age(database: Database, incarnation: UUID) -> None:
     )
 
 
-# Who keeps the watch
+# Which worker has the duty
 
 
 @pytest.mark.every_postgres
-def test_only_one_of_three_keeps_the_watch(database: Database, join: Join) -> None:
+def test_only_one_of_three_has_the_duty(database: Database, join: Join) -> None:
     first, second, third = join(), join(), join()
-    assert len({member.watch.wake_number for member in (first, second, third)}) == 3
+    assert len({member.duty.wake_number for member in (first, second, third)}) == 3
     assert flag(database) == FLAG_DOWN
     assert [first.take(), second.take(), third.take()] == [True, False, False]
-    assert flag(database) == first.watch.wake_number > FLAG_DOWN
+    assert flag(database) == first.duty.wake_number > FLAG_DOWN
     assert first.take(), "taking it again is harmless"
 
 
-def test_the_watch_is_kept_with_the_flag_down_too(database: Database, join: Join) -> None:
+def test_a_worker_keeps_the_duty_with_the_flag_down(database: Database, join: Join) -> None:
     first, second = join(), join()
     first.take()
-    first.watch.lower(first.connection)
-    assert (flag(database), first.watch.polling, first.watch.holds_duty) == (FLAG_DOWN, True, True)
+    first.duty.lower(first.connection)
+    assert flag(database) == FLAG_DOWN
     assert not second.take()
     assert first.take()
-    assert (flag(database), first.watch.polling) == (first.watch.wake_number, False)
+    assert flag(database) == first.duty.wake_number
 
 
 @pytest.mark.parametrize("lowered", [False, True])
-def test_the_watch_is_handed_to_a_worker_that_has_room_and_that_one_is_told(
+def test_the_duty_is_handed_to_a_worker_that_has_room_and_that_one_is_notified(
     database: Database, join: Join, lowered: bool
 ) -> None:
-    keeper, full, free = join(), join(), join()
-    keeper.take(), full.take(), free.take()
-    full.hand_over()  # keeps nothing: it only says that it has no room
-    assert flag(database) == keeper.watch.wake_number
+    first, full, free = join(), join(), join()
+    first.take(), full.take(), free.take()
+    full.hand_over()  # has no duty: it only says that it has no room
+    assert flag(database) == first.duty.wake_number
     assert free.heard() == []
     if lowered:
-        keeper.watch.lower(keeper.connection)
-    keeper.hand_over()
-    assert not keeper.watch.holds_duty
-    assert flag(database) == free.watch.wake_number
-    assert free.heard() == [str(free.watch.wake_number)]
-    assert not keeper.take() and not full.take()
+        first.duty.lower(first.connection)
+    first.hand_over()
+    assert flag(database) == free.duty.wake_number
+    assert free.heard() == [str(free.duty.wake_number)]
+    assert not first.take() and not full.take()
 
 
-def test_without_an_heir_the_watch_is_dropped_and_the_first_to_have_room_takes_it(
+def test_without_an_heir_the_duty_is_dropped_and_the_first_to_have_room_takes_it(
     database: Database, join: Join
 ) -> None:
     first, second = join(), join()
@@ -84,11 +83,11 @@ def test_without_an_heir_the_watch_is_dropped_and_the_first_to_have_room_takes_i
     first.hand_over()
     assert flag(database) == FLAG_DOWN
     assert second.take()
-    assert flag(database) == second.watch.wake_number
+    assert flag(database) == second.duty.wake_number
     assert not first.take()
 
 
-def test_a_worker_that_is_silent_neither_keeps_nor_inherits_the_watch(
+def test_a_worker_that_is_silent_neither_keeps_nor_inherits_the_duty(
     database: Database, join: Join
 ) -> None:
     dead, second, third = join(), join(), join()
@@ -98,32 +97,31 @@ def test_a_worker_that_is_silent_neither_keeps_nor_inherits_the_watch(
     age(database, third.incarnation)
     second.hand_over()
     assert flag(database) == FLAG_DOWN
-    # A dead one that kept the watch by looking.
-    dead.watch.lower(dead.connection)
+    # A dead one that had the duty with the flag down.
+    dead.duty.lower(dead.connection)
     assert flag(database) == FLAG_DOWN
     assert second.take()
 
 
-def test_who_hands_over_what_another_has_taken_meanwhile_changes_nothing(
+def test_to_hand_over_what_another_has_taken_meanwhile_changes_nothing(
     database: Database, join: Join
 ) -> None:
     stalled, second, third = join(), join(), join()
     stalled.take(), second.take(), third.take()
     age(database, stalled.incarnation)
     second.take()
-    assert stalled.watch.holds_duty, "it cannot know"
-    stalled.hand_over()
-    assert flag(database) == second.watch.wake_number
+    stalled.hand_over()  # it cannot know
+    assert flag(database) == second.duty.wake_number
 
 
-def test_a_worker_that_leaves_hands_the_watch_over_and_is_struck(
+def test_a_worker_that_leaves_hands_the_duty_over_and_its_row_is_deleted(
     database: Database, join: Join
 ) -> None:
     first, second = join(), join()
     first.take(), second.take()
-    first.watch.leave(first.connection)
-    assert flag(database) == second.watch.wake_number
-    assert second.heard()[:1] == [str(second.watch.wake_number)]
+    first.duty.leave(first.connection)
+    assert flag(database) == second.duty.wake_number
+    assert second.heard()[:1] == [str(second.duty.wake_number)]
     assert database.execute("SELECT incarnation FROM pggit.workers") == [(second.incarnation,)]
 
 
@@ -132,14 +130,14 @@ def test_a_row_that_has_vanished_registers_again_under_a_number_of_its_own(
 ) -> None:
     member = join()
     member.take()
-    number = member.watch.wake_number
+    number = member.duty.wake_number
     database.execute("DELETE FROM pggit.workers")
-    assert not member.take(), "nobody keeps the watch without a row"
-    member.watch.register(member.connection)
-    assert member.watch.wake_number > number
-    assert not member.watch.holds_duty
+    assert not member.take(), "a worker without a row cannot have the duty"
+    assert member.duty.register(member.connection)
+    assert member.duty.wake_number > number
+    assert not member.duty.register(member.connection)
     assert member.take()
-    assert flag(database) == member.watch.wake_number
+    assert flag(database) == member.duty.wake_number
 
 
 # Whom to outwait
@@ -151,22 +149,24 @@ def test_open_and_prepared_inserts_are_outwaited_and_readers_are_not(
 ) -> None:
     member = join()
     if database.execute("SHOW max_prepared_transactions") == [("0",)]:
-        pytest.fail("tests/postgres.py must start its servers with max_prepared_transactions")
+        pytest.fail(
+            "tests/support/postgres.py must start its servers with max_prepared_transactions"
+        )
     with (
         database.connect(autocommit=False) as reader,
         database.connect(autocommit=False) as producer,
     ):
         reader.execute("SELECT count(*) FROM pggit.alert_delivery_queue")
-        assert member.watch.open_producers(member.connection) == set()
+        assert member.duty.open_producers(member.connection) == set()
         producer.execute("SAVEPOINT a")
         producer.execute(INSERT)
-        assert len(member.watch.open_producers(member.connection)) == 1
+        assert len(member.duty.open_producers(member.connection)) == 1
         producer.execute("SET LOCAL webhookd.notify = off")
         producer.execute("PREPARE TRANSACTION 'kept open'")
-        assert len(member.watch.open_producers(member.connection)) == 1
+        assert len(member.duty.open_producers(member.connection)) == 1
         with database.connect() as other:
             other.execute("COMMIT PREPARED 'kept open'")
-        assert member.watch.open_producers(member.connection) == set()
+        assert member.duty.open_producers(member.connection) == set()
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_open_and_prepared_inserts_are_outwaited_and_readers_are_not(
         "COPY pggit.alert_delivery_queue (webhook_id, message_body) FROM STDIN",
     ],
 )
-def test_whatever_looks_at_the_flag_is_outwaited(
+def test_a_transaction_whose_trigger_reads_the_flag_is_outwaited(
     database: Database, join: Join, statement: str
 ) -> None:
     member = join()
@@ -190,15 +190,15 @@ def test_whatever_looks_at_the_flag_is_outwaited(
                 copy.write(b"1\t{}\n")
         else:
             operator.execute(statement.encode())
-        assert len(member.watch.open_producers(member.connection)) == 1
-    assert member.watch.open_producers(member.connection) == set()
+        assert len(member.duty.open_producers(member.connection)) == 1
+    assert member.duty.open_producers(member.connection) == set()
 
 
-# What an insert tells
+# What an insert says
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_an_insert_tells_the_keeper_at_every_isolation_level(
+def test_an_insert_notifies_the_worker_with_the_duty_at_every_isolation_level(
     database: Database, join: Join, level: str
 ) -> None:
     member = join()
@@ -210,14 +210,14 @@ def test_an_insert_tells_the_keeper_at_every_isolation_level(
         member.take()
         producer.execute(INSERT)
         assert member.heard() == [], "not before the commit"
-    assert member.heard() == [str(member.watch.wake_number)]
+    assert member.heard() == [str(member.duty.wake_number)]
 
 
 def test_while_the_flag_is_down_no_insert_notifies(database: Database, join: Join) -> None:
     member = join()
     database.execute(INSERT)
     member.take()
-    member.watch.lower(member.connection)
+    member.duty.lower(member.connection)
     database.execute(INSERT)
     with database.connect(autocommit=False) as producer:
         producer.execute(INSERT)
@@ -227,9 +227,7 @@ def test_while_the_flag_is_down_no_insert_notifies(database: Database, join: Joi
     assert member.heard() == []
 
 
-def test_one_transaction_tells_once_whatever_its_savepoints_do(
-    database: Database, join: Join
-) -> None:
+def test_one_transaction_notifies_once_with_any_savepoints(database: Database, join: Join) -> None:
     member = join()
     member.take()
     with database.connect(autocommit=False) as producer:
@@ -238,7 +236,7 @@ def test_one_transaction_tells_once_whatever_its_savepoints_do(
         producer.execute("RELEASE a")
         for _ in range(5):
             producer.execute(INSERT)
-    assert member.heard() == [str(member.watch.wake_number)]
+    assert member.heard() == [str(member.duty.wake_number)]
     with database.connect(autocommit=False) as producer:
         producer.execute("SAVEPOINT a")
         producer.execute(INSERT)
@@ -275,7 +273,7 @@ def test_a_producer_needs_no_right_but_to_insert(database: Database, join: Join)
             producer.execute(f"SET ROLE {role}".encode())
             producer.execute("SET search_path = ''")
             producer.execute(INSERT)
-        assert member.heard() == [str(member.watch.wake_number)]
+        assert member.heard() == [str(member.duty.wake_number)]
     finally:
         database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
@@ -295,7 +293,7 @@ def test_a_producer_needs_no_right_but_to_insert(database: Database, join: Join)
         "SELECT pggit.update_webhook_health(1, 200, 1)",
     ],
 )
-def test_whatever_else_makes_rows_claimable_tells_too(
+def test_other_statements_that_make_rows_claimable_notify_too(
     database: Database, join: Join, statement: str
 ) -> None:
     database.execute(
@@ -314,4 +312,4 @@ def test_whatever_else_makes_rows_claimable_tells_too(
     member = join()
     member.take()
     database.execute(statement)
-    assert member.heard() == [str(member.watch.wake_number)]
+    assert member.heard() == [str(member.duty.wake_number)]

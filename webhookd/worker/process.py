@@ -42,6 +42,7 @@ from webhookd.worker.chores.sweeper import Sweeper
 from webhookd.worker.chores.targets import TargetsReader
 from webhookd.worker.circuits import LocalCircuits
 from webhookd.worker.dispatcher import Dispatcher
+from webhookd.worker.events import Events
 from webhookd.worker.listener import Listener
 from webhookd.worker.recorder import Recorder
 from webhookd.worker.results import ResultQueue
@@ -123,7 +124,7 @@ class _Worker:
             Egress(config.allow_http, config.allow_network), connections_per_origin=config.threads
         )
         runner = AttemptRunner(self._transport, circuits, installation=installation)
-        self._senders = SenderPool(runner, results, most=config.threads, bell=self._wakeup)
+        self._senders = SenderPool(runner, results, max_threads=config.threads, wakeup=self._wakeup)
         self._recorder = Recorder(
             self._pool,
             self._writer,
@@ -152,19 +153,19 @@ class _Worker:
         listener = Listener(
             config.listen_dsn or config.dsn, application_name=f"webhookd/{lifeline.name}/listen"
         )
+        duty = NotifyDuty(
+            listener,
+            worker_id=lifeline.name,
+            incarnation=lifeline.incarnation,
+            metrics_address=address_of(lifeline.metrics_socket),
+        )
         return Dispatcher(
             self._pool,
             Claimer(worker_id=lifeline.name, incarnation=lifeline.incarnation, defaults=defaults),
-            NotifyDuty(
-                listener,
-                worker_id=lifeline.name,
-                incarnation=lifeline.incarnation,
-                metrics_address=address_of(lifeline.metrics_socket),
-            ),
+            Events(duty, self._wakeup, self._metrics),
             self._senders,
             self._recorder,
             metrics=self._metrics,
-            bell=self._wakeup,
             beat=self._beat,
         )
 

@@ -216,7 +216,7 @@ class Recorder:
         )
         self._complete(ended)
         if recorded.next_look_s < math.inf:
-            self._wakeup.ring(recorded.next_look_s)
+            self._wakeup.wake(recorded.next_look_s)
 
     def _complete(self, count: int) -> None:
         with self._lock:

@@ -9,17 +9,17 @@ from enum import StrEnum
 class WakeReason(StrEnum):
     ROOM = "room"  # a sender has become free
     LOST = "lost"  # leases of a dead worker were released
-    SWEEP = "sweep"  # something may have been missed, or nobody keeps the watch
+    SWEEP = "sweep"  # rows may have been missed, or no worker has the duty to be notified
     UNREGISTERED = "unregistered"  # this worker's row has vanished
-    LISTENER = "listener"  # it listens, or has failed to
+    LISTENER = "listener"  # the LISTEN connection is open, or could not be opened
     STOP = "stop"
 
 
 class WakeupPipe:
-    """Rung from any thread or signal handler; one thread waits for `fileno` and answers."""
+    """Any thread or signal handler may call `wake`; one thread waits for `fileno` and drains it."""
 
     def __init__(self) -> None:
-        self._news: collections.deque[WakeReason | float] = collections.deque()
+        self._reasons: collections.deque[WakeReason | float] = collections.deque()
         self._read, self._write = os.pipe()
         os.set_blocking(self._read, False)
         os.set_blocking(self._write, False)
@@ -27,20 +27,20 @@ class WakeupPipe:
     def fileno(self) -> int:
         return self._read
 
-    def ring(self, news: WakeReason | float) -> None:
-        """Leave *news*, or the seconds after which a lane becomes runnable, and wake the
+    def wake(self, reason: WakeReason | float) -> None:
+        """Leave *reason*, or the seconds after which a lane becomes runnable, and wake the
         dispatcher. Never blocks.
         """
-        self._news.append(news)
-        with suppress(BlockingIOError):  # full: a thousand rings wait to be heard already
+        self._reasons.append(reason)
+        with suppress(BlockingIOError):  # full: thousands of wakeups wait to be read already
             os.write(self._write, b".")
 
-    def answer(self) -> list[WakeReason | float]:
-        """Return what was left since the last call."""
-        # The pipe first: news that comes after this read rings again.
+    def drain(self) -> list[WakeReason | float]:
+        """Return the reasons left since the last call."""
+        # The pipe first: a reason that comes after this read makes it readable again.
         with suppress(BlockingIOError):
             os.read(self._read, 65536)
-        news = []
-        while self._news:
-            news.append(self._news.popleft())
-        return news
+        reasons = []
+        while self._reasons:
+            reasons.append(self._reasons.popleft())
+        return reasons

@@ -1,9 +1,11 @@
-"""The watch: of all workers of the fleet that have nothing to do, one is told of inserts.
+"""The duty to be notified: of all workers of the fleet, one is notified of inserts.
 
-Telling costs the application: NOTIFY makes committing transactions queue up behind one lock. So
-inserts look at a flag and notify only while it is up. It is an eventcount (docs/architecture.md,
-"Wakeups"): the keeper of the watch either sleeps with the flag up in its name, or keeps it down and
-looks every few milliseconds itself. Who has no room hands the watch over, or drops it.
+NOTIFY costs the application: committing transactions queue behind one lock. So the trigger reads a
+flag and notifies only while the flag names a worker. It is an eventcount (docs/architecture.md,
+"Wakeups"): the worker with the duty either sleeps with the flag up in its name, or keeps the flag
+down and looks every few milliseconds itself. Without room it hands the duty over.
+
+When to do what is decided in core/schedule.py. Here are the statements.
 """
 
 import os
@@ -18,8 +20,8 @@ CALL_ALL = "all"
 
 
 class NotifyDuty:
-    """This incarnation's ear and row among the workers, and its part in the watch. Used by the
-    dispatcher's thread only.
+    """This incarnation's listener and its row in pggit.workers, and how the duty is taken and given
+    away. Used by the dispatcher's thread only.
 
     Methods block for one short transaction and raise `psycopg.Error`.
     """
@@ -37,52 +39,46 @@ class NotifyDuty:
             "metrics_address": metrics_address,
         }
         self.wake_number = 0
-        self.holds_duty = False  # this worker keeps the watch
-        self.polling = False  # ... with the flag down
 
-    def register(self, connection: session.Connection) -> None:
-        """Enter this worker among the living, with a wake_number of its own; again if its row has
-        vanished.
+    def register(self, connection: session.Connection) -> bool:
+        """Enter this worker among the living; again if its row has vanished. Return whether it has
+        a new wake_number: then the flag does not name it, whatever it had taken before.
         """
         row = connection.execute(statements.load("register_worker"), self._parameters).fetchone()
         assert row is not None
-        if row[0] != self.wake_number:
-            self.wake_number, self.holds_duty, self.polling = row[0], False, False
+        before, self.wake_number = self.wake_number, row[0]
+        return self.wake_number != before
 
     def take(self, connection: session.Connection) -> bool:
-        """Raise the flag in this worker's name unless another worker keeps the watch; return
-        whether this one keeps it now.
+        """Raise the flag in this worker's name, unless another has the duty; return whether this
+        worker has it now.
 
-        If so, producers that looked at the flag before it was up may still commit unheard: outwait
-        `lockers`.
+        If so, producers that read the flag before it was up may still commit without a
+        notification: outwait `open_producers`.
         """
         with session.transaction(connection) as cursor:
             cursor.execute(statements.load("lock_watch"))
             row = cursor.execute(statements.load("take_watch"), self._parameters).fetchone()
-        self.holds_duty, self.polling = bool(row and row[0]), False
-        return self.holds_duty
+        return bool(row and row[0])
 
-    def open_producers(self, connection: session.Connection) -> set[str]:
+    def open_producers(self, connection: session.Connection) -> frozenset[str]:
         """Return the transactions that may have inserted without seeing the flag that is up now."""
-        return {row[0] for row in connection.execute(statements.load("open_producers"))}
+        rows = connection.execute(statements.load("open_producers"))
+        return frozenset(row[0] for row in rows)
 
     def lower(self, connection: session.Connection) -> None:
-        """Keep the watch with the flag down; this worker must look every few milliseconds from now
-        on.
-        """
+        """Keep the duty with the flag down; this worker must look every few milliseconds now."""
         with session.transaction(connection) as cursor:
             cursor.execute(statements.load("lock_watch"))
             cursor.execute(statements.load("lower_flag"), self._parameters)
-        self.polling = True
 
     def hand_over(self, connection: session.Connection) -> None:
-        """Say that this worker has no room; if it keeps the watch, wake another that has, and make
-        it the keeper.
+        """Say that this worker has no room. If it has the duty, give it to a worker that has room,
+        and notify that one; if there is none, lower the flag.
         """
         with session.transaction(connection) as cursor:
             cursor.execute(statements.load("lock_watch"))
             cursor.execute(statements.load("hand_over_watch"), self._parameters)
-        self.holds_duty = self.polling = False
 
     def call_all(self, connection: session.Connection) -> None:
         """Wake every worker: there is more to do than this one has room for."""
@@ -95,6 +91,6 @@ class NotifyDuty:
         return payload.startswith(CALL_ALL) and payload != f"{CALL_ALL} {self.wake_number}"
 
     def leave(self, connection: session.Connection) -> None:
-        """Hand the watch over and strike this worker's row."""
+        """Hand the duty over and delete this worker's row."""
         self.hand_over(connection)
         connection.execute(statements.load("leave"), self._parameters)

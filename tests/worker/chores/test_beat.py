@@ -50,7 +50,7 @@ def test_the_database_has_a_row_for_each_shared_chore_and_no_other(database: Dat
 def test_a_worker_whose_row_is_gone_is_to_register_again(pool: Pool) -> None:
     wakeup = WakeupPipe()
     Beat(uuid4(), wakeup).run(pool, {})
-    assert wakeup.answer() == [WakeReason.UNREGISTERED]
+    assert wakeup.drain() == [WakeReason.UNREGISTERED]
 
 
 def test_where_no_worker_is_notified_this_one_is_to_look(
@@ -59,7 +59,7 @@ def test_where_no_worker_is_notified_this_one_is_to_look(
     wakeup = WakeupPipe()
     beat = Beat(enlisted.incarnation, wakeup)
     beat.run(pool, {})
-    assert wakeup.answer() == [WakeReason.SWEEP]
+    assert wakeup.drain() == [WakeReason.SWEEP]
     database.execute("UPDATE pggit.workers SET looking = true")
     beat.run(pool, {})
-    assert wakeup.answer() == []
+    assert wakeup.drain() == []

@@ -74,7 +74,7 @@ def test_expired_leases_are_released_and_the_dispatcher_looks(
     reaping.reaper.run(pool)
     assert statuses(database) == {"pending": 3}
     assert reaping.lost_leases() == 3
-    assert reaping.wakeup.answer() == [WakeReason.LOST]
+    assert reaping.wakeup.drain() == [WakeReason.LOST]
 
 
 def test_nothing_is_released_before_this_workers_results_are_recorded(
@@ -98,7 +98,7 @@ def test_the_leases_of_a_dead_worker_are_released_with_its_row(
     assert database.execute("SELECT count(*) FROM pggit.workers") == [(0,)]
     # The first wake-up is for a dead worker without leases: it may have had the duty to be
     # notified.
-    assert reaping.wakeup.answer() == [WakeReason.LOST] * 3
+    assert reaping.wakeup.drain() == [WakeReason.LOST] * 3
 
 
 def test_a_lease_whose_owner_recorded_in_the_last_moment_is_not_a_lost_one(

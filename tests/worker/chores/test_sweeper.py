@@ -20,7 +20,7 @@ def test_leases_that_a_delete_left_counted_are_counted_again_and_the_dispatcher_
     wakeup = WakeupPipe()
     Sweeper(wakeup).run(pool)
     assert lane(database, 1)["in_flight"] == 0
-    assert wakeup.answer() == [WakeReason.SWEEP]
+    assert wakeup.drain() == [WakeReason.SWEEP]
 
 
 def test_workers_that_died_unseen_and_old_minutes_are_removed(

@@ -36,7 +36,7 @@ class Beat:
         assert row is not None
         registered, watched, due = row
         if not registered:
-            self._wakeup.ring(WakeReason.UNREGISTERED)
+            self._wakeup.wake(WakeReason.UNREGISTERED)
         elif not watched:
-            self._wakeup.ring(WakeReason.SWEEP)
+            self._wakeup.wake(WakeReason.SWEEP)
         return frozenset(due)

@@ -67,7 +67,7 @@ class Reaper:
             connection.execute(statements.load("leave"), {"incarnation": incarnation})
         # Wake the dispatcher even if nothing was released: the dead worker may have had the duty to
         # be notified, or been the only one that knew a lane's timer.
-        self._wakeup.ring(WakeReason.LOST)
+        self._wakeup.wake(WakeReason.LOST)
         if released:
             log.info(
                 "leases of a dead worker released",
@@ -98,5 +98,5 @@ class Reaper:
                     break
         if released:
             self._metrics.leases_lost(released)
-            self._wakeup.ring(WakeReason.LOST)
+            self._wakeup.wake(WakeReason.LOST)
         return released

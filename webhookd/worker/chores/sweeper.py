@@ -34,4 +34,4 @@ class Sweeper:
                     lanes.repair_lanes(connection, webhook_ids[start : start + LANES_AT_ONCE])
         finally:
             # Also after a failure: the dispatcher then looks for rows that it was not notified of.
-            self._wakeup.ring(WakeReason.SWEEP)
+            self._wakeup.wake(WakeReason.SWEEP)
