@@ -10,7 +10,8 @@ WITH mine AS (
      WHERE c.chore = ANY (ARRAY(
         SELECT d.chore
           FROM pggit.chores d
-         WHERE d.last_run_at < now() - (%(intervals_s)s::jsonb ->> d.chore)::float8 * interval '1 second'
+         WHERE d.last_run_at
+               < now() - (%(intervals_s)s::jsonb ->> d.chore)::float8 * interval '1 second'
            FOR UPDATE SKIP LOCKED))
     RETURNING c.chore
 )

@@ -1,5 +1,5 @@
--- What every role that inserts needs and the migration grants to PUBLIC: a look at the flag, and the
--- function that triggers call.
+-- What every role that inserts needs and the migration grants to PUBLIC: a look at the flag, and
+-- the function that triggers call.
 SELECT 'SELECT on the sequence pggit.wake_flag' AS what,
        'GRANT SELECT ON SEQUENCE pggit.wake_flag TO PUBLIC' AS command
   FROM pg_class c

@@ -12,11 +12,12 @@ from tests.support.postgres import Database
 from tests.support.receivers import Receiver, answering
 from webhookd.admin import database as admin_database
 from webhookd.admin import registry
-from webhookd.admin.limits import LIMITS, LimitInForce
+from webhookd.admin.limits import KINDS, LimitInForce
 from webhookd.admin.registry import NewWebhook
 from webhookd.config.load import DEFAULTS, Config
 from webhookd.core.signing import parse_secret
 from webhookd.errors import UnusableError, WebhookdError
+from webhookd.postgres.rows import LIMITS
 
 TARGET = "https://1.1.1.1/hook"
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 4\r\n\r\nbusy"
@@ -44,10 +45,10 @@ def test_what_is_registered_is_shown_with_where_each_limit_comes_from(
     assert (found.webhook_id, found.registered, found.url) == (webhook_id, True, TARGET)
     assert (found.headers, found.secret) == ({"x-tenant": "blue"}, registry.HIDDEN_SECRET)
     assert list(found.limits) == [
-        LimitInForce(limit.column, own[limit.column], own=True)
-        if limit.column in own
-        else LimitInForce(limit.column, DEFAULTS[limit.field], own=False)
-        for limit in LIMITS
+        LimitInForce(column, own[column], own=True)
+        if column in own
+        else LimitInForce(column, DEFAULTS[limit.option], own=False)
+        for column, limit in LIMITS.items()
     ]
     assert (found.health.health_status, found.health.waiting) == ("unknown", 0)
     revealed = registry.show(connection, webhook_id, config, reveal_secret=True)
@@ -59,8 +60,9 @@ def test_every_limit_is_a_column_and_a_field_of_the_configuration(database: Data
     columns = database.execute(
         "SELECT attname::text FROM pg_attribute WHERE attrelid = 'pggit.webhooks'::regclass"
     )
-    assert {(limit.column,) for limit in LIMITS} <= set(columns)
-    assert {limit.field for limit in LIMITS} <= DEFAULTS.keys()
+    assert {(column,) for column in LIMITS} <= set(columns)
+    assert LIMITS.keys() == KINDS.keys()
+    assert {limit.option for limit in LIMITS.values()} <= DEFAULTS.keys()
 
 
 def test_ids_are_given_in_turn_and_one_that_anything_names_is_never_given_again(

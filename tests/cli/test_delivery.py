@@ -2,6 +2,7 @@
 
 import signal
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -193,7 +194,7 @@ def test_each_worker_serves_metrics_and_says_when_it_is_ready(database: Database
         eventually(lambda: len(daemon.metrics_ports()) == 3)
         ports = daemon.metrics_ports()
         for port in ports:
-            eventually(lambda port=port: _get(port, "/readyz").startswith("200"))  # type: ignore[misc]
+            eventually(partial(is_ready, port))
         insert(database, 200)
         wait_until_delivered(database, 200)
 
@@ -205,6 +206,10 @@ def test_each_worker_serves_metrics_and_says_when_it_is_ready(database: Database
         eventually(lambda: counted() == 200)
         assert 'worker_health_status{worker_id="worker-2"} 1' in _get(ports[1], "/metrics")
         assert _get(ports[0], "/healthz").startswith("200")
+
+
+def is_ready(port: int) -> bool:
+    return _get(port, "/readyz").startswith("200")
 
 
 def _get(port: int, path: str) -> str:

@@ -1,5 +1,5 @@
-"""docs/metrics.md describes exactly the metrics that are declared and exported, with their types, labels and
-number of series.
+"""docs/metrics.md describes exactly the metrics that are declared and exported, with their types,
+labels and number of series.
 """
 
 import re

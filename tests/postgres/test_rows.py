@@ -73,12 +73,13 @@ def test_each_setting_comes_from_its_own_column(database: Database, worker: Engi
     register(database, 1, **limits)
     insert(database, 1)
     [claimed] = worker.take_all()
-    found = {column: getattr(claimed.settings, name) for column, name in rows.LIMITS.items()}
+    settings = claimed.settings
+    found = {column: getattr(settings, limit.setting) for column, limit in rows.LIMITS.items()}
     assert found == limits
 
 
 def test_limits_have_the_same_order_in_rows_defaults_and_settings() -> None:
-    names = tuple(rows.LIMITS.values())
+    names = tuple(limit.setting for limit in rows.LIMITS.values())
     assert WebhookDefaults._fields == names
     assert WebhookSettings._fields[-len(names) :] == names
 

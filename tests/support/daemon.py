@@ -37,7 +37,8 @@ class Daemon:
         workers: int = 3,
         program: Sequence[str] = ("-m", "webhookd"),
     ) -> None:
-        self._log = tempfile.NamedTemporaryFile("w+", prefix="webhookd-", suffix=".log")  # noqa: SIM115 (closed in __exit__)
+        # Closed in __exit__.
+        self._log = tempfile.NamedTemporaryFile("w+", prefix="webhookd-", suffix=".log")  # noqa: SIM115
         environment = {
             name: value
             for name, value in os.environ.items()
@@ -166,7 +167,7 @@ def insert(database: Database, deliveries: int, *, webhooks: int = 50, first: in
 
 
 def refused(daemon: Daemon) -> int:
-    """Return how many results the fence has turned away: their deliveries may have been sent twice."""
+    """Return how many results the fence refused: their deliveries may have been sent twice."""
     return sum(map(int, re.findall(r"refused by the fence.* results=(\d+)", daemon.log())))
 
 

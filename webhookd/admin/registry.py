@@ -35,7 +35,7 @@ _LOOKUP_S = 3.0
 class NewWebhook:
     """A webhook to register. *webhook_id* None: the next free one. *secret* None: unsigned.
 
-    *headers* are its own, *limits* its own values by column (`admin.limits.LIMITS`).
+    *headers* are its own, *limits* its own values by column (`postgres.rows.LIMITS`).
     """
 
     url: str
@@ -94,7 +94,7 @@ class Webhook:
     None.
 
     *headers*: those in *headers_json*, which is the text in its row, or why they are never sent.
-    *limits*: those in force, in the order of `admin.limits.LIMITS`.
+    *limits*: those in force, in the order of `postgres.rows.LIMITS`.
     """
 
     webhook_id: int

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import click
 
-from webhookd.admin.limits import LIMITS
+from webhookd.admin.limits import KINDS
 
 # The option and its meaning, by column.
 _OPTIONS: Mapping[str, tuple[str, str]] = {
@@ -23,15 +23,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def limit_options(command: F) -> F:
-    """Give a command an option for each of `admin.limits.LIMITS`."""
-    for limit in reversed(LIMITS):
-        option, meaning = _OPTIONS[limit.column]
+    """Give a command an option for each of `admin.limits.KINDS`."""
+    for column, kind in reversed(KINDS.items()):
+        option, meaning = _OPTIONS[column]
         text = f"{meaning} [default: the daemon's]"
-        command = click.option(option, limit.column, type=limit.kind, help=text)(command)
+        command = click.option(option, column, type=kind, help=text)(command)
     return command
 
 
 def own_limits(options: Mapping[str, Any]) -> dict[str, float]:
     """Return, by column, those that were given among a command's *options*."""
-    given = {limit.column: options[limit.column] for limit in LIMITS}
+    given = {column: options[column] for column in KINDS}
     return {column: value for column, value in given.items() if value is not None}

@@ -40,16 +40,27 @@ _LANE = (
     "@blocked_by",
     "@health_status",
 )
-# Column of the registry -> field of `WebhookDefaults` and `WebhookSettings`, both in this order.
+
+
+class Limit(NamedTuple):
+    """A limit of a webhook: its field in `WebhookSettings` and `WebhookDefaults`, and the field of
+    `Config` that applies where the column is NULL.
+    """
+
+    setting: str
+    option: str
+
+
+# By column of the registry, in the order of the fields of `WebhookSettings` and `WebhookDefaults`.
 LIMITS = {
-    "timeout_seconds": "timeout_s",
-    "max_in_flight": "max_in_flight",
-    "rate_limit_per_second": "rate",
-    "rate_limit_burst": "burst",
-    "retry_base_seconds": "retry_base_s",
-    "retry_max_seconds": "retry_max_s",
-    "circuit_failure_threshold": "circuit_threshold",
-    "circuit_open_seconds": "circuit_open_s",
+    "timeout_seconds": Limit("timeout_s", "timeout"),
+    "max_in_flight": Limit("max_in_flight", "max_in_flight"),
+    "rate_limit_per_second": Limit("rate", "rate_limit"),
+    "rate_limit_burst": Limit("burst", "rate_burst"),
+    "retry_base_seconds": Limit("retry_base_s", "retry_base"),
+    "retry_max_seconds": Limit("retry_max_s", "retry_max"),
+    "circuit_failure_threshold": Limit("circuit_threshold", "circuit_threshold"),
+    "circuit_open_seconds": Limit("circuit_open_s", "circuit_open"),
 }
 _SETTINGS = ("@url", "@enabled", "@secret", "@headers::text", *(f"@{name}" for name in LIMITS))
 _COUNTS = ("@retry_count", "@max_retries", "@attempts", "@leases_lost")
@@ -114,16 +125,7 @@ def has_lane(row: Sequence[Any]) -> bool:
 
 def defaults_of(config: Config) -> WebhookDefaults:
     """Return the limits that *config* gives webhooks whose rows leave them NULL."""
-    return WebhookDefaults(
-        timeout_s=config.timeout,
-        max_in_flight=config.max_in_flight,
-        rate=config.rate_limit,
-        burst=config.rate_burst,
-        retry_base_s=config.retry_base,
-        retry_max_s=config.retry_max,
-        circuit_threshold=config.circuit_threshold,
-        circuit_open_s=config.circuit_open,
-    )
+    return WebhookDefaults(*(getattr(config, limit.option) for limit in LIMITS.values()))
 
 
 @lru_cache(maxsize=4096)

@@ -34,9 +34,8 @@ def workers(installation: Installation) -> Iterator[Finding]:
         elif row["seen_s_ago"] > WORKER_SILENT_AFTER_S:
             yield warning(
                 f"{row['worker_id']} on {row['host']} (pid {row['pid']}) has been silent for "
-                f"{row['seen_s_ago']:.0f} s: it hangs,"
-                f" it died, or it cannot reach the database; from {WORKER_DEAD_AFTER_S:.0f} s on it "
-                "counts as dead"
+                f"{row['seen_s_ago']:.0f} s: it hangs, it died, or it cannot reach the database; "
+                f"after {WORKER_DEAD_AFTER_S:.0f} s it counts as dead"
             )
     if not live:
         causes = {row["cause"] for row in installation.rows("doctor_waiting", overdue_s=OVERDUE_S)}
