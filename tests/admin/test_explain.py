@@ -120,11 +120,11 @@ def test_lost_leases_are_told_and_from_the_third_on_the_delivery_is_tried_alone(
         found = explained(database, delivery_id)
         if lost < 3:
             assert names(found) == ["free", "leases_lost"]
-    suspect = only(found, "suspect")
-    assert "3 claims of it were lost" in suspect.text and "fails after 6" in suspect.text
-    assert suspect.until is not None, "it has a backoff of its own"
+    held = only(found, "quarantine")
+    assert "3 claims of it were lost" in held.text and "fails after 6" in held.text
+    assert held.until is not None, "it has a backoff of its own"
     let_pass(database, TEN_MINUTES_S)
-    assert names(explained(database, delivery_id)) == ["free", "suspect"]
+    assert names(explained(database, delivery_id)) == ["free", "quarantine"]
 
 
 # It agrees with the engine
@@ -157,12 +157,12 @@ def set_random_state(
         )
 
 
-def make_suspects(connection: psycopg.Connection[tuple[Any, ...]], which: str) -> None:
+def quarantine_rows(connection: psycopg.Connection[tuple[Any, ...]], which: str) -> None:
     connection.execute(
         "UPDATE pggit.alert_delivery_queue SET leases_lost = 4, routed = true "
         f"WHERE {which}".encode()
     )
-    # The claim of a suspect trusts the counter, until a claim of other rows or the sweep has
+    # The claim of a row in quarantine trusts the counter, until a claim of other rows or the sweep has
     # counted again.
     connection.execute(
         f"UPDATE pggit.webhook_health_metrics SET in_flight = 0 WHERE {which}".encode()
@@ -179,14 +179,14 @@ def test_a_claim_takes_exactly_the_deliveries_that_are_explained_as_free(
     webhooks = range(1, 101)
     register(database, *webhooks, rate_limit_per_second=0.001, rate_limit_burst=3, max_in_flight=2)
     for webhook_id in webhooks:
-        # Of several suspects of one webhook any may go first.
+        # Of several quarantined rows of one webhook any may go first.
         insert(database, webhook_id, chance.choice([1, 1, 3]) if webhook_id % 7 else 1)
     with unseen(database) as connection:
         connection.execute("UPDATE pggit.webhooks SET enabled = false WHERE webhook_id % 11 = 0")
         connection.execute("DELETE FROM pggit.webhooks WHERE webhook_id % 13 = 0")
         for webhook_id in webhooks:
             set_random_state(connection, chance, webhook_id)
-        make_suspects(connection, "webhook_id % 7 = 0 AND webhook_id > 50")
+        quarantine_rows(connection, "webhook_id % 7 = 0 AND webhook_id > 50")
     with engine(database, defaults=ROOMY) as worker:
         enlist(database, worker.worker_id, worker.incarnation)
         first_of = database.execute(

@@ -37,8 +37,9 @@ class Daemon:
         workers: int = 3,
         program: Sequence[str] = ("-m", "webhookd"),
     ) -> None:
-        # Closed in __exit__.
-        self._log = tempfile.NamedTemporaryFile("w+", prefix="webhookd-", suffix=".log")  # noqa: SIM115
+        self._log = tempfile.NamedTemporaryFile(  # noqa: SIM115 (closed in __exit__)
+            "w+", prefix="webhookd-", suffix=".log"
+        )
         environment = {
             name: value
             for name, value in os.environ.items()

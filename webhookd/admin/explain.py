@@ -121,8 +121,8 @@ def _own_time(facts: Facts) -> Iterator[Reason]:
         return
     now = (f"webhookd delivery retry {row.delivery_id}",)
     if row.leases_lost >= QUARANTINE_AFTER:
-        text = f"It waits {until(facts, row.next_retry_at)}: {_suspect(row)}."
-        yield Reason("suspect", text, row.next_retry_at, now)
+        text = f"It waits {until(facts, row.next_retry_at)}: {_quarantined(row)}."
+        yield Reason("quarantine", text, row.next_retry_at, now)
     elif row.attempts:
         last = f"; the last one: {shown(facts.last_reason)}" if facts.last_reason else ""
         most = row.attempts + 1 + max(0, row.max_retries - row.retry_count)
@@ -136,14 +136,14 @@ def _own_time(facts: Facts) -> Iterator[Reason]:
 def _lost_leases(facts: Facts) -> Iterator[Reason]:
     row = facts.row
     if row.leases_lost >= QUARANTINE_AFTER and row.next_retry_at <= facts.now:
-        yield Reason("suspect", f"It is due, alone: {_suspect(row)}.")
+        yield Reason("quarantine", f"It is due, alone: {_quarantined(row)}.")
     elif 0 < row.leases_lost < QUARANTINE_AFTER:
         times = "once" if row.leases_lost == 1 else "twice"
         text = f"It was claimed and its lease lost {times}: the worker recorded no outcome."
         yield Reason("leases_lost", text)
 
 
-def _suspect(row: Row) -> str:
+def _quarantined(row: Row) -> str:
     return (
         f"{row.leases_lost} claims of it were lost without an outcome, so it may be what kills "
         f"workers; it is tried alone, with backoff, and fails after {GIVE_UP_AFTER}"

@@ -106,7 +106,7 @@ def _as_admitted(facts: Facts, settings: WebhookSettings) -> Lane:
     """Return the lane as a claim would see it: new where there is none, and its leases counted
     where it is at its cap.
 
-    The claim of a suspect trusts the counter; the sweep corrects that within 30 s.
+    The claim of a row in quarantine trusts the counter; the sweep corrects that within 30 s.
     """
     lane = facts.lane
     if lane is None:
@@ -138,8 +138,8 @@ def _parked(facts: Facts) -> Iterator[Reason]:
     leads to it.
     """
     lane, row = facts.lane, facts.row
-    suspect = row.leases_lost >= QUARANTINE_AFTER
-    if lane is None or not row.routed or row.next_retry_at > facts.now or suspect:
+    quarantined = row.leases_lost >= QUARANTINE_AFTER
+    if lane is None or not row.routed or row.next_retry_at > facts.now or quarantined:
         return
     if lane.runnable_at is None:
         text = "No timer leads to it; the sweep that workers make every 30 s finds it."

@@ -23,7 +23,7 @@ notified. It is an eventcount (docs/architecture.md, "Wakeups"), and three rules
   its last look and the flag, without a notification.
 - It outwaits the producers that were open when the flag was up: their triggers may have read the
   flag before. They commit without a notification, so it looks each time that one of them is gone.
-- Without room it hands the duty over, because nobody else would learn of new rows. The heir takes
+- Without room it hands the duty over, because no other worker would learn of new rows. The heir takes
   the duty like any other worker, with both rules above; it does not rely on the notification alone.
 
 tests/property/wakeup_model.py tries every interleaving of this very value with a small PostgreSQL.
@@ -85,7 +85,7 @@ class Outwait(NamedTuple):
     pause: GrowingPause = GrowingPause(OUTWAIT_FIRST_S, OUTWAIT_MAX_S)
 
 
-NOBODY = Outwait()
+NO_PRODUCERS = Outwait()
 
 
 class Schedule(NamedTuple):
@@ -107,7 +107,7 @@ class Schedule(NamedTuple):
     holds_duty: bool = False
     polling: bool = False
     duty_assigned: bool = False
-    outwait: Outwait = NOBODY
+    outwait: Outwait = NO_PRODUCERS
     notified_at: tuple[float, ...] = ()  # the last notifications that named this worker
     listening: Listening = Listening.CLOSED
     listen_at: float = -math.inf  # not earlier: OPEN_LISTENER
@@ -219,7 +219,7 @@ class Schedule(NamedTuple):
         u: float,
     ) -> Self:
         """ASK_NEXT_LOOK returned when the next lane and the next row in quarantine are due, in
-        seconds, and whether there are rows that nobody has looked at: set the timer, and make sure
+        seconds, and whether there are rows that no worker has looked at: set the timer, and make sure
         that this fleet is notified of inserts.
         """
         done = self._done()._replace(claimed=False)
@@ -251,7 +251,7 @@ class Schedule(NamedTuple):
         """READ_PRODUCERS returned those that may not have seen the flag: look again each time one
         of them is gone.
         """
-        outwait = Outwait(producers, now + OUTWAIT_FIRST_S) if producers else NOBODY
+        outwait = Outwait(producers, now + OUTWAIT_FIRST_S) if producers else NO_PRODUCERS
         # One look in any case: a producer may have committed between the last look and the flag.
         return self._done()._replace(outwait=outwait, look_at=now)
 
@@ -260,7 +260,7 @@ class Schedule(NamedTuple):
         left = self.outwait.producers & producers
         gone = left != self.outwait.producers
         pause = (self.outwait.pause.reset() if gone else self.outwait.pause).longer()
-        outwait = Outwait(left, now + pause.seconds, pause) if left else NOBODY
+        outwait = Outwait(left, now + pause.seconds, pause) if left else NO_PRODUCERS
         return self._replace(outwait=outwait, look_at=now if gone else self.look_at)
 
     def notified(self, now: float, *, mine: int, called: bool) -> Self:
@@ -280,11 +280,13 @@ class Schedule(NamedTuple):
         return heard._replace(todo=(Action.LOWER_FLAG,)) if burst and not self.polling else heard
 
     def flag_lowered(self, now: float) -> Self:
-        """From now on this worker must look every few milliseconds: nobody is notified."""
-        return self._done()._replace(polling=True, notified_at=(), outwait=NOBODY, found_at=now)
+        """From now on this worker must look every few milliseconds: inserts notify no worker."""
+        return self._done()._replace(
+            polling=True, notified_at=(), outwait=NO_PRODUCERS, found_at=now
+        )
 
     def handed_over(self, now: float) -> Self:
-        """Another has the duty, or nobody: this worker's next rest finds out."""
+        """Another worker has the duty, or none: this worker's next rest finds out."""
         return self._replace(holds_duty=False, polling=False, duty_assigned=False, look_at=now)
 
     # What else wakes a worker
@@ -297,7 +299,7 @@ class Schedule(NamedTuple):
         return self._look_by(now + max(0.0, in_s))
 
     def duty_doubted(self, now: float) -> Self:
-        """Rows may have been missed, and nobody may have the duty. To take it again is harmless
+        """Rows may have been missed, and no worker may have the duty. To take it again is harmless
         for the worker that has it.
         """
         return self._replace(duty_assigned=False, look_at=now)
@@ -365,7 +367,7 @@ class Schedule(NamedTuple):
             look_at=look_at,
             todo=(),
             listen_at=max(self.listen_at, look_at),
-            outwait=NOBODY,
+            outwait=NO_PRODUCERS,
             holds_duty=False,
             polling=False,
             duty_assigned=False,
