@@ -162,8 +162,8 @@ def quarantine_rows(connection: psycopg.Connection[tuple[Any, ...]], which: str)
         "UPDATE pggit.alert_delivery_queue SET leases_lost = 4, routed = true "
         f"WHERE {which}".encode()
     )
-    # The claim of a row in quarantine trusts the counter, until a claim of other rows or the sweep has
-    # counted again.
+    # The claim of a row in quarantine trusts the counter, until a claim of other rows or the sweep
+    # has counted again.
     connection.execute(
         f"UPDATE pggit.webhook_health_metrics SET in_flight = 0 WHERE {which}".encode()
     )

@@ -23,8 +23,8 @@ notified. It is an eventcount (docs/architecture.md, "Wakeups"), and three rules
   its last look and the flag, without a notification.
 - It outwaits the producers that were open when the flag was up: their triggers may have read the
   flag before. They commit without a notification, so it looks each time that one of them is gone.
-- Without room it hands the duty over, because no other worker would learn of new rows. The heir takes
-  the duty like any other worker, with both rules above; it does not rely on the notification alone.
+- Without room it hands the duty over, or no worker would learn of new rows. The heir takes the
+  duty like any other worker, with both rules above; it does not rely on the notification alone.
 
 tests/property/wakeup_model.py tries every interleaving of this very value with a small PostgreSQL.
 """
@@ -219,8 +219,8 @@ class Schedule(NamedTuple):
         u: float,
     ) -> Self:
         """ASK_NEXT_LOOK returned when the next lane and the next row in quarantine are due, in
-        seconds, and whether there are rows that no worker has looked at: set the timer, and make sure
-        that this fleet is notified of inserts.
+        seconds, and whether there are rows that no worker has looked at: set the timer, and make
+        sure that this fleet is notified of inserts.
         """
         done = self._done()._replace(claimed=False)
         due = new_rows or lane_s <= 0
