@@ -246,9 +246,12 @@ def test_a_row_in_quarantine_is_tried_once_it_is_due_and_nothing_is_outstanding(
     assert schedule.quarantine_delayed(NOW + 5.01).wake_at() == NOW + 5.01
     sent = schedule.quarantine_looked(NOW + 5.0, timeout_s=5.0, found=True)
     assert sent.quarantine.alone
-    missed = schedule.quarantine_looked(NOW + 5.0, timeout_s=None, found=False)
-    assert not missed.quarantine.alone
-    assert missed.with_room(NOW + 5.0, has_room=True).next(NOW + 5.0) is Action.LOOK
+    for found in (False, True):
+        missed = schedule.quarantine_looked(NOW + 5.0, timeout_s=None, found=found)
+        assert not missed.quarantine.alone
+        # The worker was without room while it was alone. It must not sleep until its next beat.
+        assert missed.wake_at() <= NOW + 5.0
+        assert missed.with_room(NOW + 5.0, has_room=True).next(NOW + 5.0) is Action.LOOK
 
 
 # All sequences of events

@@ -7,7 +7,7 @@ test_lost_wakeups.py lets real dispatchers follow some of them.
 import math
 from typing import Any, Self
 
-from webhookd.core.schedule import NOBODY, Action, Listening, Schedule
+from webhookd.core.schedule import NO_PRODUCERS, Action, Listening, Schedule
 
 
 class NeitherOutwaitsNorLooks(Schedule):
@@ -15,7 +15,7 @@ class NeitherOutwaitsNorLooks(Schedule):
         return (
             super()
             .producers_read(now, producers=producers)
-            ._replace(outwait=NOBODY, look_at=self.look_at)
+            ._replace(outwait=NO_PRODUCERS, look_at=self.look_at)
         )
 
 

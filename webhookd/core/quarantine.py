@@ -43,7 +43,7 @@ class Quarantine(NamedTuple):
     @property
     def changes_at(self) -> float:
         """When `turned` changes something."""
-        return self.alone_until if self.alone else self.due_at
+        return min(self.due_at, self.alone_until if self.alone else math.inf)
 
     def turned(self, now: float) -> Self:
         """Begin to be alone when it is time; end it when it takes too long."""

@@ -1,19 +1,23 @@
 """When a worker looks at the queue, and how it learns of new rows without polling.
 
-`Schedule` is a value with events. The dispatcher asks it what to do, does it (that is the I/O), and
-reports what came of it; then it waits until `wake_at`, or until something happens:
+`Schedule` is a value with events. In each turn the dispatcher says what time it is (`turned`) and
+whether there is room (`with_room`), asks what to do (`next`), does it (that is the I/O), and says
+what came of it (`looked`, `rested`, `duty_taken`, ...). Then it waits until `wake_at`, or until an
+event comes (`notified`, `room_returned`, `away`, ...). The usual way:
 
-    Schedule.next(now) --> Action --> dispatcher: one statement or transaction
-        ^                                        |
-        +------ event: looked, rested, duty_taken, notified, away, ... <------+
-
-The usual way round:
-
-    timer, notification, room                  nobody has the duty     this worker has it
-    WAIT -----> LOOK -----> ASK_NEXT_LOOK ------> TAKE_DUTY ------> READ_PRODUCERS
-     ^          |  ^ more      | more is due         | another          |
-     |          +--+           +-----> LOOK          | has it           +-----> LOOK, and OUTWAIT
-     +-------------------------+---------------------+                          until all are gone
+    WAIT ---- timer, notification or room ----> LOOK ---- more is due ----> LOOK
+                                                  |
+                                        nothing more is due
+                                                  v
+                                           ASK_NEXT_LOOK ---- rows came meanwhile ----> LOOK
+                                                  |
+                          this worker does not know that a worker has the duty
+                                                  v
+                                              TAKE_DUTY ---- another has it ----> WAIT
+                                                  |
+                                           this worker has it
+                                                  v
+                                  READ_PRODUCERS, LOOK, OUTWAIT until all are gone ----> WAIT
 
 NOTIFY costs the application: committing transactions queue behind one lock. So the trigger reads a
 flag and notifies only while the flag names a worker. One worker of the fleet has the duty to be
@@ -96,7 +100,7 @@ class Schedule(NamedTuple):
     """
 
     look_at: float = -math.inf
-    todo: tuple[Action, ...] = ()  # the rest of the last action, to be done before all else
+    todo: tuple[Action, ...] = ()  # what follows the last action at once; its events take it off
     claimed: bool = False  # by the look that ASK_NEXT_LOOK follows
     found_at: float = -math.inf  # when a look last found lanes with work
     contended: GrowingPause = GrowingPause(CONTENDED_FIRST_S, CONTENDED_MAX_S)
@@ -119,6 +123,7 @@ class Schedule(NamedTuple):
 
     @property
     def has_room(self) -> bool:
+        """Whether there was room at the last `with_room` or `room_returned`."""
         return self.saturated_since == math.inf
 
     @property
@@ -127,7 +132,7 @@ class Schedule(NamedTuple):
         return self.database_pause.tries
 
     def next(self, now: float) -> Action:
-        """Return what to do now. `turned` comes first."""
+        """Return what to do now. `turned` and `with_room` come first."""
         for at, action in self._timetable():
             if at <= now:
                 return action
@@ -159,12 +164,12 @@ class Schedule(NamedTuple):
     # Before each action
 
     def turned(self, now: float) -> Self:
-        """Note that time has passed. If *quarantine.alone* then, there is no room."""
+        """Note that time has passed."""
         quarantine = self.quarantine.turned(now)
         return self if quarantine is self.quarantine else self._replace(quarantine=quarantine)
 
     def with_room(self, now: float, *, has_room: bool) -> Self:
-        """Note whether there is room for more deliveries."""
+        """Note whether there is room for deliveries. While *quarantine.alone* there is none."""
         if has_room == self.has_room:
             return self
         return self._replace(saturated_since=math.inf if has_room else now)
@@ -218,9 +223,8 @@ class Schedule(NamedTuple):
         answered_at: float,
         u: float,
     ) -> Self:
-        """ASK_NEXT_LOOK returned when the next lane and the next row in quarantine are due, in
-        seconds, and whether there are rows that no worker has looked at: set the timer, and make
-        sure that this fleet is notified of inserts.
+        """ASK_NEXT_LOOK returned in how many seconds the next lane and the next row in quarantine
+        are due, and whether there are rows that no worker has looked at.
         """
         done = self._done()._replace(claimed=False)
         due = new_rows or lane_s <= 0
@@ -347,7 +351,8 @@ class Schedule(NamedTuple):
             quarantine = self.quarantine.sent(now, timeout_s=timeout_s)
             return self.answered()._replace(quarantine=quarantine)
         quarantine = self.quarantine.put_off() if found else self.quarantine.missed(now)
-        return self.answered()._replace(quarantine=quarantine, look_at=now)
+        # While it was alone this worker had no room; without it the look would wait for a beat.
+        return self.answered().room_returned(now)._replace(quarantine=quarantine)
 
     # The database
 

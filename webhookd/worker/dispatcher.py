@@ -2,7 +2,7 @@
 sleeps without polling.
 
 It is the worker's main thread, one loop: ask `core.schedule` what to do, do it, report what came of
-it, wait until something is due or happens. The other threads (recorder, housekeeping, senders) and
+it, wait until something is due or happens. The other threads (recorder, chores, senders) and
 signal handlers wake it through its wake-up pipe.
 """
 
@@ -125,6 +125,10 @@ class Dispatcher:
             self._senders.call_for_room()
         self._schedule = schedule.with_room(now, has_room=self._room > 0)
         action = self._schedule.next(now)
+        if action is Action.LOOK_AT_QUARANTINE and self._recorder.outstanding() > 0:
+            # What is outstanding would be lost with this worker if the row kills it.
+            self._schedule = self._schedule.quarantine_delayed(now + TRY_EVERY_S)
+            return
         if action is not Action.WAIT:
             with self._pool.connection() as connection:
                 self._schedule = self._do(action, connection, now)
@@ -168,6 +172,7 @@ class Dispatcher:
                 duty.hand_over(connection)
                 schedule = schedule.handed_over(now)
             case _:
+                assert action is Action.OPEN_LISTENER
                 schedule = self._open_listener(connection, now)
         return schedule
 
@@ -196,9 +201,7 @@ class Dispatcher:
         )
 
     def _look_at_quarantine(self, connection: Connection, now: float) -> Schedule:
-        """Try the row that may kill its worker, once nothing else would be lost with it."""
-        if self._recorder.outstanding() > 0:
-            return self._schedule.quarantine_delayed(now + TRY_EVERY_S)
+        """Try the row that may kill its worker; nothing else is outstanding."""
         claim = self._claimer.claim_quarantined(connection)
         self._submit(claim, now)
         timeout_s = claim.deliveries[0].settings.timeout_s if claim.deliveries else None

@@ -84,10 +84,11 @@ class SenderPool:
         if self.room_bytes() <= 0:
             return 0
         now = time.monotonic()
-        if self._throughput.due(now):
+        throughput = self._throughput  # read once: another thread may store a newer one meanwhile
+        if throughput.due(now):
             finished, self._finished = self._finished, 0
-            self._throughput = self._throughput.measured(finished, now)
-        return self._throughput.room(
+            self._throughput = throughput = throughput.measured(finished, now)
+        return throughput.room(
             waiting=self._queue.qsize(),
             busy=self._busy(),
             threads=self.threads,

@@ -2,8 +2,8 @@
 
 MUTANTS = {
     "every_status_is_in_the_table": [
-        ("200 <= status < 300", "200 <= status <= 300"),
-        ("200 <= status < 300", "200 <= status < 400"),
+        ("200 <= http_status < 300", "200 <= http_status <= 300"),
+        ("200 <= http_status < 300", "200 <= http_status < 400"),
         ("if status == 410:", "if status == 404:"),
         ("disables_webhook=True", "disables_webhook=False"),
         ("frozenset({408, 425, 429})", "frozenset({408, 429})"),

@@ -18,7 +18,7 @@ STORED = (
     ),
     StoredMutant("update_lanes", "circuit_epoch = r.circuit_epoch,", ""),
     StoredMutant("claim", "circuit_epoch = h.circuit_epoch + t.probes::int,", ""),
-    StoredMutant("claim_suspect", "circuit_epoch = h.circuit_epoch + %(probe)s::int,", ""),
+    StoredMutant("claim_quarantined", "circuit_epoch = h.circuit_epoch + %(probe)s::int,", ""),
     StoredMutant("reset_circuit", "NEW.circuit_epoch := OLD.circuit_epoch + 1;", ""),
     # What a record stores.
     StoredMutant("update_lanes", "circuit_state = r.circuit_state,", ""),
@@ -40,18 +40,18 @@ STORED = (
         "claim", "l.probe AND count(c.webhook_id) > 0 AS probes", "l.probe AS probes", rare=True
     ),
     StoredMutant(
-        "claim_suspect",
+        "claim_quarantined",
         "circuit_state = CASE WHEN %(probe)s THEN 'half_open' ELSE h.circuit_state END,",
         "",
         rare=True,
     ),
     StoredMutant(
-        "claim_suspect",
+        "claim_quarantined",
         "circuit_until = CASE WHEN %(probe)s",
         "circuit_until = CASE WHEN false",
         rare=True,
     ),
-    StoredMutant("claim_suspect", "AND %(admitted)s", "", rare=True),
+    StoredMutant("claim_quarantined", "AND %(admitted)s", "", rare=True),
     # The operator's reset.
     StoredMutant("reset_circuit", "NEW.circuit_state := 'closed';", ""),
     StoredMutant("reset_circuit", "NEW.circuit_until := NULL;", ""),
@@ -69,5 +69,5 @@ STORED = (
     # The locks.
     StoredMutant("lock_recorded_lanes", "FOR NO KEY UPDATE SKIP LOCKED", ""),
     StoredMutant("lock_lanes", "FOR NO KEY UPDATE SKIP LOCKED", ""),
-    StoredMutant("lock_suspect_lane", "FOR NO KEY UPDATE OF h, q SKIP LOCKED", ""),
+    StoredMutant("lock_quarantined_lane", "FOR NO KEY UPDATE OF h, q SKIP LOCKED", ""),
 )

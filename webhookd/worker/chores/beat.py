@@ -37,6 +37,6 @@ class Beat:
         registered, watched, due = row
         if not registered:
             self._wakeup.wake(WakeReason.UNREGISTERED)
-        elif not watched:
+        elif not watched and "sweep" not in due:  # that chore wakes the dispatcher, too
             self._wakeup.wake(WakeReason.SWEEP)
         return frozenset(due)
