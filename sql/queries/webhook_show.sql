@@ -1,8 +1,7 @@
 -- One webhook: its registry row, its health and lane, and what waits for it. No row if neither the
 -- registry nor a lane knows it.
 SELECT w.webhook_id IS NOT NULL AS registered,
-       w.url, w.enabled, w.disabled_reason, w.secret, w.headers::text, w.created_at,
-       {limit_columns:w},
+       {settings_columns:w}, w.disabled_reason, w.created_at,
        coalesce(h.health_status, 'unknown') AS health_status,
        h.total_deliveries, h.successful_deliveries, h.failed_deliveries,
        h.avg_response_time_ms::float8,

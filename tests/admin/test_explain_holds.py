@@ -4,6 +4,8 @@ tables, is told.
 
 import time
 
+import pytest
+
 from tests.support.engine import Engine, answered, insert, let_pass, register, timed_out, unseen
 from tests.support.explained import explained, left_s, names, only, set_lane
 from tests.support.postgres import Database
@@ -188,6 +190,29 @@ def test_a_target_that_is_not_allowed_says_that_a_retry_alone_is_no_help(
     )
     failed = only(explained(database, delivery_id), "failed")
     assert "start the service with --allow-network first" in failed.text
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "words", "command"),
+    [
+        ("headers", '{"Host": "x"}', "the header 'Host'", "SET headers = "),
+        ("secret", "hunter2", "a secret starts with whsec_", "webhookd webhook rotate-secret 1"),
+    ],
+)
+def test_headers_or_a_secret_that_cannot_be_sent_say_that_a_retry_alone_is_no_help(
+    database: Database, enlisted: Engine, column: str, value: str, words: str, command: str
+) -> None:
+    register(database, 1, **{column: value})
+    [delivery_id] = insert(database, 1)
+    refused = Answer(AnswerKind.NOT_ALLOWED, 0.0, error="cannot be used")
+    enlisted.finish(enlisted.take(), Attempted(refused, time.monotonic()))
+    failed, unusable = explained(database, delivery_id)
+    assert "A retry fails again until the webhook's row is corrected" in failed.text
+    assert (unusable.name, unusable.until) == (column, None)
+    assert words in unusable.text and value not in unusable.text
+    assert any(command in line for line in (*unusable.run, *unusable.sql))
+    database.execute(f"UPDATE pggit.webhooks SET {column} = NULL")
+    assert "fails again" not in only(explained(database, delivery_id), "failed").text
 
 
 def test_an_id_that_no_webhook_can_have_is_not_to_be_registered(

@@ -156,7 +156,7 @@ def test_a_webhook_is_added_shown_paused_resumed_rotated_and_removed(database: D
     )
     assert "webhook 8 registered" in run("add", "https://1.1.1.1/")
     shown = run("show", "1")
-    assert secret not in shown
+    assert secret not in shown and '{"x-tenant": "blue"}' in shown
     assert secret in run("show", "1", "--reveal-secret")
     run("pause", "1")
     assert database.execute(

@@ -60,7 +60,7 @@ def test_a_retry_says_what_the_delivery_then_waits_for(
     ids = [str(one) for webhook_id in (1, 2, 3) for one in insert(database, webhook_id)]
     retry = ["delivery", "retry", "--dsn", database.dsn]
     lines = CliRunner().invoke(cli, [*retry, *ids], catch_exceptions=False).output.splitlines()
-    assert lines[0] == "3 will be sent again"
+    assert lines[0] == "3 deliveries will be sent again"
     for number, words in zip(
         ids,
         ("410 gone", "circuit of webhook 2 is open", "webhook 3 is not registered"),
@@ -75,12 +75,12 @@ def test_a_retry_says_what_the_delivery_then_waits_for(
         "UPDATE pggit.alert_delivery_queue SET delivery_status = 'failed' WHERE webhook_id <> 2"
     )
     failed = CliRunner().invoke(cli, [*retry, "--failed"], catch_exceptions=False).output
-    assert failed.startswith("2 will be sent again\n") and failed.count("waits.") == 2
+    assert failed.startswith("2 deliveries will be sent again\n") and failed.count("waits.") == 2
     register(database, 4)
     [free] = insert(database, 4)
     assert (
         CliRunner().invoke(cli, [*retry, str(free)], catch_exceptions=False).output
-        == "1 will be sent again\n"
+        == "1 delivery will be sent again\n"
     )
 
 

@@ -137,7 +137,7 @@ def test_the_stronger_of_dsn_and_embedded_wins_and_a_tie_is_refused() -> None:
     settings = load({"dsn": "host=line"}, environ)
     assert (settings.config.dsn, settings.config.embedded) == ("host=line", None)
     assert refused({"dsn": "host=a", "embedded": "/b"}).startswith(
-        "--dsn and --embedded exclude each other"
+        "--dsn and --embedded cannot be used together"
     )
 
 

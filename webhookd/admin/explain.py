@@ -12,7 +12,10 @@ from webhookd.admin.facts import MOST_AHEAD, Facts, Row
 from webhookd.admin.reason import Reason, counted, in_, instant, ordinal, rate, until
 from webhookd.core.lifecycle import GIVE_UP_AFTER, QUARANTINE_AFTER
 from webhookd.core.model import Status
+from webhookd.core.signing import parse_secret
 from webhookd.text import duration, shown
+from webhookd.transport.egress import NotAllowed
+from webhookd.transport.request import parse_headers
 
 LONG_DUE_S = 30.0  # by then the sweep has found what no notification announced
 
@@ -24,7 +27,11 @@ def reasons(facts: Facts) -> list[Reason]:
             return [_delivered(facts)]
         case Status.FAILED:
             off = [reason for reason in holds.of_registry(facts) if not reason.sql]
-            return [_failed(facts), *(replace(reason, until=None) for reason in off)]
+            return [
+                _failed(facts),
+                *_unusable(facts),
+                *(replace(reason, until=None) for reason in off),
+            ]
         case Status.SENDING:
             found = [_leased(facts), *_no_worker(facts), *_lost_leases(facts)]
         case _:
@@ -67,7 +74,34 @@ def _failed(facts: Facts) -> Reason:
             f" Nothing was sent. If it may be sent, start the service with {option[0]} first: "
             "without that option a retry fails again."
         )
+    if any(_unusable(facts)):
+        text += " A retry fails again until the webhook's row is corrected."
     return Reason("failed", text, run=(f"webhookd delivery retry {row.delivery_id}",))
+
+
+def _unusable(facts: Facts) -> Iterator[Reason]:
+    """Yield what in the webhook's row fails each of its deliveries before anything is sent."""
+    if facts.settings is None:
+        return
+    webhook_id = facts.row.webhook_id
+    try:
+        parse_headers(facts.settings.headers)
+    except NotAllowed as reason:
+        text = f"Nothing is sent to webhook {webhook_id}: {reason}. Correct its headers first:"
+        correct = (
+            """UPDATE pggit.webhooks SET headers = '{"NAME": "VALUE"}' """
+            f"WHERE webhook_id = {webhook_id}"
+        )
+        yield Reason("headers", text, sql=(correct,))
+    try:
+        if facts.settings.secret is not None:
+            parse_secret(facts.settings.secret)
+    except ValueError as reason:
+        text = (
+            f"Nothing is sent to webhook {webhook_id}, since its secret cannot be used: {reason}. "
+            "Make a new one first, and give it to the receiver:"
+        )
+        yield Reason("secret", text, run=(f"webhookd webhook rotate-secret {webhook_id}",))
 
 
 def _leased(facts: Facts) -> Reason:
@@ -139,7 +173,7 @@ def _lost_leases(facts: Facts) -> Iterator[Reason]:
         yield Reason("quarantine", f"It is due, alone: {_quarantined(row)}.")
     elif 0 < row.leases_lost < QUARANTINE_AFTER:
         times = "once" if row.leases_lost == 1 else "twice"
-        text = f"It was claimed and its lease lost {times}: the worker recorded no outcome."
+        text = f"It was claimed and its lease was lost {times}: the worker recorded no outcome."
         yield Reason("leases_lost", text)
 
 

@@ -131,6 +131,7 @@ def add(connection: Connection, new: NewWebhook, config: Config) -> int:
     _target_host(new.url, _egress(config))
     row = {
         "url": new.url,
+        "enabled": True,
         **limits.check(new.limits, config),
         "secret": None if new.secret is None else _checked_secret(new.secret),
         "headers": _checked_headers(new.headers) if new.headers else None,
@@ -246,7 +247,7 @@ def remove(connection: Connection, webhook_id: int, *, force: bool = False) -> i
 
 
 def send_test(webhook: Webhook, config: Config) -> Answer:
-    """Send one signed test request from this host, past the queue, and return the answer.
+    """Send one signed test request from this host, bypassing the queue. Return the answer.
 
     *webhook* comes from `show` with *reveal_secret*. Blocks for at most its timeout. Raise
     `UnusableError` where workers would send nothing either: a secret or headers that cannot be

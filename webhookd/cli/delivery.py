@@ -224,6 +224,7 @@ def retry(
     """Send deliveries again: those given by id (in any status), or all that failed."""
     from webhookd.admin import database, deliveries
     from webhookd.admin.doctor.commands import commands_for
+    from webhookd.admin.reason import counted
 
     narrowed = webhook_id is not None or since is not None
     if bool(delivery_ids) == failed or (narrowed and not failed):
@@ -236,7 +237,7 @@ def retry(
             done = deliveries.retry_failed(connection, webhook_id=webhook_id, since_s=since)
         else:
             done = deliveries.retry(connection, delivery_ids)
-        click.echo(f"{done.count} will be sent again")
+        click.echo(f"{counted(done.count, 'delivery', 'deliveries')} will be sent again")
         commands = commands_for(settings, database.dsn_of(settings.config))
         for wait in deliveries.waits(connection, done.samples, settings.config, commands):
             click.echo(f"delivery {wait.delivery_id} waits. {wait.text}")

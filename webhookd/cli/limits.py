@@ -15,8 +15,14 @@ _OPTIONS: Mapping[str, tuple[str, str]] = {
     "rate_limit_burst": ("--rate-burst", "Attempts at once after a pause."),
     "retry_base_seconds": ("--retry-base", "The first retry's delay."),
     "retry_max_seconds": ("--retry-max", "The longest delay."),
-    "circuit_failure_threshold": ("--circuit-threshold", "Failures that open it."),
-    "circuit_open_seconds": ("--circuit-open", "Wait for its probe."),
+    "circuit_failure_threshold": (
+        "--circuit-threshold",
+        "Consecutive failures that open the circuit.",
+    ),
+    "circuit_open_seconds": (
+        "--circuit-open",
+        "How long the circuit stays open before a probe.",
+    ),
 }
 
 F = TypeVar("F", bound=Callable[..., Any])

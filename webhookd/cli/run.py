@@ -50,7 +50,7 @@ def run(settings: LoadedConfig) -> int:
     server = embedded.start(Path(config.embedded) if config.embedded else None)
     try:
         log.warning(
-            "embedded PostgreSQL",
+            "using an embedded PostgreSQL, which is for trying out: no backup, no replica",
             directory=str(server.directory),
             dsn=server.dsn,
         )

@@ -1,5 +1,6 @@
 """`webhookd webhook`: reads options for `webhookd.admin.registry`, and prints what it returns."""
 
+import json
 from dataclasses import asdict
 from typing import Any
 
@@ -25,10 +26,12 @@ def webhook() -> None:
     "webhook_id",
     type=click.IntRange(1, 2**63 - 1),
     metavar="N",
-    help="Its id; else the next free one.",
+    help="Its id. Default: the next free id.",
 )
 @click.option(
-    "--secret", metavar="whsec_...", help="Its signing secret; else a new one is made and printed."
+    "--secret",
+    metavar="whsec_...",
+    help="Its signing secret. Default: a new secret, which is printed.",
 )
 @click.option("--no-secret", is_flag=True, help="Send unsigned.")
 @click.option(
@@ -157,6 +160,8 @@ def show(
         output.print_json({**row, **own, **health})
         return
     del row["webhook_id"]
+    if isinstance(row["headers"], dict):
+        row["headers"] = json.dumps(row["headers"], ensure_ascii=False)
     lines = [(name, value, "") for name, value in {**row, **health}.items()]
     lines += [
         (one["column"], one["value"], "its own" if one["own"] else "configuration")
@@ -179,7 +184,7 @@ def pause(ctx: click.Context, /, webhook_ids: tuple[int, ...], **_: object) -> N
 @connection_options
 @click.pass_context
 def resume(ctx: click.Context, /, webhook_ids: tuple[int, ...], **_: object) -> None:
-    """Send again to webhooks that were paused or disabled."""
+    """Resume deliveries to webhooks that were paused or disabled."""
     _set_enabled(ctx, webhook_ids, enabled=True, done="resumed")
 
 
@@ -230,8 +235,8 @@ def remove(ctx: click.Context, /, webhook_id: int, force: bool, **_: object) -> 
 @connection_options
 @click.pass_context
 def test(ctx: click.Context, /, webhook_id: int, **_: object) -> None:
-    """Send one signed test request from here, past the queue, and print the answer. Exit 1 unless
-    it is 2xx.
+    """Send one signed test request from this host, bypassing the queue, and print the answer. Exit
+    1 unless it is 2xx.
     """
     from webhookd.admin import database, registry
 

@@ -74,7 +74,8 @@ class Config:
         None,
         _DATABASE,
         Dsn(),
-        "PostgreSQL database with the queue; without it, an embedded PostgreSQL is started.",
+        "PostgreSQL database with the queue. Without it, `webhookd` starts an embedded PostgreSQL, "
+        "and its commands use the one that runs.",
     )
     listen_dsn: str | None = _option(
         None,
@@ -83,7 +84,7 @@ class Config:
         "Connection to the same database for LISTEN that bypasses a transaction-pooling pgbouncer.",
     )
     embedded: str | None = _option(
-        None, _DATABASE, Folder(), "Start an embedded PostgreSQL, with its data in DIR."
+        None, _DATABASE, Folder(), "Use an embedded PostgreSQL, with its data in DIR."
     )
     node: str | None = _option(
         None,
@@ -92,7 +93,9 @@ class Config:
         "Name of this host, if several share a database: workers are NAME/worker-1 and so on.",
     )
     workers: int = _option(3, _PROCESSES, Whole(1, 256), "Worker processes.")
-    threads: int = _option(64, _PROCESSES, Whole(1, 1024), "Most sender threads of a worker.")
+    threads: int = _option(
+        64, _PROCESSES, Whole(1, 1024), "Maximum number of sender threads per worker."
+    )
     metrics_host: str = _option(
         "127.0.0.1",
         _PROCESSES,
@@ -347,9 +350,7 @@ def _settle_database(values: dict[str, Any], sources: dict[str, str]) -> None:
     strength = {name: _strength(sources[name]) for name in ("dsn", "embedded")}
     if strength["dsn"] == strength["embedded"]:
         names = f"{_named('dsn', sources['dsn'])} and {_named('embedded', sources['embedded'])}"
-        raise UnusableError(
-            f"{names} exclude each other: keep the database or the embedded PostgreSQL"
-        )
+        raise UnusableError(f"{names} cannot be used together: remove one of them")
     weaker, stronger = sorted(strength, key=lambda name: strength[name])
     values[weaker] = None
     sources[weaker] = f"overridden by {stronger} ({sources[stronger]})"

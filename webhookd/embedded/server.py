@@ -104,7 +104,7 @@ class Embedded:
         log.info(
             "embedded PostgreSQL runs",
             directory=str(self.directory),
-            pid=self.pid,
+            postgres_pid=self.pid,
         )
 
     @property

@@ -87,7 +87,7 @@ RATE_LIMIT_HITS = Metric(
 CIRCUIT_OPENS = Metric(
     "circuit_breaker_opens",
     Kind.COUNTER,
-    "Entries into open, failed probes included.",
+    "Times the circuit opened, including after a failed probe.",
     labels=("webhook_id",),
 )
 
@@ -112,7 +112,7 @@ QUEUE_DEPTH_BY_CAUSE = Metric(
 OLDEST_DUE = Metric(
     "webhookd_oldest_due_seconds",
     Kind.GAUGE,
-    "How long the oldest due row has been due.",
+    "How long the oldest delivery that nothing holds back has been due.",
     merge=max,
     absent_at_first=True,
 )

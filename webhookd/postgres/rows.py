@@ -63,6 +63,8 @@ LIMITS = {
     "circuit_open_seconds": Limit("circuit_open_s", "circuit_open"),
 }
 _SETTINGS = ("@url", "@enabled", "@secret", "@headers::text", *(f"@{name}" for name in LIMITS))
+# The same as an INSERT names them.
+_WEBHOOK = [text.removeprefix("@").removesuffix("::text") for text in _SETTINGS]
 _COUNTS = ("@retry_count", "@max_retries", "@attempts", "@leases_lost")
 _DELIVERY = {  # name -> expression of the queue's columns
     "webhook_id": "@webhook_id",
@@ -75,8 +77,8 @@ _DELIVERY = {  # name -> expression of the queue's columns
 FRAGMENTS = {
     "lane_columns": ", ".join(_LANE),
     "settings_columns": ", ".join(_SETTINGS),
-    "limit_columns": ", ".join(f"@{name}" for name in LIMITS),
-    "limit_parameters": ", ".join(f"%({name})s" for name in LIMITS),
+    "webhook_columns": ", ".join(_WEBHOOK),
+    "webhook_parameters": ", ".join(f"%({name})s" for name in _WEBHOOK),
     "count_columns": ", ".join(_COUNTS),
     "delivery_expressions": ", ".join(
         text if text == f"@{name}" else f"{text} AS {name}" for name, text in _DELIVERY.items()

@@ -230,7 +230,7 @@ class _Worker:
         try:
             self.dispatcher.withdraw()
         except psycopg.Error as error:
-            log.warning("drains without the database", error=str(error))
+            log.warning("draining while the database is unreachable", error=str(error))
         while self._recorder.outstanding() > 0 and time.monotonic() < deadline:
             self._lifeline.beat()
             time.sleep(0.01)
@@ -246,7 +246,7 @@ class _Worker:
                 self._reaper.release(self._pool, self._lifeline.incarnation)
             self.dispatcher.leave()
         except psycopg.Error as error:
-            log.warning("left without the database", error=str(error))
+            log.warning("stopped; the database was unreachable", error=str(error))
         self._pool.close(timeout=1.0)
         self._transport.close()
         log.info("worker drained", unfinished=unfinished)

@@ -17,10 +17,11 @@ from webhookd.admin.doctor.findings import Severity
 
 def test_a_clock_that_is_off(patient: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     real = time.time
-    for offset_s, severity in (
-        (0.2, Severity.OK),
-        (-5.0, Severity.WARNING),
-        (120.0, Severity.ERROR),
+    for offset_s, severity, test_fails in (
+        (0.2, Severity.OK, False),
+        (-5.0, Severity.WARNING, False),
+        (120.0, Severity.WARNING, False),
+        (900.0, Severity.WARNING, True),
     ):
         monkeypatch.setattr(
             "webhookd.admin.doctor.server.time.time", lambda offset_s=offset_s: real() + offset_s
@@ -28,6 +29,7 @@ def test_a_clock_that_is_off(patient: Database, monkeypatch: pytest.MonkeyPatch)
         (found,) = (finding for finding in findings(patient) if finding.name == "clock")
         assert found.severity is severity
         assert severity is Severity.OK or ("behind" if offset_s < 0 else "ahead of") in found.detail
+        assert ("`webhookd webhook test`" in found.detail) is test_fails
 
 
 def test_a_listen_dsn_to_another_database(embedded_server: Server, patient: Database) -> None:

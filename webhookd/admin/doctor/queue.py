@@ -83,8 +83,8 @@ def circuits(installation: Installation) -> Iterator[Finding]:
     yield warning(
         f"the circuit of {_some(ids, found[0]['webhooks'])} is open ({since}): its deliveries "
         "wait until a probe is answered;"
-        f" `webhookd webhook test {ids[0]}` tries it; once the receiver is there again, this "
-        "closes it",
+        f" `webhookd webhook test {ids[0]}` tries it; when the receiver is back, this "
+        "command closes the circuit",
         installation.commands.sql(
             "UPDATE pggit.webhook_health_metrics SET consecutive_failures = 0, health_status = "
             "'healthy', last_check_at = now()"
@@ -244,9 +244,9 @@ def retention(installation: Installation) -> Iterator[Finding]:
         ):
             yield warning(
                 f"old rows of {table} stay: workers should go through it in "
-                f"{removal.round_s:.0f} s and have been at it for"
-                f" {took_s[removal.table_name]:.0f} s; none runs, a session locks it, or more "
-                "rows come than they can remove"
+                f"{removal.round_s:.0f} s, and this round has taken "
+                f"{took_s[removal.table_name]:.0f} s. Either no worker runs, a session locks the "
+                "table, or rows arrive faster than they are removed"
                 " (give doctor the service's --keep-... options)",
                 installation.commands.start(),
             )
