@@ -23,7 +23,7 @@ help:
 	@echo "                  installed if they are missing)"
 	@echo "make test         run the tests (one of them: make test PYTEST_ARGS=tests/core)"
 	@echo "make storm        run the tests that take long"
-	@echo "make bench        compare throughput and latency with other queues; 15 minutes on a machine"
+	@echo "make bench        compare throughput and latency with other queues; 20 minutes on a machine"
 	@echo "                  that does nothing else"
 	@echo "make bench-growth measure queues of up to ten million rows, and other curves; 25 minutes"
 	@echo "make scaling      one to three workers, and three hosts; 5 minutes"
@@ -45,7 +45,7 @@ storm: setup
 	$$alone 'ip link set lo up 2>/dev/null; exec "$$0" -m pytest -m storm $(STORM_ARGS)' \
 	    $(VENV)/bin/python
 
-# Some 15 minutes on a machine that does nothing else; see bench/README.md.
+# Some 20 minutes on a machine that does nothing else; see bench/README.md.
 bench: setup nginx bench/.venv/.peers bench/peers/node_modules/.package-lock.json
 	@for bench in $(BENCHES); do $(VENV)/bin/python -m bench.$$bench || exit; done
 
