@@ -50,7 +50,7 @@ def listen(host: str, port: int, secret: str | None, status: int, as_json: bool)
 @click.option(
     "--directory",
     type=click.Path(path_type=Path, file_okay=False),
-    help="For the database; else a temporary one.",
+    help="Folder for the database. Default: a temporary one.",
 )
 @click.pass_context
 def demo(ctx: click.Context, /, keep: bool, directory: Path | None) -> None:
