@@ -1,5 +1,6 @@
 """A process that holds very many descriptors, as a worker with thousands of receivers does."""
 
+import gc
 import os
 import resource
 from collections.abc import Iterator
@@ -15,12 +16,16 @@ def crowded(spare: int = 200) -> Iterator[None]:
     wanted = SELECT_TAKES + spare
     if 0 <= soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    # What earlier tests left to the garbage collector would free low descriptors in the middle.
+    gc.collect()
+    gc.disable()
     held = [os.open(os.devnull, os.O_RDONLY)]
     try:
         while held[-1] < SELECT_TAKES:
             held.append(os.dup(held[0]))
         yield
     finally:
+        gc.enable()
         for descriptor in held:
             os.close(descriptor)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
