@@ -89,7 +89,7 @@ def test_ids_are_given_in_turn_and_one_that_anything_names_is_never_given_again(
         ({"url": "ftp://e.test/"}, "ftp"),
         ({"url": "https://10.0.0.1/"}, "--allow-network"),
         ({"secret": "hunter2"}, "--secret"),
-        ({"headers": {"Webhook-Id": "x"}}, "--header: the header 'webhook-id'"),
+        ({"headers": {"Webhook-Id": "x"}}, "--header: the header 'Webhook-Id'"),
         ({"headers": {"Host": "x"}}, "--header"),
         ({"headers": {"a": "1\r\nb: 2"}}, "--header"),
         ({"limits": {"retry_base_seconds": 1801.0}}, "must not exceed the longest, 1800 s"),
@@ -240,3 +240,20 @@ def test_a_row_that_workers_could_not_use_is_not_tested_either(
     if hidden.secret:
         with pytest.raises(ValueError, match="without its secret"):
             registry.send_test(hidden, config)
+
+
+def test_two_names_that_differ_in_case_are_refused_and_not_merged(config: Config) -> None:
+    with pytest.raises(UnusableError, match="are the same to a receiver"):
+        registry.check(NewWebhook(TARGET, headers={"X-A": "1", "x-a": "2"}), config)
+
+
+def test_a_secret_that_reads_like_a_hidden_one_is_only_a_bad_secret(
+    connection: admin_database.Connection, config: Config, database: Database
+) -> None:
+    database.execute(
+        "INSERT INTO pggit.webhooks (webhook_id, url, secret) VALUES (1, %s, %s)",
+        ["http://127.0.0.1:9/", "".join(registry.HIDDEN_SECRET)],
+    )
+    found = registry.show(connection, 1, config, reveal_secret=True)
+    with pytest.raises(UnusableError, match="secret"):
+        registry.send_test(found, config)

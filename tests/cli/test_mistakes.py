@@ -52,9 +52,9 @@ def test_the_daemon_refuses_a_dsn_that_libpq_cannot_parse_before_any_worker_star
     ("arguments", "words"),
     [
         (["--header", "no colon"], ["--header", "NAME: VALUE"]),
-        (["--header", "Webhook-Id: x"], ["--header", "webhook-id"]),
-        (["--header", "Host: x"], ["--header", "host"]),
-        (["--header", "Content_Length: x"], ["--header", "content_length"]),
+        (["--header", "Webhook-Id: x"], ["--header", "Webhook-Id"]),
+        (["--header", "Host: x"], ["--header", "Host"]),
+        (["--header", "Content_Length: x"], ["--header", "Content_Length"]),
         (["--header", "a: 1", "--header", "A: 2"], ["--header", "twice"]),
         (["--header", "a: 1\r\nb: 2"], ["--header", "not allowed"]),
         (["--secret", ""], ["--secret"]),
@@ -73,6 +73,31 @@ def test_webhook_add_refuses_settings_that_no_delivery_could_use(
     target = ("https://127.0.0.1:1/", "--allow-network", "127.0.0.0/8")
     assert_refused(webhookd("webhook", "add", *target, *arguments, dsn=database.dsn), *words)
     assert database.execute("SELECT count(*)::int FROM pggit.webhooks") == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        (["ftp://a.example/"], "only https"),
+        (["https://a.example/", "--header", "host: x"], "set by webhookd"),
+        (["https://a.example/", "--header", "Trailers: x"], "set by webhookd"),
+        (["https://a.example/", "--secret", "x"], "whsec_"),
+        (["https://a.example/", "--retry-base", "10", "--retry-max", "1"], "must not exceed"),
+    ],
+)
+def test_what_cannot_be_registered_is_refused_where_no_database_answers(
+    options: list[str], fault: str
+) -> None:
+    refused = webhookd("webhook", "add", *options, "--dsn", "host=/nonexistent")
+    assert refused.returncode == 2 and fault in refused.stderr, refused.stderr
+
+
+def test_a_limit_of_a_webhook_may_be_larger_than_the_services(database: Database) -> None:
+    added = webhookd(
+        *("webhook", "add", "https://1.1.1.1/", "--max-in-flight", "2000000"),
+        *("--dsn", database.dsn),
+    )
+    assert added.returncode == 0, added.stderr
 
 
 def test_a_secret_that_was_written_wrongly_with_sql_is_one_line_and_nothing_is_sent(

@@ -3,6 +3,7 @@
 from http import HTTPStatus
 from itertools import pairwise
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,6 +36,32 @@ def test_the_pieces_do_not_matter(request: bytes, cuts: list[int]) -> None:
     places = sorted({0, len(request), *(cut for cut in cuts if cut < len(request))})
     pieces = [request[start:end] for start, end in pairwise(places)]
     assert read(pieces) == read([request])
+
+
+@pytest.mark.parametrize(
+    "following",
+    [
+        b"GET /healthz HTTP/1.1\r\n\r\n",
+        b"HEAD / HTTP/1.1\r\n\r\n",
+        b"POST /",
+        b"PRI * HTTP/2.0\r\n",
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE"])
+def test_what_follows_the_first_request_changes_nothing(method: str, following: bytes) -> None:
+    first = f"{method} /metrics HTTP/1.1\r\nHost: a\r\n\r\n".encode()
+    assert read([first + following]) == Request(method, "/metrics", "", "", False)
+
+
+@pytest.mark.parametrize("origin", ["http://web_1:8000", "http://a:70000", "HTTPS://a:"])
+def test_a_whole_url_is_accepted_whatever_its_origin(origin: str) -> None:
+    text = f"GET {origin}/metrics?x=1 HTTP/1.1\r\n\r\n".encode()
+    assert read([text]) == Request("GET", "/metrics", "", "", False)
+
+
+@pytest.mark.parametrize("text", [b"GET /healthz RTSP/1.0\r\n\r\n", b"\n\n", b"\r\n\r\n"])
+def test_what_is_not_http_is_refused_at_once(text: bytes) -> None:
+    assert read([text]) is HTTPStatus.BAD_REQUEST
 
 
 def test_the_fields_that_decide_the_answer() -> None:

@@ -88,11 +88,8 @@ def _unusable(facts: Facts) -> Iterator[Reason]:
         parse_headers(facts.settings.headers)
     except NotAllowed as reason:
         text = f"Nothing is sent to webhook {webhook_id}: {reason}. Correct its headers first:"
-        correct = (
-            """UPDATE pggit.webhooks SET headers = '{"NAME": "VALUE"}' """
-            f"WHERE webhook_id = {webhook_id}"
-        )
-        yield Reason("headers", text, sql=(correct,))
+        row = f"SELECT headers FROM pggit.webhooks WHERE webhook_id = {webhook_id}"
+        yield Reason("headers", text, sql=(row,))
     try:
         if facts.settings.secret is not None:
             parse_secret(facts.settings.secret)

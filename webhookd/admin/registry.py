@@ -123,19 +123,24 @@ def new_secret() -> str:
     return format_secret(secrets.token_bytes(_SECRET_BYTES))
 
 
-def add(connection: Connection, new: NewWebhook, config: Config) -> int:
-    """Register *new* and return its id.
+def check(new: NewWebhook, config: Config) -> dict[str, Any]:
+    """Return the row for *new* by column, without its id. Needs no database.
 
-    Raise `UnusableError` where it could not be delivered to under *config*, or its id is taken.
+    Raise `UnusableError` where it could not be delivered to under *config*.
     """
     _target_host(new.url, _egress(config))
-    row = {
+    return {
         "url": new.url,
         "enabled": True,
         **limits.check(new.limits, config),
         "secret": None if new.secret is None else _checked_secret(new.secret),
         "headers": _checked_headers(new.headers) if new.headers else None,
     }
+
+
+def add(connection: Connection, new: NewWebhook, config: Config) -> int:
+    """Register *new*; return its id. Raise `UnusableError` as `check` does, or for a taken id."""
+    row = check(new, config)
     if new.webhook_id is None:
         webhook_id = _insert_with_next_id(connection, row)
     elif _insert(connection, new.webhook_id, row):
@@ -255,7 +260,7 @@ def send_test(webhook: Webhook, config: Config) -> Answer:
     """
     if not webhook.registered or webhook.url is None:
         raise _no_such(webhook.webhook_id)
-    if webhook.secret == HIDDEN_SECRET:
+    if webhook.secret is HIDDEN_SECRET:  # a row may hold an equal text, copied from `show`
         raise ValueError("the webhook was read without its secret")
     request = _test_request(webhook)
     timeout_s = next(one.value for one in webhook.limits if one.column == "timeout_seconds")
@@ -322,12 +327,12 @@ def _checked_headers(headers: Mapping[str, str]) -> str:
     """Return the JSON for a webhook's row, names in lower case; raise `UnusableError` for headers
     that no request may carry.
     """
-    text = json.dumps({name.lower(): value for name, value in headers.items()})
     try:
-        parse_headers(text)
+        # As given: in lower case two names could become one, and a value would be lost.
+        parse_headers(json.dumps(dict(headers)))
     except NotAllowed as error:
         raise UnusableError(f"--header: {error}") from error
-    return text
+    return json.dumps({name.lower(): value for name, value in headers.items()})
 
 
 def _headers_in(text: str | None) -> Mapping[str, str] | str | None:

@@ -33,11 +33,13 @@ def limit_options(command: F) -> F:
     for column, kind in reversed(KINDS.items()):
         option, meaning = _OPTIONS[column]
         text = f"{meaning} [default: the daemon's]"
-        command = click.option(option, column, type=kind, help=text)(command)
+        command = click.option(option, f"own_{column}", type=kind, metavar=kind.metavar, help=text)(
+            command
+        )
     return command
 
 
 def own_limits(options: Mapping[str, Any]) -> dict[str, float]:
     """Return, by column, those that were given among a command's *options*."""
-    given = {column: options[column] for column in KINDS}
+    given = {column: options[f"own_{column}"] for column in KINDS}
     return {column: value for column, value in given.items() if value is not None}

@@ -69,6 +69,8 @@ def add(
         headers=_headers(headers),
         limits=own_limits(options),
     )
+    # Before the database is asked: bad input is exit 2 also where none answers.
+    registry.check(new, config)
     with database.connect(config) as connection:
         added = registry.add(connection, new, config)
     click.echo(f"webhook {added} registered")

@@ -296,7 +296,7 @@ def _source_of(context: click.Context, name: str) -> str:
         case ParameterSource.ENVIRONMENT:
             return f"environment {variable_of(name)}"
         case ParameterSource.DEFAULT_MAP:
-            return f"file {context.params[FILE]}"
+            return f"file {Path(context.params[FILE])}"
         case _ if name == "dsn" and os.environ.get(_URL_VARIABLE):
             return _FROM_URL
         case _:

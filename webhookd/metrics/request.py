@@ -8,7 +8,7 @@ import httptools
 
 MAX_HEAD_BYTES = 16 * 1024
 _LINE_END = re.compile(rb"\r?\n")
-_EMPTY_LINES = len(b"\r\n\r\n")
+_ORIGIN = re.compile(r"\Ahttps?://[^/?]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,78 +43,64 @@ class RequestReader:
     """
 
     def __init__(self) -> None:
-        self._received = 0
-        self._head = _Head()
-        self._parser = httptools.HttpRequestParser(self._head)
-        self._held = b""  # a carriage return that may have its line feed still to come
+        self._received = b""
 
     def feed(self, data: bytes) -> Request | HTTPStatus | None:
         """Take *data*; return the request, the status that refuses it, or None while its head is
         incomplete. Raises nothing.
         """
-        self._received += len(data)
-        if self._received > MAX_HEAD_BYTES:
+        self._received += data
+        if len(self._received) > MAX_HEAD_BYTES:
             return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-        try:
-            self._parser.feed_data(self._with_whole_line_ends(data))
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            # Also raised for what comes after a complete head, which does not matter.
-            if not self._head.is_complete:
-                return HTTPStatus.BAD_REQUEST
-        if not self._head.is_complete:
-            # llhttp skips empty lines before a request: the first one is allowed (RFC 9112, 2.2).
-            only_empty_lines = not self._head.has_begun and self._received >= _EMPTY_LINES
-            return HTTPStatus.BAD_REQUEST if only_empty_lines else None
-        return self._request() or HTTPStatus.BAD_REQUEST
+        # People who type a request send a line feed alone, which RFC 9112 (2.2) allows and llhttp
+        # refuses after the first line. A carriage return alone stays, and is refused: with it one
+        # answer is made to look like two. One empty line may come first (2.2, too).
+        text = _LINE_END.sub(b"\r\n", self._received).removeprefix(b"\r\n")
+        if text.startswith(b"\r\n"):
+            return HTTPStatus.BAD_REQUEST
+        head, end, _ = text.partition(b"\r\n\r\n")
+        return _request(head + end) or HTTPStatus.BAD_REQUEST if end else None
 
-    def _with_whole_line_ends(self, data: bytes) -> bytes:
-        """Return *data* with lines that all end with CRLF. People who type a request send a line
-        feed alone, which RFC 9112 (2.2) allows and llhttp refuses after the first line.
 
-        A carriage return alone stays, and is refused: with it one answer is made to look like two.
-        """
-        data = self._held + data
-        self._held = b"\r" if data.endswith(b"\r") else b""
-        return _LINE_END.sub(b"\r\n", data.removesuffix(b"\r"))
-
-    def _request(self) -> Request | None:
-        if not self._parser.get_http_version().startswith("1."):
-            return None
-        try:
-            # A client that believes in a proxy names the whole URL, which servers must accept too
-            # (RFC 9112, 3.2.2).
-            path = httptools.parse_url(self._head.url).path or b""
-        except httptools.HttpParserInvalidURLError:
-            return None
-        fields = self._head.fields
-        return Request(
-            self._parser.get_method().decode("latin-1"),
-            path.decode("latin-1"),
-            fields.get("accept", ""),
-            fields.get("accept-encoding", ""),
-            # Prometheus says with each scrape how long it will wait.
-            by_prometheus="x-prometheus-scrape-timeout-seconds" in fields,
-        )
+def _request(text: bytes) -> Request | None:
+    """Return the request with the whole head *text*, None if it is not HTTP/1."""
+    head = _Head()
+    parser = httptools.HttpRequestParser(head)
+    try:
+        parser.feed_data(text)
+    except httptools.HttpParserUpgrade:
+        pass  # asked for, and not granted
+    except httptools.HttpParserError:
+        return None
+    # llhttp takes RTSP and ICE for HTTP, too.
+    version = text.partition(b"\r\n")[0].rpartition(b" ")[2]
+    if not head.is_complete or not version.startswith(b"HTTP/1."):
+        return None
+    # A client that believes in a proxy names the whole URL, which servers must accept, too
+    # (RFC 9112, 3.2.2).
+    path = _ORIGIN.sub("", head.url.decode("latin-1")).partition("?")[0]
+    return Request(
+        parser.get_method().decode("latin-1"),
+        path,
+        head.fields.get("accept", ""),
+        head.fields.get("accept-encoding", ""),
+        # Prometheus says with each scrape how long it will wait.
+        by_prometheus="x-prometheus-scrape-timeout-seconds" in head.fields,
+    )
 
 
 class _Head:
-    """What httptools calls while it parses. Only the first request counts."""
+    """What httptools calls while it parses."""
 
     def __init__(self) -> None:
-        self.has_begun = self.is_complete = False
+        self.is_complete = False
         self.url = b""
         self.fields: dict[str, str] = {}
 
-    def on_message_begin(self) -> None:
-        self.has_begun = True
-
     def on_url(self, url: bytes) -> None:
-        if not self.is_complete:
-            self.url += url  # may come in pieces
+        self.url += url  # may come in pieces
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.is_complete:
-            return
         key, text = name.decode("latin-1").lower(), value.decode("latin-1").strip()
         known = self.fields.get(key)
         self.fields[key] = text if known is None else f"{known}, {text}"

@@ -105,7 +105,11 @@ class Dialer:
         if origin.scheme == "https":
             sock = self._handshake(sock, origin.host)
             trace.tls_s = time.monotonic() - connected_at
-        return Connection(sock)
+        try:
+            return Connection(sock)
+        except OSError as error:  # reset since it was connected
+            sock.close()
+            raise NoAnswer(describe_os_error(error)) from None
 
     def _addresses(self, host: str, trace: Trace, deadline: float) -> list[str]:
         if is_address(host):
