@@ -3,7 +3,7 @@
 
 FROM python:3.13-slim AS build
 WORKDIR /source
-COPY pyproject.toml setup.cfg README.md LICENSE ./
+COPY pyproject.toml setup.cfg setup.py README.md LICENSE ./
 COPY webhookd webhookd
 COPY sql sql
 RUN python -m venv /opt/webhookd && /opt/webhookd/bin/pip install --no-cache-dir .

@@ -139,6 +139,8 @@ def test_the_image_is_built_from_what_dockerignore_lets_through_and_does_not_run
         if line.startswith("!")
     ]
     assert sorted(copied) == sorted(let_through)
+    # Without setup.py the image would hold no package.
+    assert {"pyproject.toml", "setup.cfg", "setup.py"} <= set(copied)
     assert all((ROOT / name).exists() for name in copied)
     (user,) = (line.split()[1] for line in lines if line.startswith("USER "))
     assert int(user.partition(":")[0]) > 0
