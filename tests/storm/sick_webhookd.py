@@ -41,7 +41,7 @@ def fail() -> None:
 
 
 ILLNESSES: dict[str, tuple[Any, str, Callable[[], None]]] = {
-    "boot": (process, "_boot", die),
+    "boot": (process, "wait_for_database", die),
     "dispatcher": (SenderPool, "submit", hang),
     "exchange": (AttemptRunner, "deliver", fail),
     "sender": (SenderPool, "_send", fail),
