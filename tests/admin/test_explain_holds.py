@@ -195,7 +195,7 @@ def test_a_target_that_is_not_allowed_says_that_a_retry_alone_is_no_help(
 @pytest.mark.parametrize(
     ("column", "value", "words", "command"),
     [
-        ("headers", '{"Host": "x"}', "the header 'Host'", "SET headers = "),
+        ("headers", '{"Host": "x"}', "the header 'Host'", "SELECT headers FROM "),
         ("secret", "hunter2", "a secret starts with whsec_", "webhookd webhook rotate-secret 1"),
     ],
 )

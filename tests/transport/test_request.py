@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.support.values import settings as settings_of
 from webhookd import __version__
 from webhookd.core.signing import parse_secret, verify
 from webhookd.transport.egress import NotAllowed
@@ -31,7 +32,7 @@ ONCE = (
 
 def wire(headers: str | None, *, secret: str | None = SECRET) -> bytes:
     request = build_request(
-        headers=headers, secret=secret, message_id="wh_1_7", timestamp=NOW, body=BODY
+        settings_of(headers=headers, secret=secret), message_id="wh_1_7", timestamp=NOW, body=BODY
     )
     return request.to_bytes(start_lines("/hook", "a.example"))
 

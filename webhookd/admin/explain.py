@@ -12,10 +12,8 @@ from webhookd.admin.facts import MOST_AHEAD, Facts, Row
 from webhookd.admin.reason import Reason, counted, in_, instant, ordinal, rate, until
 from webhookd.core.lifecycle import GIVE_UP_AFTER, QUARANTINE_AFTER
 from webhookd.core.model import Status
-from webhookd.core.signing import parse_secret
 from webhookd.text import duration, shown
-from webhookd.transport.egress import NotAllowed
-from webhookd.transport.request import parse_headers
+from webhookd.transport import request
 
 LONG_DUE_S = 30.0  # by then the sweep has found what no notification announced
 
@@ -84,21 +82,14 @@ def _unusable(facts: Facts) -> Iterator[Reason]:
     if facts.settings is None:
         return
     webhook_id = facts.row.webhook_id
-    try:
-        parse_headers(facts.settings.headers)
-    except NotAllowed as reason:
-        text = f"Nothing is sent to webhook {webhook_id}: {reason}. Correct its headers first:"
-        row = f"SELECT headers FROM pggit.webhooks WHERE webhook_id = {webhook_id}"
-        yield Reason("headers", text, sql=(row,))
-    try:
-        if facts.settings.secret is not None:
-            parse_secret(facts.settings.secret)
-    except ValueError as reason:
-        text = (
-            f"Nothing is sent to webhook {webhook_id}, since its secret cannot be used: {reason}. "
-            "Make a new one first, and give it to the receiver:"
-        )
-        yield Reason("secret", text, run=(f"webhookd webhook rotate-secret {webhook_id}",))
+    for column, reason in request.unusable(facts.settings):
+        text = f"Nothing is sent to webhook {webhook_id}: its {column} cannot be used: {reason}."
+        if column == "secret":
+            text += " Make a new one first, and give it to the receiver:"
+            yield Reason(column, text, run=(f"webhookd webhook rotate-secret {webhook_id}",))
+        else:
+            row = f"SELECT {column} FROM pggit.webhooks WHERE webhook_id = {webhook_id}"
+            yield Reason(column, f"{text} Correct it first:", sql=(row,))
 
 
 def _leased(facts: Facts) -> Reason:

@@ -17,8 +17,11 @@ from webhookd.admin import database, limits
 from webhookd.admin.database import Connection, Instant
 from webhookd.config.load import Config
 from webhookd.core.answer import Answer, AnswerKind, Decision, classify
+from webhookd.core.model import WebhookSettings
 from webhookd.core.signing import format_secret, parse_secret
 from webhookd.errors import UnusableError, WebhookdError
+from webhookd.postgres.arrays import number_array
+from webhookd.postgres.rows import defaults_of, settings_of
 from webhookd.transport.client import Transport
 from webhookd.transport.egress import Egress, NotAllowed, is_address
 from webhookd.transport.request import Request, build_request, parse_headers
@@ -93,7 +96,7 @@ class Webhook:
     """One webhook. *registered* False: only deliveries or health name it, and its row's values are
     None.
 
-    *headers*: those in *headers_json*, which is the text in its row, or why they are never sent.
+    *headers*: those in its row, or why they are never sent.
     *limits*: those in force, in the order of `postgres.rows.LIMITS`.
     """
 
@@ -104,7 +107,6 @@ class Webhook:
     disabled_reason: str | None
     secret: str | None = field(repr=False)
     headers: Mapping[str, str] | str | None
-    headers_json: str | None
     created_at: Instant | None
     limits: Sequence[limits.LimitInForce]
     health: Health
@@ -201,7 +203,6 @@ def show(
         disabled_reason=row["disabled_reason"],
         secret=HIDDEN_SECRET if secret and not reveal_secret else secret,
         headers=_headers_in(row["headers"]),
-        headers_json=row["headers"],
         created_at=row["created_at"],
         limits=limits.limits_of(row, config),
         health=Health(**{item.name: row[item.name] for item in fields(Health)}),
@@ -251,26 +252,23 @@ def remove(connection: Connection, webhook_id: int, *, force: bool = False) -> i
     return waiting
 
 
-def send_test(webhook: Webhook, config: Config) -> Answer:
+def send_test(connection: Connection, webhook_id: int, config: Config) -> Answer:
     """Send one signed test request from this host, bypassing the queue. Return the answer.
 
-    *webhook* comes from `show` with *reveal_secret*. Blocks for at most its timeout. Raise
-    `UnusableError` where workers would send nothing either: a secret or headers that cannot be
-    used, a target that *config* does not allow.
+    Blocks for at most the webhook's timeout. Raise `UnusableError` where workers would send nothing
+    either: a secret or headers that cannot be used, a target that *config* does not allow.
     """
-    if not webhook.registered or webhook.url is None:
-        raise _no_such(webhook.webhook_id)
-    if webhook.secret is HIDDEN_SECRET:  # a row may hold an equal text, copied from `show`
-        raise ValueError("the webhook was read without its secret")
-    request = _test_request(webhook)
-    timeout_s = next(one.value for one in webhook.limits if one.column == "timeout_seconds")
+    row = database.fetch_one(connection, "read_settings", webhook_ids=number_array([webhook_id]))
+    if row is None:
+        raise _no_such(webhook_id)
+    settings = settings_of(tuple(row.values()), defaults_of(config))
     transport = Transport(_egress(config))
     try:
-        answer = transport.post(webhook.url, request, timeout_s=timeout_s)
+        answer = transport.post(settings.url, _test_request(settings), timeout_s=settings.timeout_s)
     finally:
         transport.close()
     if answer.kind is AnswerKind.NOT_ALLOWED:
-        raise UnusableError(f"nothing was sent to webhook {webhook.webhook_id}: {answer.error}")
+        raise UnusableError(f"nothing was sent to webhook {webhook_id}: {answer.error}")
     return answer
 
 
@@ -345,18 +343,17 @@ def _headers_in(text: str | None) -> Mapping[str, str] | str | None:
         return f"never sent: {reason}"
 
 
-def _test_request(webhook: Webhook) -> Request:
+def _test_request(settings: WebhookSettings) -> Request:
     """Return the request that a worker would send for a delivery."""
     now = int(time.time())
     try:
         return build_request(
-            headers=webhook.headers_json,
-            secret=webhook.secret,
+            settings,
             message_id=f"test_{secrets.token_hex(8)}",
             timestamp=now,
             body=json.dumps({"type": "webhookd.test", "timestamp": now}).encode(),
         )
     except NotAllowed as reason:
         raise UnusableError(
-            f"nothing was sent to webhook {webhook.webhook_id}: {reason}"
+            f"nothing was sent to webhook {settings.webhook_id}: {reason}"
         ) from reason

@@ -155,7 +155,6 @@ def show(
     with database.connect(config) as connection:
         found = registry.show(connection, webhook_id, config, reveal_secret=reveal_secret)
     row = asdict(found)
-    del row["headers_json"]
     limits, health = row.pop("limits"), row.pop("health")
     if as_json:
         own = {one["column"]: one["value"] if one["own"] else None for one in limits}
@@ -244,8 +243,7 @@ def test(ctx: click.Context, /, webhook_id: int, **_: object) -> None:
 
     config = load_settings(ctx).config
     with database.connect(config) as connection:
-        target = registry.show(connection, webhook_id, config, reveal_secret=True)
-    answer = registry.send_test(target, config)
+        answer = registry.send_test(connection, webhook_id, config)
     status = answer.error or f"HTTP {answer.http_status}"
     click.echo(f"{status} after {answer.elapsed_s * 1000:.0f} ms")
     if answer.excerpt:

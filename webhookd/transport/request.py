@@ -6,10 +6,12 @@ the registration of webhooks and the doctor all use it, so they cannot disagree.
 
 import json
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
 from webhookd import __version__
+from webhookd.core.model import WebhookSettings
 from webhookd.core.signing import parse_secret, sign
 from webhookd.transport.egress import NotAllowed
 
@@ -61,15 +63,15 @@ def start_lines(path: str, authority: str) -> bytes:
 
 
 def build_request(
-    *, headers: str | None, secret: str | None, message_id: str, timestamp: int, body: bytes
+    settings: WebhookSettings, *, message_id: str, timestamp: int, body: bytes
 ) -> Request:
-    """Return the request for one attempt, signed if there is a *secret*.
+    """Return the request for one attempt, signed if the webhook has a secret.
 
-    *headers* is the JSON in the webhook's row, *timestamp* in Unix seconds, *message_id* ASCII
-    without a dot. Raise `NotAllowed` for headers or a secret that cannot be used: an unsigned
-    request would be worse than none, since the receiver relies on the signature.
+    *timestamp* is in Unix seconds, *message_id* ASCII without a dot. Raise `NotAllowed` for headers
+    or a secret that cannot be used: an unsigned request would be worse than none, since the
+    receiver relies on the signature.
     """
-    fixed = header_lines(headers)
+    fixed, secret = header_lines(settings.headers), settings.secret
     lines = f"webhook-id: {message_id}\r\nwebhook-timestamp: {timestamp}\r\n"
     if secret is not None:
         try:
@@ -82,6 +84,21 @@ def build_request(
         signature = sign(key, message_id=message_id, timestamp=timestamp, body=body)
         lines += f"webhook-signature: {signature}\r\n"
     return Request(fixed + lines.encode("ascii"), body)
+
+
+def unusable(settings: WebhookSettings) -> Iterator[tuple[str, str]]:
+    """Yield what keeps every request to this webhook from being sent: the column of its row, and
+    the reason in one line, without a value of it.
+    """
+    try:
+        parse_headers(settings.headers)
+    except NotAllowed as reason:
+        yield "headers", str(reason)
+    try:
+        if settings.secret is not None:
+            parse_secret(settings.secret)
+    except ValueError as reason:
+        yield "secret", str(reason)
 
 
 @lru_cache(maxsize=4096)  # a webhook's are the same for each of its deliveries

@@ -45,8 +45,7 @@ class AttemptRunner:
         timestamp = int(delivery.claimed_at + time.monotonic() - delivery.claimed)
         try:
             request = build_request(
-                headers=settings.headers,
-                secret=settings.secret,
+                settings,
                 message_id=self.message_id(delivery.delivery_id),
                 timestamp=timestamp,
                 body=delivery.body,

@@ -9,10 +9,10 @@ from psycopg import errors
 
 from webhookd.admin.doctor.findings import Finding, error, note, warning
 from webhookd.admin.doctor.installation import Installation
-from webhookd.core.signing import parse_secret
 from webhookd.postgres.retention import Keep, Reference, removals
+from webhookd.postgres.rows import defaults_of, settings_of
+from webhookd.transport import request
 from webhookd.transport.egress import Egress, NotAllowed, is_address
-from webhookd.transport.request import parse_headers
 
 OVERDUE_S = 300.0
 HELD_S = 300.0
@@ -264,7 +264,8 @@ def targets(installation: Installation) -> Iterator[Finding]:
             egress.check_address(target.host)
 
     rows = installation.rows("doctor_urls", limit=MOST_WEBHOOKS + 1)
-    yield from _only_the_newest(rows)
+    if len(rows) > MOST_WEBHOOKS:
+        yield note(f"only the newest {MOST_WEBHOOKS:,} enabled webhooks were examined")
     for reason, ids in _refused(rows, "url", judge).items():
         option = re.search(r"--allow-\w+", reason)
         network = re.search(r"the address (\S+) is", reason)
@@ -283,13 +284,7 @@ def targets(installation: Installation) -> Iterator[Finding]:
 
 def secrets(installation: Installation) -> Iterator[Finding]:
     """Whether every secret can sign."""
-
-    def judge(secret: str) -> None:
-        parse_secret(secret)
-
-    rows = installation.rows("doctor_secrets", limit=MOST_WEBHOOKS + 1)
-    yield from _only_the_newest(rows)
-    for reason, ids in _refused(rows, "secret", judge).items():
+    for reason, ids in _unusable(installation, "secret").items():
         yield error(
             f"the secret of {_some(ids, len(ids))} cannot be used, so nothing is sent there: "
             f"{reason}",
@@ -299,13 +294,7 @@ def secrets(installation: Installation) -> Iterator[Finding]:
 
 def headers(installation: Installation) -> Iterator[Finding]:
     """Whether every webhook's headers can be sent, by the list that workers use."""
-
-    def judge(text: str) -> None:
-        parse_headers(text)
-
-    rows = installation.rows("doctor_headers", limit=MOST_WEBHOOKS + 1)
-    yield from _only_the_newest(rows)
-    for reason, ids in _refused(rows, "headers", judge).items():
+    for reason, ids in _unusable(installation, "headers").items():
         yield error(
             f"the headers of {_some(ids, len(ids))} cannot be sent, so nothing is sent there: "
             f"{reason}; correct pggit.webhooks.headers, or pause the webhook",
@@ -313,9 +302,16 @@ def headers(installation: Installation) -> Iterator[Finding]:
         )
 
 
-def _only_the_newest(rows: list[dict[str, Any]]) -> Iterator[Finding]:
-    if len(rows) > MOST_WEBHOOKS:
-        yield note(f"only the newest {MOST_WEBHOOKS:,} enabled webhooks were examined")
+def _unusable(installation: Installation, column: str) -> dict[str, list[int]]:
+    """Return the webhooks that send nothing because of this *column* of their row, by reason."""
+    found: dict[str, list[int]] = {}
+    defaults = defaults_of(installation.config)
+    for row in installation.rows("doctor_requests", limit=MOST_WEBHOOKS):
+        settings = settings_of(tuple(row.values()), defaults)
+        for at_fault, reason in request.unusable(settings):
+            if at_fault == column:
+                found.setdefault(reason, []).append(settings.webhook_id)
+    return found
 
 
 def _refused(
