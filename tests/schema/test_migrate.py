@@ -92,12 +92,15 @@ def test_defaults_of_the_role_and_the_database_do_not_matter(
     for setting in (
         "default_transaction_isolation = serializable",
         "default_transaction_read_only = on",
-        "statement_timeout = '1ms'",
+        "statement_timeout = '500ms'",
         "search_path = pg_temp, public",
         "standard_conforming_strings = on",
     ):
         empty_database.execute(f"ALTER ROLE {role} SET {setting}")
-    assert migrate(make_conninfo(empty_database.dsn, user=role)) != []
+    dsn = make_conninfo(empty_database.dsn, user=role)
+    assert migrate(dsn) != []
+    slow = parse("0099_slow", "-- oldest webhookd: 0.1.0\nSELECT pg_sleep(1);\n")
+    assert migrate(dsn, migrations=[*load(), slow]) == [slow.name]
 
 
 def test_a_changed_migration_is_refused_by_migrate_and_by_workers(empty_database: Database) -> None:
