@@ -8,7 +8,6 @@ default. Other names are looked up as usual.
 import os
 import socket
 import struct
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -119,4 +118,4 @@ if __name__ == "__main__":
     socket.getaddrinfo = resolve  # type: ignore[assignment]
     from webhookd.cli.main import main
 
-    sys.exit(main())
+    main()
