@@ -14,7 +14,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 # The benchmarks of `make bench`, in this order.
 BENCHES = drain latency profile insert_cost
 
-.PHONY: help demo monitoring test storm bench bench-growth scaling soak nginx lint setup
+.PHONY: help demo monitoring test storm bench bench-growth bench-bulkheads scaling soak nginx lint setup
 .DELETE_ON_ERROR:
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo "make bench        compare throughput and latency with other queues; 20 minutes on a machine"
 	@echo "                  that does nothing else"
 	@echo "make bench-growth measure queues of up to ten million rows, and other curves; 25 minutes"
+	@echo "make bench-bulkheads  measure what slow, dead and other bad neighbours cost; 10 minutes"
 	@echo "make scaling      one to three workers, and three hosts; 5 minutes"
 	@echo "make soak         run at 80 % of capacity for half an hour"
 	@echo "make lint         run ruff and mypy"
@@ -52,6 +53,10 @@ bench: setup nginx bench/.venv/.peers bench/peers/node_modules/.package-lock.jso
 # Some 25 minutes and 15 GB below the temporary directory.
 bench-growth: nginx $(VENV)/.pictures
 	$(VENV)/bin/python -m bench.growth $(GROWTH_ARGS)
+
+# Some 10 minutes; BULKHEADS_ARGS=--short takes 3 and writes nothing.
+bench-bulkheads: $(VENV)/.pictures
+	$(VENV)/bin/python -m bench.bulkheads $(BULKHEADS_ARGS)
 
 # As root it makes network namespaces that stand for hosts.
 scaling: setup nginx

@@ -51,7 +51,9 @@ The victim: {rate:g} deliveries a second for {window:.1f} s, fast receiver. Thre
 defaults. Milliseconds from the victim's commit to its arrival; `>`: not all had arrived {linger:g}
 s after the last commit. Neighbours, alone and beside the victim: requests a second at slow
 receivers, else attempts a second. CPU: seconds of webhookd and of PostgreSQL a second, beside the
-victim.\
+victim. A point holds if p50 is at most {times:g} x that without neighbours (or {slack:g} ms more),
+nothing takes longer than {most:g} s, the circuit stays closed, and slow neighbours keep {kept:g} of
+what they reach alone.\
 """
 
 _ATTEMPTS = "SELECT count(*) FROM pggit.alert_delivery_log WHERE webhook_id <> %s"
@@ -273,7 +275,15 @@ def main() -> None:
         counts = {"unregistered": options.rows, "mixed": "100"}.get(kind, options.counts)
         plan += [(kind, int(count)) for count in counts.split(",")]
     with running_postgres() as postgres, neighbours.surroundings() as around:
-        note = NOTE.format(rate=RATE, window=window_s, linger=LINGER_S)
+        note = NOTE.format(
+            rate=RATE,
+            window=window_s,
+            linger=LINGER_S,
+            times=P50_TIMES,
+            slack=P50_SLACK_S * 1000,
+            most=MAX_S,
+            kept=KEPT,
+        )
         report = Report("bulkheads", "Bulkheads", postgres=postgres.version(), notes=[note])
         bench = Bench(postgres, around, window_s)
         points = []
@@ -282,11 +292,7 @@ def main() -> None:
             print(f"{kind} {count}: p50 {points[-1].victim.ms(0.5):.0f} ms", flush=True)
     add_table(report, points)
     bad = sum(bool(point.faults(points[0].victim)) for point in points)
-    report.note(
-        f"{bad or 'None'} of {len(points)} points does not hold: p50 at most {P50_TIMES:g} x that "
-        f"without neighbours (or {P50_SLACK_S * 1000:g} ms more), nothing over {MAX_S:g} s, circuit"
-        f" closed, and slow neighbours keep {KEPT:g} of what they reach alone."
-    )
+    report.note(f"Points that do not hold: {bad} of {len(points)}.")
     if options.full:
         report.note("![p50 and p99](bulkheads.png)")
         draw(points, RESULTS / "bulkheads.png")

@@ -1,5 +1,5 @@
 """matplotlib, which webhookd itself does not need: bench/requirements.txt names it, and `make
-bench-growth` and `make soak` install it.
+bench-growth`, `make bench-bulkheads` and `make soak` install it.
 """
 
 from typing import Any

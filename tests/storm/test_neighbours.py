@@ -162,10 +162,8 @@ def test_a_fast_webhook_does_not_notice_its_neighbours(
         names.heal()
         assert daemon.stop() == 0
         finish(storm, fast)
-        with (
-            Daemon(storm.database.dsn, program=list(PROGRAM)) as successor,
-            storm.recovering(),
-        ):
-            storm.settle(timeout_s=120.0)
+        with Daemon(storm.database.dsn, program=list(PROGRAM)) as successor:
+            with storm.recovering():
+                storm.settle(timeout_s=120.0)
             assert successor.stop() == 0
-        storm.account(fast, slow, healing, refused=refused(daemon) + refused(successor))
+            storm.account(fast, slow, healing, refused=refused(daemon) + refused(successor))

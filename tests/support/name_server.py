@@ -16,7 +16,7 @@ from typing import Any
 
 Found = Sequence[tuple[int, int, int, str, tuple[object, ...]]]
 
-PROGRAM = ("-m", "tests.support.name_server")
+PROGRAM = (__file__,)
 SILENT = "silent"
 # resolv.conf(5): "timeout" and "attempts".
 TIMEOUT_S, ATTEMPTS = 5.0, 2
