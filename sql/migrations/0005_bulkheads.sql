@@ -33,26 +33,6 @@ BEGIN
     RETURN NEW;
 END $$;
 
--- Whoever asks sends by itself, so it gets a number: the row's, the webhook's, or that of the
--- newest worker's options. The last number is the default of --max-retries.
-CREATE OR REPLACE FUNCTION pggit.get_ready_deliveries(p_limit integer DEFAULT 10)
-RETURNS TABLE (delivery_id bigint, alert_id bigint, webhook_id bigint, message_body jsonb,
-               retry_count integer, max_retries integer)
-LANGUAGE sql VOLATILE AS $$
-    SELECT q.delivery_id, q.alert_id, q.webhook_id, q.message_body, q.retry_count,
-           coalesce(q.max_retries,
-                    (SELECT w.max_retries FROM pggit.webhooks w
-                      WHERE w.webhook_id = q.webhook_id),
-                    (SELECT (k.options ->> 'max_retries')::integer FROM pggit.workers k
-                      WHERE k.options ? 'max_retries' ORDER BY k.started_at DESC LIMIT 1),
-                    10)
-      FROM pggit.alert_delivery_queue q
-     WHERE q.delivery_status IN ('pending', 'retrying') AND q.next_retry_at <= now()
-     ORDER BY q.created_at, q.delivery_id
-     LIMIT p_limit
-       FOR UPDATE OF q SKIP LOCKED
-$$;
-
 -- What an operator changes starts the time anew for which a webhook may fail (--disable-after).
 CREATE OR REPLACE FUNCTION pggit.reset_circuit() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -118,3 +98,26 @@ ALTER TABLE pggit.webhooks
 
 ALTER TABLE pggit.installation ADD COLUMN max_body_bytes bigint NOT NULL DEFAULT 1048576;
 ALTER TABLE pggit.alert_delivery_queue ADD COLUMN body_bytes bigint;
+
+-----------------------------------------------------------------------------------------------
+-- Retries, for senders other than webhookd. Last, because it reads columns of other sections.
+
+-- Whoever asks sends by itself, so it gets a number: the row's, the webhook's, or that of the
+-- newest worker's options. The last number is the default of --max-retries.
+CREATE OR REPLACE FUNCTION pggit.get_ready_deliveries(p_limit integer DEFAULT 10)
+RETURNS TABLE (delivery_id bigint, alert_id bigint, webhook_id bigint, message_body jsonb,
+               retry_count integer, max_retries integer)
+LANGUAGE sql VOLATILE AS $$
+    SELECT q.delivery_id, q.alert_id, q.webhook_id, q.message_body, q.retry_count,
+           coalesce(q.max_retries,
+                    (SELECT w.max_retries FROM pggit.webhooks w
+                      WHERE w.webhook_id = q.webhook_id),
+                    (SELECT (k.options ->> 'max_retries')::integer FROM pggit.workers k
+                      WHERE k.options ? 'max_retries' ORDER BY k.started_at DESC LIMIT 1),
+                    10)
+      FROM pggit.alert_delivery_queue q
+     WHERE q.delivery_status IN ('pending', 'retrying') AND q.next_retry_at <= now()
+     ORDER BY q.created_at, q.delivery_id
+     LIMIT p_limit
+       FOR UPDATE OF q SKIP LOCKED
+$$;

@@ -1,21 +1,14 @@
 """Rows that become values and values that become rows: nothing is lost or exchanged on the way."""
 
-import math
-import re
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.engine import STANDARD, Engine, answered, insert, lane, register
+from tests.support.engine import STANDARD, Engine, insert, lane, register
 from tests.support.postgres import Database
-from tests.support.values import delivery
-from webhookd.core.lane import Admission
-from webhookd.core.lifecycle import settle
-from webhookd.core.model import Result, WebhookDefaults, WebhookSettings
+from webhookd.core.model import WebhookDefaults, WebhookSettings
 from webhookd.postgres import batches, rows, statements
 
 # Every column of a lane has a value of its own, which differs from its default.

@@ -231,7 +231,13 @@ def let_pass(database: Database, seconds: float) -> None:
             "first_attempted_at",
             "lease_until",
         ),
-        "webhook_health_metrics": ("circuit_until", "hold_until", "tokens_at", "runnable_at"),
+        "webhook_health_metrics": (
+            "circuit_until",
+            "hold_until",
+            "tokens_at",
+            "runnable_at",
+            "failing_since",
+        ),
     }
     with unseen(database) as connection:
         for table, columns in tables.items():

@@ -39,6 +39,7 @@ _LANE = (
     "extract(epoch FROM @runnable_at)::float8",
     "@blocked_by",
     "@health_status",
+    "extract(epoch FROM @failing_since)::float8",
 )
 
 
@@ -104,6 +105,7 @@ def lane_of(row: Sequence[Any]) -> Lane:
         runnable_at,
         blocked_by,
         health,
+        failing_since,
     ) = row[-len(_LANE) :]
     return Lane(
         webhook_id=webhook_id,
@@ -114,6 +116,7 @@ def lane_of(row: Sequence[Any]) -> Lane:
         runnable_at=runnable_at,
         blocked_by=None if blocked_by is None else BlockedBy(blocked_by),
         health=health,
+        failing_since=failing_since,
     )
 
 
@@ -144,7 +147,12 @@ def settings_of(row: tuple[Any, ...], defaults: WebhookDefaults) -> WebhookSetti
         for number, default in zip(numbers, defaults, strict=True)
     ]
     return WebhookSettings(
-        webhook_id, url or "", bool(enabled), secret, headers, *clamp_limits(WebhookDefaults(*limits))
+        webhook_id,
+        url or "",
+        bool(enabled),
+        secret,
+        headers,
+        *clamp_limits(WebhookDefaults(*limits)),
     )
 
 
