@@ -128,7 +128,7 @@ def test_a_backoff_tells_the_attempt_its_time_and_the_last_answer(
     [delivery_id] = insert(database, 1)
     enlisted.finish(enlisted.take(), timed_out())
     backoff = only(explained(database, delivery_id), "backoff")
-    assert "Attempt 2 of 4 is due" in backoff.text
+    assert "Attempt 2 of 11 is due" in backoff.text
     assert "timeout" in backoff.text
     assert backoff.run == (f"webhookd delivery retry {delivery_id}",)
 

@@ -35,6 +35,8 @@ EXTREMES: dict[str, list[float]] = {
     "rate_limit_per_second": [0.0, *SECONDS],
     "retry_base_seconds": SECONDS,
     "retry_max_seconds": SECONDS,
+    "max_retries": [0, 1000],
+    "retry_factor": [1.0, 100.0],
     "circuit_open_seconds": SECONDS,
     **{column: WHOLE for column in COUNTS},
 }

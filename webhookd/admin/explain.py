@@ -171,7 +171,8 @@ def _schedule(facts: Facts) -> str:
     spent = max(0, row.retry_count)
     if spent > retries:
         return f"The last attempt {due}; if it fails, the delivery fails."
-    at, then = row.next_retry_at, []
+    at = row.next_retry_at
+    then: list[str] = []
     for tries in range(spent, retries):
         at += backoff_s(
             tries,

@@ -173,7 +173,7 @@ class _Worker:
 
     def _make_chores(self, stop: threading.Event) -> ChoreRunner:
         retention = Retention(Keep.of(self._config), removed=self._metrics.removed)
-        chores = (
+        chores: tuple[Chore, ...] = (
             self._reaper,
             FinishedCounts(),
             Sweeper(self._wakeup),

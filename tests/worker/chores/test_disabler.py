@@ -20,7 +20,7 @@ AFTER_S = 3600.0
 
 @pytest.fixture
 def metrics() -> Metrics:
-    return Metrics("worker-1")
+    return Metrics("worker-1", max_webhooks=10)
 
 
 @pytest.fixture
