@@ -15,6 +15,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from tests.support import values
 from tests.support.mutants import CHECK, HUNT, Mutant, planted_in
 from webhookd.core import lifecycle
 from webhookd.core.answer import Answer, AnswerKind, CircuitVote
@@ -296,6 +297,25 @@ def test_a_delivery_keeps_its_properties() -> None:
 def test_a_planted_mutant_is_caught_by_its_property(mutant: Mutant) -> None:
     with pytest.raises(AssertionError):
         drive(mutant.plant(), [PROPERTIES[mutant.killed_by]], HUNT)
+
+
+@pytest.mark.parametrize("u", [0.0, 0.5, 0.999])
+@pytest.mark.parametrize("outcome", [REFUSED, TIMED_OUT, answered(401), answered(404)], ids=str)
+def test_a_receiver_that_is_away_for_minutes_or_hours_has_its_delivery_by_the_defaults(
+    outcome: Attempted, u: float
+) -> None:
+    for away_s in (33.0, 3600.0, DAY_S):
+        now, waiting = 0.0, Delivery(**(NEW._asdict() | {"settings": values.settings()}))
+        waiting = waiting._replace(max_retries=waiting.settings.max_retries)
+        while now <= away_s:
+            settlement = lifecycle.settle(waiting, outcome, now_at=NOW_AT, u=u)
+            assert settlement.status.value == "retrying"
+            assert settlement.delay_s is not None
+            now += settlement.delay_s
+            waiting = waiting._replace(
+                retry_count=waiting.retry_count + 1, attempts=waiting.attempts + 1
+            )
+        assert lifecycle.settle(waiting, answered(200), now_at=NOW_AT, u=u).event == "delivered"
 
 
 def test_every_property_catches_a_mutant() -> None:

@@ -72,7 +72,7 @@ def test_no_value_of_a_limit_ends_a_worker_undoes_a_record_or_blocks_for_ever(
     database: Database, column: str
 ) -> None:
     possible = EXTREMES[column]
-    nonsense = WHOLE_NONSENSE if column in COUNTS else NONSENSE
+    nonsense = WHOLE_NONSENSE if column in (*COUNTS, "max_retries") else NONSENSE
     register_each(database, column, possible, first=1)
     drop_checks(database)
     register_each(database, column, nonsense, first=len(possible) + 1)

@@ -3,7 +3,7 @@
 import psycopg
 import pytest
 
-from tests.support.engine import Engine, lane, register
+from tests.support.engine import STANDARD, Engine, lane, register
 from tests.support.postgres import Database
 
 pytestmark = pytest.mark.every_postgres
@@ -138,6 +138,7 @@ def test_a_registration_needs_no_more_than_id_and_url_and_leaves_the_rest_to_the
         "webhook_id": 7,
         "url": "https://receiver.example/",
         "enabled": True,
+        "tenant": "default",
     }
     assert lane(database, 7)["health_status"] == "unknown"
 

@@ -237,6 +237,8 @@ def let_pass(database: Database, seconds: float) -> None:
             "tokens_at",
             "runnable_at",
             "failing_since",
+            "last_failure_at",
+            "last_success_at",
         ),
     }
     with unseen(database) as connection:

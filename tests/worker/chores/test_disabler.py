@@ -62,7 +62,7 @@ def test_it_is_disabled_with_the_time_and_the_last_error(
     assert not is_enabled
     assert reason is not None
     assert reason.startswith("only failures since 20")
-    assert reason.endswith("UTC; the last one: HTTP 500")
+    assert reason.endswith("UTC; the last one: HTTP 500; no retries left")
     assert metrics.snapshot()[0].values[WEBHOOKS_DISABLED.name]["failing"] == 1
 
 
