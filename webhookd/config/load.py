@@ -163,29 +163,18 @@ class Config:
         10,
         _DELIVERY,
         Whole(0, MOST_RETRIES),
-        "Attempts after the first one; 429 spends none. A number in the delivery's row wins.",
+        "Attempts after the first one; a delivery's own max_retries wins.",
     )
     retry_base: float = _option(5.0, _DELIVERY, Seconds(), "Delay before the first retry.")
-    retry_factor: float = _option(
-        4.0,
-        _DELIVERY,
-        growth(),
-        "Each further delay is so many times as long, and a fifth more or less.",
-    )
+    retry_factor: float = _option(4.0, _DELIVERY, growth(), "Growth of each further delay.")
     retry_max: float = _option(
         28_800.0, _DELIVERY, Seconds(), "Longest delay between retries, Retry-After included."
     )
     disable_after: float = _option(
-        0.0,
-        _DELIVERY,
-        Seconds(zero=True),
-        "A webhook that has only failed for this long is disabled; 0 is never.",
+        0.0, _DELIVERY, Seconds(zero=True), "A webhook that only failed for so long is disabled."
     )
     give_up_after: float = _option(
-        0.0,
-        _DELIVERY,
-        Seconds(zero=True),
-        "A delivery that has waited for longer than this fails; 0 is never.",
+        0.0, _DELIVERY, Seconds(zero=True), "A delivery that waits for longer than this fails."
     )
     circuit_threshold: int = _option(
         5, _DELIVERY, Whole(1, 1_000_000), "Consecutive failures that open a webhook's circuit."

@@ -190,11 +190,11 @@ def _health(before: Lane, breaker: Breaker, votes: Sequence[CircuitVote]) -> str
 def _failing_since(
     since: float | None, votes: Sequence[CircuitVote], *, now: float
 ) -> float | None:
-    """Return since when attempts have only failed. A 429 says neither: the receiver is there."""
+    """Return since when attempts have only failed. A 429 starts anew: the receiver is there."""
     for vote in votes:
-        if vote is CircuitVote.SUCCESS:
+        if vote is not CircuitVote.FAILURE:
             since = None
-        elif vote is CircuitVote.FAILURE and since is None:
+        elif since is None:
             since = now
     return since
 

@@ -96,7 +96,7 @@ def test_a_failure_of_long_ago_alone_disables_nothing(
     let_pass(database, 10 * AFTER_S)
     chore.run(pool)
     assert enabled(database) == (True, None)
-    # 429 says neither that the receiver works nor that it fails.
+    # 429 is no failure: the receiver is there.
     attempt(database, worker, 429)
     chore.run(pool)
     assert enabled(database) == (True, None)
