@@ -154,7 +154,7 @@ def test_a_long_line_before_it_is_counted_up_to_a_bound(
 
 
 def test_a_finished_delivery_tells_its_end(database: Database, enlisted: Engine) -> None:
-    register(database, 1, 2)
+    register(database, 1, 2, max_retries=0)
     [good], [bad] = insert(database, 1), insert(database, 2)
     for claimed in enlisted.take():
         enlisted.finish([claimed], answered(200 if claimed.delivery_id == good else 400))
