@@ -13,6 +13,49 @@ ALTER TABLE pggit.alert_delivery_queue
     ALTER COLUMN max_retries DROP DEFAULT;
 -- Since when a webhook has only failed; NULL while its last attempt was a success.
 ALTER TABLE pggit.webhook_health_metrics ADD COLUMN failing_since timestamptz;
+-- Deliveries that were attempted and wait to be retried, by age. Only a retry pays for an entry.
+CREATE INDEX queue_retrying ON pggit.alert_delivery_queue (created_at)
+    WHERE delivery_status = 'retrying';
+INSERT INTO pggit.chores (chore) VALUES ('disable'), ('give_up');
+
+CREATE OR REPLACE FUNCTION pggit.fill_in_defaults() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF (NEW.delivery_status = 'pending' AND NEW.next_retry_at IS NOT NULL
+        AND NEW.retry_count IS NOT NULL AND NEW.created_at IS NOT NULL AND NOT NEW.routed) THEN
+        RETURN NEW;
+    END IF;
+    NEW.delivery_status := CASE WHEN NEW.delivery_status IS NULL OR NEW.delivery_status = 'sending'
+                                THEN 'pending' ELSE NEW.delivery_status END;
+    NEW.next_retry_at := coalesce(NEW.next_retry_at, now());
+    NEW.retry_count := coalesce(NEW.retry_count, 0);
+    NEW.created_at := coalesce(NEW.created_at, now());
+    NEW.routed := false;
+    RETURN NEW;
+END $$;
+
+-- What an operator changes starts the time anew for which a webhook may fail (--disable-after).
+CREATE OR REPLACE FUNCTION pggit.reset_circuit() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.circuit_state := 'closed';
+    NEW.circuit_epoch := OLD.circuit_epoch + 1;
+    NEW.circuit_until := NULL;
+    NEW.hold_until := NULL;
+    NEW.failing_since := NULL;
+    NEW.runnable_at := now();
+    NEW.blocked_by := NULL;
+    PERFORM pggit.wake();
+    RETURN NEW;
+END $$;
+CREATE OR REPLACE FUNCTION pggit.unpark_lane() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO pggit.webhook_health_metrics AS lane (webhook_id, runnable_at)
+        VALUES (NEW.webhook_id, now())
+        ON CONFLICT (webhook_id)
+        DO UPDATE SET runnable_at = now(), blocked_by = NULL, failing_since = NULL;
+    PERFORM pggit.wake();
+    RETURN NULL;
+END $$;
 
 -----------------------------------------------------------------------------------------------
 -- Held lanes: the webhook's row, or the options in force, rule out every request.
@@ -55,3 +98,26 @@ ALTER TABLE pggit.webhooks
 
 ALTER TABLE pggit.installation ADD COLUMN max_body_bytes bigint NOT NULL DEFAULT 1048576;
 ALTER TABLE pggit.alert_delivery_queue ADD COLUMN body_bytes bigint;
+
+-----------------------------------------------------------------------------------------------
+-- Retries, for senders other than webhookd. Last, because it reads columns of other sections.
+
+-- Whoever asks sends by itself, so it gets a number: the row's, the webhook's, or that of the
+-- newest worker's options. The last number is the default of --max-retries.
+CREATE OR REPLACE FUNCTION pggit.get_ready_deliveries(p_limit integer DEFAULT 10)
+RETURNS TABLE (delivery_id bigint, alert_id bigint, webhook_id bigint, message_body jsonb,
+               retry_count integer, max_retries integer)
+LANGUAGE sql VOLATILE AS $$
+    SELECT q.delivery_id, q.alert_id, q.webhook_id, q.message_body, q.retry_count,
+           coalesce(q.max_retries,
+                    (SELECT w.max_retries FROM pggit.webhooks w
+                      WHERE w.webhook_id = q.webhook_id),
+                    (SELECT (k.options ->> 'max_retries')::integer FROM pggit.workers k
+                      WHERE k.options ? 'max_retries' ORDER BY k.started_at DESC LIMIT 1),
+                    10)
+      FROM pggit.alert_delivery_queue q
+     WHERE q.delivery_status IN ('pending', 'retrying') AND q.next_retry_at <= now()
+     ORDER BY q.created_at, q.delivery_id
+     LIMIT p_limit
+       FOR UPDATE OF q SKIP LOCKED
+$$;

@@ -7,3 +7,4 @@ UPDATE pggit.webhooks SET enabled = false, disabled_reason = %(reason)s
                                 WHERE w.webhook_id = ANY (%(webhook_ids)s::bigint[]) AND w.enabled
                                 ORDER BY w.webhook_id
                                   FOR NO KEY UPDATE SKIP LOCKED))
+RETURNING webhook_id

@@ -22,7 +22,8 @@ UPDATE pggit.webhook_health_metrics h
        tokens_at = to_timestamp(r.tokens_at),
        in_flight = r.in_flight,
        runnable_at = to_timestamp(r.runnable_at),
-       blocked_by = r.blocked_by
+       blocked_by = r.blocked_by,
+       failing_since = to_timestamp(r.failing_since)
   FROM {settled_lanes}
  -- The list has the rows looked up by their key (see claim).
  WHERE h.webhook_id = ANY (%(webhook_ids)s::bigint[])

@@ -37,7 +37,7 @@ def explained(connection: Connection, config: Config, delivery_id: int) -> Expla
 def test_the_list_is_newest_first_and_of_one_status_or_webhook_where_asked_for(
     database: Database, connection: Connection, enlisted: Engine
 ) -> None:
-    register(database, 1)
+    register(database, 1, max_retries=0)
     first, second = insert(database, 1, 2)
     enlisted.finish(enlisted.take(), answered(404))
     [third] = insert(database, 1)

@@ -128,7 +128,7 @@ def test_a_backoff_tells_the_attempt_its_time_and_the_last_answer(
     [delivery_id] = insert(database, 1)
     enlisted.finish(enlisted.take(), timed_out())
     backoff = only(explained(database, delivery_id), "backoff")
-    assert "Attempt 2 of 4 is due" in backoff.text
+    assert "Attempt 2 of 11 is due" in backoff.text
     assert "timeout" in backoff.text
     assert backoff.run == (f"webhookd delivery retry {delivery_id}",)
 
@@ -154,7 +154,7 @@ def test_a_long_line_before_it_is_counted_up_to_a_bound(
 
 
 def test_a_finished_delivery_tells_its_end(database: Database, enlisted: Engine) -> None:
-    register(database, 1, 2)
+    register(database, 1, 2, max_retries=0)
     [good], [bad] = insert(database, 1), insert(database, 2)
     for claimed in enlisted.take():
         enlisted.finish([claimed], answered(200 if claimed.delivery_id == good else 400))

@@ -92,7 +92,7 @@ def test_ids_are_given_in_turn_and_one_that_anything_names_is_never_given_again(
         ({"headers": {"Webhook-Id": "x"}}, "--header: the header 'Webhook-Id'"),
         ({"headers": {"Host": "x"}}, "--header"),
         ({"headers": {"a": "1\r\nb: 2"}}, "--header"),
-        ({"limits": {"retry_base_seconds": 1801.0}}, "must not exceed the longest, 1800 s"),
+        ({"limits": {"retry_base_seconds": 28801.0}}, "must not exceed the longest, 28800 s"),
         ({"limits": {"retry_max_seconds": 1.0}}, "first delay, 5 s"),
         ({"limits": {"timeout_seconds": 601.0}}, "timeout_seconds: 601.0 is not a duration"),
         ({"limits": {"max_in_flight": 2**31}}, "max_in_flight: 2147483648"),

@@ -206,7 +206,7 @@ def test_a_quantile_lies_within_its_bucket_and_never_above_the_slowest(
 
 
 def worker_fails(worker: Engine, database: Database) -> None:
-    register(database, 1)
+    register(database, 1, max_retries=0)
     insert(database, 1, 2)
     good, bad = worker.take()
     worker.finish([good], answered(200))

@@ -32,7 +32,7 @@ def test_the_command_prints_causes_what_to_run_and_the_attempts(
         lines[0] == f"delivery {delivery_id} for webhook 1 (https://receiver.example/1): retrying"
     )
     assert lines[2:4] == ["- Webhook 1 is paused: by ops.", "    webhookd webhook resume 1"]
-    assert lines[4].startswith("- Attempt 2 of 4 is due ")
+    assert lines[4].startswith("- Attempt 2 of 11 is due ")
     assert "down for maintenance" in lines[-1]
     report = json.loads(
         webhookd("delivery", "explain", str(delivery_id), "--json", dsn=database.dsn).stdout

@@ -59,7 +59,7 @@ def test_the_daemon_refuses_a_dsn_that_libpq_cannot_parse_before_any_worker_star
         (["--header", "a: 1\r\nb: 2"], ["--header", "not allowed"]),
         (["--secret", ""], ["--secret"]),
         (["--secret", "whsec_c2hvcnQ="], ["--secret", "24 to 64"]),
-        (["--retry-base", "2000"], ["--retry-base", "1800"]),
+        (["--retry-base", "30000"], ["--retry-base", "28800"]),
         (["--id", "0"], ["--id", "0"]),
         (["--rate", "1e-14"], ["--rate", "1e-14", "one in 30 days"]),
         (["--retry-max", "1e13"], ["--retry-max", "1e13", "2592000 s"]),

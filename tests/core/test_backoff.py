@@ -11,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.mutants import CHECK, HUNT, Mutant, planted_in
+from webhookd.config.load import Config
 from webhookd.core import backoff
 from webhookd.core.backoff import GrowingPause
 
 tries_counts = st.one_of(st.integers(0, 12), st.integers(0, 5000))
 bases = st.sampled_from([0.001, 1.0, 5.0])
 caps = st.sampled_from([0.5, 1800.0, 1e300])
+factors = st.one_of(st.sampled_from([1.0, 2.0, 4.0]), st.floats(1.0, 100.0))
 maxima = st.sampled_from([5.0, 30.0, 1e300])
 draws = st.one_of(
     st.sampled_from([0.0, 0.5, math.nextafter(1.0, 0.0)]), st.floats(0.0, 1.0, exclude_max=True)
@@ -25,29 +27,29 @@ draws = st.one_of(
 
 def never_exceeds_the_cap(core: ModuleType, how: settings) -> None:
     @how
-    @given(tries_counts, bases, caps, draws)
-    def holds(tries: int, base_s: float, cap_s: float, u: float) -> None:
-        assert 0 < core.backoff_s(tries, base_s=base_s, cap_s=cap_s, u=u) <= cap_s
+    @given(tries_counts, bases, factors, caps, draws)
+    def holds(tries: int, base_s: float, factor: float, cap_s: float, u: float) -> None:
+        assert 0 < core.backoff_s(tries, base_s=base_s, factor=factor, cap_s=cap_s, u=u) <= cap_s
 
     holds()
 
 
 def stays_within_a_fifth_of_the_schedule(core: ModuleType, how: settings) -> None:
     @how
-    @given(st.integers(0, 40), bases, draws)
-    def holds(tries: int, base_s: float, u: float) -> None:
-        ratio = core.backoff_s(tries, base_s=base_s, cap_s=1e300, u=u) / (base_s * 2**tries)
-        assert 0.7999 < ratio < 1.2001
+    @given(st.integers(0, 40), bases, factors, draws)
+    def holds(tries: int, base_s: float, factor: float, u: float) -> None:
+        waited_s = core.backoff_s(tries, base_s=base_s, factor=factor, cap_s=1e300, u=u)
+        assert 0.7999 < waited_s / (base_s * factor**tries) < 1.2001
 
     holds()
 
 
 def never_waits_less_after_more_tries(core: ModuleType, how: settings) -> None:
     @how
-    @given(tries_counts, bases, caps, draws)
-    def holds(tries: int, base_s: float, cap_s: float, u: float) -> None:
+    @given(tries_counts, bases, factors, caps, draws)
+    def holds(tries: int, base_s: float, factor: float, cap_s: float, u: float) -> None:
         def wait_s(count: int) -> float:
-            waited: float = core.backoff_s(count, base_s=base_s, cap_s=cap_s, u=u)
+            waited: float = core.backoff_s(count, base_s=base_s, factor=factor, cap_s=cap_s, u=u)
             return waited
 
         assert wait_s(tries) <= wait_s(tries + 1) <= wait_s(tries + 60)
@@ -57,10 +59,13 @@ def never_waits_less_after_more_tries(core: ModuleType, how: settings) -> None:
 
 def takes_any_number_of_tries(core: ModuleType, how: settings) -> None:
     @how
-    @given(st.sampled_from([1023, 1024, 2**31 - 1]), bases, draws)
-    def holds(tries: int, base_s: float, u: float) -> None:
+    @given(
+        st.sampled_from([1023, 1024, 2**31 - 1]), bases, st.sampled_from([1.5, 4.0, 1e300]), draws
+    )
+    def holds(tries: int, base_s: float, factor: float, u: float) -> None:
         try:
-            assert core.backoff_s(tries, base_s=base_s, cap_s=1800.0, u=u) == 1800.0
+            waited_s = core.backoff_s(tries, base_s=base_s, factor=factor, cap_s=1800.0, u=u)
+            assert waited_s == 1800.0
         except OverflowError as error:
             raise AssertionError("overflows") from error
 
@@ -72,7 +77,7 @@ def refuses_a_negative_number_of_tries(core: ModuleType, how: settings) -> None:
     @given(st.integers(-5, -1), draws)
     def holds(tries: int, u: float) -> None:
         try:
-            core.backoff_s(tries, base_s=5.0, cap_s=1800.0, u=u)
+            core.backoff_s(tries, base_s=5.0, factor=2.0, cap_s=1800.0, u=u)
         except ValueError:
             return
         raise AssertionError("accepted")
@@ -85,7 +90,7 @@ def spreads_what_failed_together(core: ModuleType, how: settings) -> None:
     @given(st.integers(0, 5), st.floats(0.0, 0.4), st.floats(0.6, 1.0, exclude_max=True))
     def holds(tries: int, low: float, high: float) -> None:
         early_s, late_s = (
-            core.backoff_s(tries, base_s=5.0, cap_s=1800.0, u=u) for u in (low, high)
+            core.backoff_s(tries, base_s=5.0, factor=2.0, cap_s=1800.0, u=u) for u in (low, high)
         )
         assert early_s < 5.0 * 2**tries < late_s
 
@@ -178,6 +183,23 @@ def test_it_has_the_property(holds: Callable[[ModuleType, settings], None]) -> N
 def test_a_planted_mutant_is_caught_by_its_property(mutant: Mutant) -> None:
     with pytest.raises(AssertionError):
         PROPERTIES[mutant.killed_by](mutant.plant(), HUNT)
+
+
+def test_the_defaults_try_for_some_31_hours_and_never_rest_for_more_than_8() -> None:
+    defaults = Config()
+    waits_s = [
+        backoff.backoff_s(
+            tries,
+            base_s=defaults.retry_base,
+            factor=defaults.retry_factor,
+            cap_s=defaults.retry_max,
+            u=0.5,
+        )
+        for tries in range(defaults.max_retries)
+    ]
+    assert waits_s[:7] == pytest.approx([5, 20, 80, 320, 1280, 5120, 20480])
+    assert waits_s[7:] == [8 * 3600.0] * 3
+    assert sum(waits_s) / 3600 == pytest.approx(31.6, abs=0.1)
 
 
 def test_every_property_catches_a_mutant() -> None:

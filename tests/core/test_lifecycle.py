@@ -15,6 +15,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from tests.support import values
 from tests.support.mutants import CHECK, HUNT, Mutant, planted_in
 from webhookd.core import lifecycle
 from webhookd.core.answer import Answer, AnswerKind, CircuitVote
@@ -23,10 +24,24 @@ from webhookd.core.model import Attempted, Delivery, GivenBack, Lost, Outcome, W
 
 NOW_AT = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 DAY_S = 86_400.0
-BASE_S, CAP_S = 1.0, 8.0
+BASE_S, FACTOR, CAP_S = 1.0, 3.0, 18.0
 WAITING = ("pending", "retrying")
 SETTINGS = WebhookSettings(
-    1, "https://example.com/", True, None, None, 5.0, 50, 10.0, 20, BASE_S, CAP_S, 5, 60.0
+    webhook_id=1,
+    url="https://example.com/",
+    enabled=True,
+    secret=None,
+    headers=None,
+    timeout_s=5.0,
+    max_in_flight=50,
+    rate=10.0,
+    burst=20,
+    max_retries=10,
+    retry_base_s=BASE_S,
+    retry_factor=FACTOR,
+    retry_max_s=CAP_S,
+    circuit_threshold=5,
+    circuit_open_s=60.0,
 )
 
 NEW = Delivery(
@@ -59,7 +74,10 @@ retried = st.sampled_from(
         answered(500),
         answered(503, "3"),
         answered(503, "3600"),
-        answered(408, "3"),
+        answered(401),
+        answered(404, "3"),
+        answered(302, "3"),
+        answered(101),
         TIMED_OUT,
         REFUSED,
     ]
@@ -67,7 +85,7 @@ retried = st.sampled_from(
 throttled = st.sampled_from(
     [answered(429), answered(429, "0"), answered(429, "3"), answered(429, "3600")]
 )
-final = st.sampled_from([answered(200), answered(404), answered(410), answered(302), NOT_ALLOWED])
+final = st.sampled_from([answered(200), answered(410), NOT_ALLOWED])
 draws = st.sampled_from([0.0, 0.5, 0.999])
 
 
@@ -139,12 +157,12 @@ def retries_never_exceed_their_limit(life: Life) -> None:
 
 
 def all_retries_are_used(life: Life) -> None:
-    if life.http_status == 500:
+    if life.http_status in (101, 302, 401, 404, 500, 503):
         left = life.before.retry_count < life.before.max_retries
         assert (life.status, life.settlement.spends_retry) == (
             ("retrying", True) if left else ("failed", False)
         )
-        assert left or life.settlement.reason == "HTTP 500; no retries left"
+        assert left or life.settlement.reason == f"HTTP {life.http_status}; no retries left"
 
 
 def only_success_delivers(life: Life) -> None:
@@ -152,7 +170,7 @@ def only_success_delivers(life: Life) -> None:
 
 
 def refusals_fail_at_once(life: Life) -> None:
-    if life.http_status in (404, 410, 302) or life.outcome is NOT_ALLOWED:
+    if life.http_status == 410 or life.outcome is NOT_ALLOWED:
         assert life.status == "failed"
         assert (life.settlement.delay_s, life.settlement.hold_s, life.settlement.spends_retry) == (
             None,
@@ -199,7 +217,7 @@ def a_row_that_loses_leases_is_tried_alone_and_fails(life: Life) -> None:
         assert (life.settlement.delay_s is None) == (lost < 3 or lost >= 6)
         if life.settlement.delay_s is not None:
             assert life.settlement.delay_s == pytest.approx(
-                BASE_S * 2 ** (lost - 3) * (0.8 + 0.4 * life.u)
+                min(CAP_S, BASE_S * FACTOR ** (lost - 3) * (0.8 + 0.4 * life.u))
             )
         if life.status == "failed":
             assert (life.settlement.event, life.settlement.reason) == ("failed", "lost 6 leases")
@@ -214,7 +232,7 @@ def the_delay_is_retry_after_or_the_backoff(life: Life) -> None:
         # A 429 moves no retry_count, so its backoff grows with the attempts.
         tries = life.before.attempts if life.http_status == 429 else life.before.retry_count
         assert life.settlement.delay_s == pytest.approx(
-            min(CAP_S, BASE_S * 2**tries * (0.8 + 0.4 * life.u))
+            min(CAP_S, BASE_S * FACTOR**tries * (0.8 + 0.4 * life.u))
         )
 
 
@@ -279,6 +297,25 @@ def test_a_delivery_keeps_its_properties() -> None:
 def test_a_planted_mutant_is_caught_by_its_property(mutant: Mutant) -> None:
     with pytest.raises(AssertionError):
         drive(mutant.plant(), [PROPERTIES[mutant.killed_by]], HUNT)
+
+
+@pytest.mark.parametrize("u", [0.0, 0.5, 0.999])
+@pytest.mark.parametrize("outcome", [REFUSED, TIMED_OUT, answered(401), answered(404)], ids=str)
+def test_a_receiver_that_is_away_for_minutes_or_hours_has_its_delivery_by_the_defaults(
+    outcome: Attempted, u: float
+) -> None:
+    for away_s in (33.0, 3600.0, DAY_S):
+        now, waiting = 0.0, Delivery(**(NEW._asdict() | {"settings": values.settings()}))
+        waiting = waiting._replace(max_retries=waiting.settings.max_retries)
+        while now <= away_s:
+            settlement = lifecycle.settle(waiting, outcome, now_at=NOW_AT, u=u)
+            assert settlement.status.value == "retrying"
+            assert settlement.delay_s is not None
+            now += settlement.delay_s
+            waiting = waiting._replace(
+                retry_count=waiting.retry_count + 1, attempts=waiting.attempts + 1
+            )
+        assert lifecycle.settle(waiting, answered(200), now_at=NOW_AT, u=u).event == "delivered"
 
 
 def test_every_property_catches_a_mutant() -> None:

@@ -41,7 +41,7 @@ def test_the_circuit_opens_at_the_webhooks_own_threshold_once(
 
 def tripped(database: Database, worker: Engine, *, in_flight: int = 0) -> list[Delivery]:
     """Open webhook 1's circuit; return claims from before it opened."""
-    register(database, 1)
+    register(database, 1, max_retries=0)
     insert(database, 1, 5 + in_flight)
     claimed = worker.take()
     worker.finish(claimed[:5], answered(404))

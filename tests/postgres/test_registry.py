@@ -35,6 +35,8 @@ EXTREMES: dict[str, list[float]] = {
     "rate_limit_per_second": [0.0, *SECONDS],
     "retry_base_seconds": SECONDS,
     "retry_max_seconds": SECONDS,
+    "max_retries": [0, 1000],
+    "retry_factor": [1.0, 100.0],
     "circuit_open_seconds": SECONDS,
     **{column: WHOLE for column in COUNTS},
 }
@@ -70,7 +72,7 @@ def test_no_value_of_a_limit_ends_a_worker_undoes_a_record_or_blocks_for_ever(
     database: Database, column: str
 ) -> None:
     possible = EXTREMES[column]
-    nonsense = WHOLE_NONSENSE if column in COUNTS else NONSENSE
+    nonsense = WHOLE_NONSENSE if column in (*COUNTS, "max_retries") else NONSENSE
     register_each(database, column, possible, first=1)
     drop_checks(database)
     register_each(database, column, nonsense, first=len(possible) + 1)

@@ -52,7 +52,7 @@ OPEN_S = 1000.0
 LEASE_S = 35.0  # the exchange's 5 s, and 30 for local waiting
 NEAR_S = 15.0  # a step takes milliseconds, but the machine is shared
 # Whatever is retried is due at once.
-DEFAULTS = ROOMY._replace(circuit_open_s=OPEN_S, retry_base_s=1e-6, retry_max_s=1e-6)
+DEFAULTS = ROOMY._replace(circuit_open_s=OPEN_S, max_retries=3, retry_base_s=1e-6, retry_max_s=1e-6)
 
 OUTCOMES: dict[str, tuple[Outcome, CircuitVote | None]] = {
     "500": (answered(500), CircuitVote.FAILURE),

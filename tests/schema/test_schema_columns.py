@@ -3,7 +3,7 @@
 import psycopg
 import pytest
 
-from tests.support.engine import Engine, lane, register
+from tests.support.engine import STANDARD, Engine, lane, register
 from tests.support.postgres import Database
 
 pytestmark = pytest.mark.every_postgres
@@ -56,7 +56,9 @@ COLUMNS = {
         "max_in_flight": "integer",
         "rate_limit_per_second": "double precision",
         "rate_limit_burst": "integer",
+        "max_retries": "integer",
         "retry_base_seconds": "double precision",
+        "retry_factor": "double precision",
         "retry_max_seconds": "double precision",
         "circuit_failure_threshold": "integer",
         "circuit_open_seconds": "double precision",
@@ -114,7 +116,14 @@ def test_an_insert_needs_no_more_than_webhook_id_and_body(database: Database) ->
         "created_at <= now()"
         " FROM pggit.alert_delivery_queue"
     )
-    assert (status, same, retries, most, due, created) == ("pending", "pending", 0, 3, True, True)
+    assert (status, same, retries, most, due, created) == (
+        "pending",
+        "pending",
+        0,
+        None,
+        True,
+        True,
+    )
 
 
 def test_a_registration_needs_no_more_than_id_and_url_and_leaves_the_rest_to_the_configuration(
@@ -129,6 +138,7 @@ def test_a_registration_needs_no_more_than_id_and_url_and_leaves_the_rest_to_the
         "webhook_id": 7,
         "url": "https://receiver.example/",
         "enabled": True,
+        "tenant": "default",
     }
     assert lane(database, 7)["health_status"] == "unknown"
 
@@ -143,7 +153,8 @@ def test_nulls_and_a_status_that_no_producer_can_mean_are_read_as_the_defaults(
         "created_at)"
         " VALUES (1, '{}', NULL, NULL, NULL, NULL, NULL), (1, '{}', 'sending', 0, 3, now(), now())"
     )
-    assert len(worker.take_all()) == 2
+    claimed = worker.take_all()
+    assert sorted(delivery.max_retries for delivery in claimed) == [3, STANDARD.max_retries]
 
 
 def test_an_unknown_status_is_refused(database: Database) -> None:
@@ -162,6 +173,10 @@ NONSENSE = [
     "rate_limit_per_second = 'NaN'",
     "rate_limit_burst = 0",
     "retry_base_seconds = 'Infinity'",
+    "max_retries = -1",
+    "max_retries = 1001",
+    "retry_factor = 0.9",
+    "retry_factor = 'NaN'",
     "circuit_failure_threshold = 0",
     "circuit_open_seconds = 0",
     "headers = '[]'",

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.every_postgres
 def test_an_operator_puts_a_finished_delivery_back_by_its_status_alone(
     database: Database, worker: Engine, final: int
 ) -> None:
-    register(database, 1)
+    register(database, 1, max_retries=0)
     [delivery_id] = insert(database, 1)
     worker.finish(worker.take(), answered(final))
     with watched(database) as listener:

@@ -28,8 +28,10 @@ STANDARD = WebhookDefaults(
     max_in_flight=50,
     rate=10.0,
     burst=20,
+    max_retries=10,
     retry_base_s=5.0,
-    retry_max_s=1800.0,
+    retry_factor=4.0,
+    retry_max_s=28_800.0,
     circuit_threshold=5,
     circuit_open_s=60.0,
 )
@@ -229,7 +231,15 @@ def let_pass(database: Database, seconds: float) -> None:
             "first_attempted_at",
             "lease_until",
         ),
-        "webhook_health_metrics": ("circuit_until", "hold_until", "tokens_at", "runnable_at"),
+        "webhook_health_metrics": (
+            "circuit_until",
+            "hold_until",
+            "tokens_at",
+            "runnable_at",
+            "failing_since",
+            "last_failure_at",
+            "last_success_at",
+        ),
     }
     with unseen(database) as connection:
         for table, columns in tables.items():

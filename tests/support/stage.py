@@ -39,7 +39,7 @@ from webhookd.worker.watch import NotifyDuty
 FLAG_DOWN = 1
 INSERT = "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) VALUES (1, '{}')"
 LEVELS = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
-DEFAULTS = WebhookDefaults(5.0, 50, 0.0, 20, 5.0, 1800.0, 5, 60.0)
+DEFAULTS = WebhookDefaults(5.0, 50, 0.0, 20, 10, 5.0, 4.0, 28_800.0, 5, 60.0)
 
 
 def flag(database: Database) -> int:

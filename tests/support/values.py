@@ -28,8 +28,10 @@ def settings(  # noqa: PLR0913 (each field has a default here)
         max_in_flight=max_in_flight,
         rate=rate,
         burst=burst,
+        max_retries=10,
         retry_base_s=5.0,
-        retry_max_s=1800.0,
+        retry_factor=4.0,
+        retry_max_s=28_800.0,
         circuit_threshold=circuit_threshold,
         circuit_open_s=60.0,
     )

@@ -33,7 +33,7 @@ class DeliverySummary:
     webhook_id: int
     delivery_status: str
     retry_count: int
-    max_retries: int
+    max_retries: int | None
     attempts: int
     next_retry_at: Instant
     created_at: Instant
@@ -53,7 +53,7 @@ class DeliveryDetail:
     webhook_id: int
     delivery_status: str
     retry_count: int
-    max_retries: int
+    max_retries: int | None
     attempts: int
     leases_lost: int
     next_retry_at: Instant

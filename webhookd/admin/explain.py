@@ -10,11 +10,14 @@ from dataclasses import replace
 from webhookd.admin import holds
 from webhookd.admin.facts import MOST_AHEAD, Facts, Row
 from webhookd.admin.reason import Reason, counted, in_, instant, ordinal, rate, until
+from webhookd.core.backoff import backoff_s
 from webhookd.core.lifecycle import GIVE_UP_AFTER, QUARANTINE_AFTER
 from webhookd.core.model import Status
+from webhookd.postgres.rows import retries_of
 from webhookd.text import duration, shown
 from webhookd.transport import request
 
+MOST_SHOWN = 12  # further attempts that are listed
 LONG_DUE_S = 30.0  # by then the sweep has found what no notification announced
 
 
@@ -146,13 +149,48 @@ def _own_time(facts: Facts) -> Iterator[Reason]:
         text = f"It waits {until(facts, row.next_retry_at)}: {_quarantined(row)}."
         yield Reason("quarantine", text, row.next_retry_at, now)
     elif row.attempts:
-        last = f"; the last one: {shown(facts.last_reason)}" if facts.last_reason else ""
-        most = row.attempts + 1 + max(0, row.max_retries - row.retry_count)
-        text = f"Attempt {row.attempts + 1} of {most} is due {in_(facts, row.next_retry_at)}{last}."
+        text = _schedule(facts)
+        if facts.last_reason:
+            text += f" The last one: {shown(facts.last_reason)}."
         yield Reason("backoff", text, row.next_retry_at, now)
     else:
         text = f"It is scheduled: it waits {until(facts, row.next_retry_at)}."
         yield Reason("scheduled", text, row.next_retry_at, now)
+
+
+def _schedule(facts: Facts) -> str:
+    """Return when this attempt and each one after it would be, should all of them fail.
+
+    Attempts count from the first one; those that a 429 answered spent no retry and do not count.
+    """
+    row, settings = facts.row, facts.settings
+    due = f"is due {in_(facts, row.next_retry_at)}"
+    if settings is None:
+        return f"The next attempt {due}."
+    retries = retries_of(row.max_retries, settings)
+    spent = max(0, row.retry_count)
+    if spent > retries:
+        return f"The last attempt {due}; if it fails, the delivery fails."
+    at = row.next_retry_at
+    then: list[str] = []
+    for tries in range(spent, retries):
+        at += backoff_s(
+            tries,
+            base_s=settings.retry_base_s,
+            factor=settings.retry_factor,
+            cap_s=settings.retry_max_s,
+            u=0.5,
+        )
+        if len(then) == MOST_SHOWN:
+            break
+        then.append(instant(at))
+    # A row that waits after an attempt has spent the retry that it waits for, unless by a 429.
+    text = f"Attempt {min(spent, retries) + 1} of {retries + 1} {due}"
+    if then:
+        more = retries - spent - len(then)
+        text += f", then {', '.join(then)}" + (f" and {more} more" if more else "")
+        return f"{text}, a fifth sooner or later each. If all fail, it fails with the last one."
+    return f"{text}. If it fails, the delivery fails."
 
 
 def _lost_leases(facts: Facts) -> Iterator[Reason]:

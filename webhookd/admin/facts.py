@@ -35,7 +35,7 @@ class Row:
     status: Status
     attempts: int
     retry_count: int
-    max_retries: int
+    max_retries: int | None
     leases_lost: int
     routed: bool
     next_retry_at: float

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from webhookd.config.kinds import Kind, Seconds, Whole, rate
+from webhookd.config.kinds import MOST_RETRIES, Kind, Seconds, Whole, growth, rate
 from webhookd.config.load import Config
 from webhookd.errors import UnusableError
 from webhookd.postgres.rows import FASTEST_RATE, LIMITS, LONGEST_TIMEOUT_S
@@ -29,7 +29,9 @@ KINDS: dict[str, Kind] = {
     "max_in_flight": Whole(1, _LARGEST_INTEGER),
     "rate_limit_per_second": rate(FASTEST_RATE),
     "rate_limit_burst": Whole(1, _LARGEST_INTEGER),
+    "max_retries": Whole(0, MOST_RETRIES),
     "retry_base_seconds": Seconds(),
+    "retry_factor": growth(),
     "retry_max_seconds": Seconds(),
     "circuit_failure_threshold": Whole(1, _LARGEST_INTEGER),
     "circuit_open_seconds": Seconds(),

@@ -13,7 +13,9 @@ _OPTIONS: Mapping[str, tuple[str, str]] = {
     "max_in_flight": ("--max-in-flight", "Exchanges at a time."),
     "rate_limit_per_second": ("--rate", "Attempts a second; 0 is unlimited."),
     "rate_limit_burst": ("--rate-burst", "Attempts at once after a pause."),
+    "max_retries": ("--max-retries", "Attempts after the first one."),
     "retry_base_seconds": ("--retry-base", "The first retry's delay."),
+    "retry_factor": ("--retry-factor", "How many times as long each further delay is."),
     "retry_max_seconds": ("--retry-max", "The longest delay."),
     "circuit_failure_threshold": (
         "--circuit-threshold",

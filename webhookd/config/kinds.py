@@ -21,6 +21,8 @@ else:
 
 LONGEST_S = 30 * 86400.0  # far longer waits overflow the clocks of the C calls below
 SLOWEST_RATE = 1 / LONGEST_S  # or a token would take longer
+MOST_RETRIES = 1000  # the registry's CHECKs have this and the next number, too
+FASTEST_GROWTH = 100.0  # of the delays between retries
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _UNITS_BYTES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _WORDS = {
@@ -80,20 +82,33 @@ class Whole(Kind):
 
 
 class Number(Kind):
-    """0, or a finite number from *least* (which *means* something) to *high*, both included."""
+    """A finite number from *least* (which *means* something) to *high*, both included; with *zero*
+    also 0.
+    """
 
     def __init__(
-        self, high: float, metavar: str = "N", *, least: float = 0.0, means: str = ""
+        self,
+        high: float,
+        metavar: str = "N",
+        *,
+        least: float = 0.0,
+        means: str = "",
+        zero: bool = True,
     ) -> None:
-        zero = "0, or " if least else ""
-        super().__init__(f"{zero}a number from {least:.3g}{means} to {high:.15g}", metavar)
-        self._least, self._high = least, high
+        also = "0, or " if least and zero else ""
+        super().__init__(f"{also}a number from {least:.3g}{means} to {high:.15g}", metavar)
+        self._least, self._high, self._zero = least, high, zero
 
     def parse(self, raw: object) -> float:
         value = _number(raw)
-        if value != 0 and not self._least <= value <= self._high:
+        if not (self._zero and value == 0) and not self._least <= value <= self._high:
             raise ValueError
         return value
+
+
+def growth() -> Number:
+    """Return the kind of a factor by which delays grow."""
+    return Number(FASTEST_GROWTH, least=1.0, zero=False)
 
 
 def rate(high: float) -> Number:
@@ -102,14 +117,18 @@ def rate(high: float) -> Number:
 
 
 class Seconds(Kind):
-    """A duration above zero: a number of seconds, or a number with the unit ms, s, m, h or d."""
+    """A duration above zero: a number of seconds, or a number with the unit ms, s, m, h or d. With
+    *zero* also 0.
+    """
 
-    def __init__(self, longest_s: float = LONGEST_S) -> None:
-        bounds = f"above 0 and at most {longest_s:.0f} s"
+    def __init__(self, longest_s: float = LONGEST_S, *, zero: bool = False) -> None:
+        bounds = (
+            f"{'from' if zero else 'above'} 0 {'to' if zero else 'and at most'} {longest_s:.0f} s"
+        )
         super().__init__(
             f"a duration {bounds}, in seconds or with a unit: ms, s, m, h, d", "SECONDS"
         )
-        self._longest_s = longest_s
+        self._longest_s, self._zero = longest_s, zero
 
     def parse(self, raw: object) -> float:
         unit_s = 1.0
@@ -118,7 +137,7 @@ class Seconds(Kind):
         ):
             raw, unit_s = match[1], _UNITS_S[match[2]]
         value = _number(raw) * unit_s
-        if not 0.0 < value <= self._longest_s:
+        if not (self._zero and value == 0) and not 0.0 < value <= self._longest_s:
             raise ValueError
         return value
 

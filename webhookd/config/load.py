@@ -20,6 +20,7 @@ import click
 from click.core import ParameterSource
 
 from webhookd.config.kinds import (
+    MOST_RETRIES,
     Bytes,
     Choice,
     Dsn,
@@ -32,6 +33,7 @@ from webhookd.config.kinds import (
     Seconds,
     Whole,
     check_dsn,
+    growth,
     rate,
 )
 from webhookd.errors import UnusableError
@@ -157,11 +159,22 @@ class Config:
         Whole(1, 1_000_000),
         "Attempts that one webhook may get at once after a pause.",
     )
-    retry_base: float = _option(
-        5.0, _DELIVERY, Seconds(), "Delay before the first retry; it doubles with each further one."
+    max_retries: int = _option(
+        10,
+        _DELIVERY,
+        Whole(0, MOST_RETRIES),
+        "Attempts after the first one; a delivery's own max_retries wins.",
     )
+    retry_base: float = _option(5.0, _DELIVERY, Seconds(), "Delay before the first retry.")
+    retry_factor: float = _option(4.0, _DELIVERY, growth(), "Growth of each further delay.")
     retry_max: float = _option(
-        1800.0, _DELIVERY, Seconds(), "Longest delay between retries, Retry-After included."
+        28_800.0, _DELIVERY, Seconds(), "Longest delay between retries, Retry-After included."
+    )
+    disable_after: float = _option(
+        0.0, _DELIVERY, Seconds(zero=True), "A webhook that only failed for so long is disabled."
+    )
+    give_up_after: float = _option(
+        0.0, _DELIVERY, Seconds(zero=True), "A delivery that waits for longer than this fails."
     )
     circuit_threshold: int = _option(
         5, _DELIVERY, Whole(1, 1_000_000), "Consecutive failures that open a webhook's circuit."

@@ -1,7 +1,8 @@
 """The answer to one request, and what it means for the delivery.
 
-The rules are those of Standard Webhooks 1.0 (2xx is success, 3xx is not, 410 disables the webhook);
-`Retry-After` follows RFC 9110, section 10.2.3.
+The rules are those of Standard Webhooks 1.0 (2xx is success, 3xx is not, 410 disables the webhook).
+Every other status is tried again, 4xx included: a deploy, a wrong route or a rotated secret answers
+401, 403 or 404 for a while. `Retry-After` follows RFC 9110, section 10.2.3.
 """
 
 from datetime import UTC, datetime
@@ -77,9 +78,6 @@ class Verdict(NamedTuple):
     disables_webhook: bool = False
 
 
-_RETRIED_STATUSES = frozenset({408, 425, 429})
-
-
 def classify(answer: Answer, *, now_at: datetime) -> Verdict:
     """Return what *answer* means. *now_at* (aware) turns a Retry-After date into seconds."""
     if answer.kind is AnswerKind.NOT_ALLOWED:
@@ -106,18 +104,13 @@ def _classify_status(status: int, wait_s: float | None) -> Verdict:
         return Verdict(Decision.DELIVERED, CircuitVote.SUCCESS, reason)
     if status == 410:
         return Verdict(Decision.GONE, CircuitVote.FAILURE, reason, disables_webhook=True)
-    if status >= 500 or status in _RETRIED_STATUSES:
-        return Verdict(
-            Decision.THROTTLED if status == 429 else Decision.RETRY,
-            CircuitVote.NEUTRAL if status == 429 else CircuitVote.FAILURE,
-            reason,
-            retry_after_s=wait_s,
-            holds_webhook=status in (429, 503) and wait_s is not None,
-        )
-    if status < 200:
-        # An informational status is never a final answer: the receiver has not answered.
-        return Verdict(Decision.RETRY, CircuitVote.FAILURE, reason)
-    return Verdict(Decision.FAIL, CircuitVote.FAILURE, reason)
+    return Verdict(
+        Decision.THROTTLED if status == 429 else Decision.RETRY,
+        CircuitVote.NEUTRAL if status == 429 else CircuitVote.FAILURE,
+        reason,
+        retry_after_s=wait_s,
+        holds_webhook=status in (429, 503) and wait_s is not None,
+    )
 
 
 def parse_retry_after(value: str, *, now_at: datetime) -> float | None:

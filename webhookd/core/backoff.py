@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 
-def backoff_s(tries: int, *, base_s: float, cap_s: float, u: float) -> float:
-    """Return base * 2^*tries* seconds, spread by a fifth to either side, never above *cap_s*.
+def backoff_s(tries: int, *, base_s: float, factor: float, cap_s: float, u: float) -> float:
+    """Return *base_s* * *factor*^*tries* seconds, spread by a fifth to either side, never above
+    *cap_s*.
 
     *tries* counts from 0; *u* is uniform in [0, 1). The spread keeps receivers that failed together
     from being hit together (AWS Architecture Blog, "Exponential Backoff And Jitter"); its mean is
@@ -13,8 +14,11 @@ def backoff_s(tries: int, *, base_s: float, cap_s: float, u: float) -> float:
     """
     if tries < 0:
         raise ValueError(f"tries must be >= 0, got {tries}")
-    # 2.0 ** 1024 raises OverflowError; long before that the cap rules.
-    return min(cap_s, base_s * 2.0 ** min(tries, 60) * (0.8 + 0.4 * u))
+    try:
+        growth = factor**tries
+    except OverflowError:  # above 1e308: the cap ruled long before that
+        return cap_s
+    return min(cap_s, base_s * growth * (0.8 + 0.4 * u))
 
 
 @dataclass(frozen=True, slots=True)

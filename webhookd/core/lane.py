@@ -47,6 +47,8 @@ class Lane:
     runnable_at: float | None
     blocked_by: BlockedBy | None
     health: str
+    # Since when attempts have only failed; None after a success, and before the first failure.
+    failing_since: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,17 +163,15 @@ def settle_lane(
             hold_until = max(hold_until or 0.0, now + settlement.hold_s)
         if settlement.status in (Status.PENDING, Status.RETRYING):
             wake_at = min(wake_at, now + (settlement.delay_s or 0.0))
+    votes = [settlement.vote for _, settlement in settlements if settlement.vote is not None]
     after = replace(
         lane,
         breaker=breaker,
         bucket=bucket,
         in_flight=max(0, lane.in_flight - len(settlements)),
         hold_until=hold_until,
-        health=_health(
-            lane,
-            breaker,
-            [settlement.vote for _, settlement in settlements if settlement.vote is not None],
-        ),
+        health=_health(lane, breaker, votes),
+        failing_since=_failing_since(lane.failing_since, votes, now=now),
     )
     return _reschedule(after, before=lane, wake_at=wake_at, now=now)
 
@@ -185,6 +185,18 @@ def _health(before: Lane, breaker: Breaker, votes: Sequence[CircuitVote]) -> str
     if not current:
         return before.health
     return "degraded" if current[-1] is CircuitVote.NEUTRAL else "healthy"
+
+
+def _failing_since(
+    since: float | None, votes: Sequence[CircuitVote], *, now: float
+) -> float | None:
+    """Return since when attempts have only failed. A 429 starts anew: the receiver is there."""
+    for vote in votes:
+        if vote is not CircuitVote.FAILURE:
+            since = None
+        elif since is None:
+            since = now
+    return since
 
 
 def _reschedule(lane: Lane, *, before: Lane, wake_at: float, now: float) -> Lane:

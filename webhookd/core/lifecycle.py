@@ -8,7 +8,15 @@ from typing import NamedTuple, assert_never
 
 from webhookd.core.answer import CircuitVote, Decision, Verdict, classify
 from webhookd.core.backoff import backoff_s
-from webhookd.core.model import Attempted, Delivery, GivenBack, Lost, Outcome, Status
+from webhookd.core.model import (
+    Attempted,
+    Delivery,
+    GivenBack,
+    Lost,
+    Outcome,
+    Status,
+    WebhookSettings,
+)
 
 # Lost leases after which a row is in quarantine: it may kill the workers that send it, so it is
 # tried alone. The partial indexes of the queue contain the same number,
@@ -88,7 +96,7 @@ def _settle_retry(delivery: Delivery, verdict: Verdict, *, u: float) -> Settleme
     # A 429 does not change retry_count, so its backoff grows with the attempts instead.
     tries = delivery.attempts if throttled else delivery.retry_count
     # An application may have inserted a retry_count below 0.
-    own_s = backoff_s(max(0, tries), base_s=settings.retry_base_s, cap_s=settings.retry_max_s, u=u)
+    own_s = _backoff_s(settings, max(0, tries), u=u)
     return Settlement(
         Status.RETRYING,
         "retrying",
@@ -106,14 +114,21 @@ def _settle_lost(delivery: Delivery, *, u: float) -> Settlement:
     lost = delivery.leases_lost + 1
     if lost >= GIVE_UP_AFTER:
         return Settlement(Status.FAILED, "failed", f"lost {lost} leases", None, loses_lease=True)
-    settings = delivery.settings
     delay_s = None  # due at once: most lost leases are the worker's fault, not the row's
     if lost >= QUARANTINE_AFTER:
-        delay_s = backoff_s(
-            lost - QUARANTINE_AFTER, base_s=settings.retry_base_s, cap_s=settings.retry_max_s, u=u
-        )
+        delay_s = _backoff_s(delivery.settings, lost - QUARANTINE_AFTER, u=u)
     return Settlement(
         _waiting(delivery), None, "lease lost", None, delay_s=delay_s, loses_lease=True
+    )
+
+
+def _backoff_s(settings: WebhookSettings, tries: int, *, u: float) -> float:
+    return backoff_s(
+        tries,
+        base_s=settings.retry_base_s,
+        factor=settings.retry_factor,
+        cap_s=settings.retry_max_s,
+        u=u,
     )
 
 

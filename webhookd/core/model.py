@@ -36,7 +36,9 @@ class WebhookDefaults(NamedTuple):
     max_in_flight: int
     rate: float
     burst: int
+    max_retries: int
     retry_base_s: float
+    retry_factor: float
     retry_max_s: float
     circuit_threshold: int
     circuit_open_s: float
@@ -57,7 +59,9 @@ class WebhookSettings(NamedTuple):
     max_in_flight: int
     rate: float
     burst: int
+    max_retries: int
     retry_base_s: float
+    retry_factor: float
     retry_max_s: float
     circuit_threshold: int
     circuit_open_s: float
@@ -65,7 +69,7 @@ class WebhookSettings(NamedTuple):
 
 class Delivery(NamedTuple):
     """A claimed row. *token* fences its record; *breaker* is the circuit at the claim; *age_s* runs
-    since the first attempt.
+    since the first attempt. *max_retries* is the row's own, or else that of *settings*.
     """
 
     delivery_id: int

@@ -264,8 +264,8 @@ def _register(connection: psycopg.Connection[dict[str, Any]], port: int) -> None
         [port, FIRST, FIRST + WEBHOOKS - 1],
     )
     connection.execute(
-        "UPDATE pggit.webhooks SET circuit_open_seconds = 3, retry_base_seconds = 1 WHERE "
-        "webhook_id = %s",
+        "UPDATE pggit.webhooks SET circuit_open_seconds = 3, retry_base_seconds = 1,"
+        " retry_factor = 2 WHERE webhook_id = %s",
         [FAILING],
     )
 

@@ -112,6 +112,10 @@ class Metrics:
         """Count claimed deliveries that were returned to the queue without an attempt."""
         self.count(declared.GIVEN_BACK, deliveries)
 
+    def webhook_disabled(self, reason: str) -> None:
+        """Count a webhook that was disabled; *reason*: `gone` or `failing`."""
+        self.count(declared.WEBHOOKS_DISABLED, label=reason)
+
     def removed(self, table_name: str, rows: int) -> None:
         """Count *rows* of a table that were removed because they had been kept for long enough."""
         self.count(declared.REMOVED_ROWS, rows, label=table_name)

@@ -143,6 +143,13 @@ LOST_LEASES = Metric(
     Kind.COUNTER,
     "Leases that this worker released: they ended without a result.",
 )
+WEBHOOKS_DISABLED = Metric(
+    "webhookd_webhooks_disabled",
+    Kind.COUNTER,
+    "Webhooks that webhookd disabled: the receiver answered 410, or only failed for too long.",
+    labels=("reason",),
+    label_values=("gone", "failing"),
+)
 GIVEN_BACK = Metric(
     "webhookd_given_back",
     Kind.COUNTER,
@@ -225,6 +232,7 @@ FIXED = (
     REFUSED_RESULTS,
     LOST_LEASES,
     GIVEN_BACK,
+    WEBHOOKS_DISABLED,
     REMOVED_ROWS,
     WAKEUPS,
     RECORD_BATCH_SIZE,

@@ -61,6 +61,7 @@ _LANES = {  # lane_parameters
     "in_flight": ("in_flights", "int"),
     "runnable_at": ("runnable_ats", "float8"),
     "blocked_by": ("blocked_bys", "text"),
+    "failing_since": ("failing_sinces", "float8"),
 }
 
 
@@ -164,6 +165,7 @@ def lane_parameters(
         "in_flights": number_array([lane.in_flight for lane in lanes]),
         "runnable_ats": number_array([lane.runnable_at for lane in lanes]),
         "blocked_bys": text_array([lane.blocked_by for lane in lanes]),
+        "failing_sinces": number_array([lane.failing_since for lane in lanes]),
     }
 
 

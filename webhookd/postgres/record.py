@@ -42,7 +42,8 @@ class RecordOutcome:
 
     *rows_held*: rows were locked, not only lanes; a record with *lock_rows_first* finds that out
     without waiting. *tripped*: webhooks whose circuit opened, once for each opening. *next_look_s*:
-    in how many seconds the earliest of these lanes is runnable.
+    in how many seconds the earliest of these lanes is runnable. *disabled*: webhooks that this
+    record disabled, because of a 410.
     """
 
     accepted: Sequence[Result] = ()
@@ -51,6 +52,7 @@ class RecordOutcome:
     tripped: Sequence[int] = ()
     next_look_s: float = math.inf
     rows_held: bool = False
+    disabled: Sequence[int] = ()
 
 
 class ResultWriter:
@@ -180,10 +182,11 @@ class ResultWriter:
             for result, settlement in accepted
             if settlement.disables_webhook
         ]
+        disabled: list[tuple[int]] = []
         if gone:
-            cursor.execute(
+            disabled = cursor.execute(
                 self._disable, {"webhook_ids": number_array(gone), "reason": GONE_REASON}
-            )
+            ).fetchall()
         runnable = [lane.runnable_at - now for lane in after if lane.runnable_at is not None]
         return RecordOutcome(
             accepted=[result for result, _ in accepted],
@@ -192,6 +195,7 @@ class ResultWriter:
                 lane.webhook_id for lane in after if _tripped(lane, before=lanes[lane.webhook_id])
             ],
             next_look_s=min(runnable, default=math.inf),
+            disabled=[webhook_id for (webhook_id,) in disabled],
         )
 
     def _held(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from webhookd.config.kinds import LONGEST_S, SLOWEST_RATE
+from webhookd.config.kinds import FASTEST_GROWTH, LONGEST_S, SLOWEST_RATE
 from webhookd.config.load import Config
 from webhookd.core.breaker import Breaker, CircuitState
 from webhookd.core.bucket import Bucket
@@ -39,6 +39,7 @@ _LANE = (
     "extract(epoch FROM @runnable_at)::float8",
     "@blocked_by",
     "@health_status",
+    "extract(epoch FROM @failing_since)::float8",
 )
 
 
@@ -57,7 +58,9 @@ LIMITS = {
     "max_in_flight": Limit("max_in_flight", "max_in_flight"),
     "rate_limit_per_second": Limit("rate", "rate_limit"),
     "rate_limit_burst": Limit("burst", "rate_burst"),
+    "max_retries": Limit("max_retries", "max_retries"),
     "retry_base_seconds": Limit("retry_base_s", "retry_base"),
+    "retry_factor": Limit("retry_factor", "retry_factor"),
     "retry_max_seconds": Limit("retry_max_s", "retry_max"),
     "circuit_failure_threshold": Limit("circuit_threshold", "circuit_threshold"),
     "circuit_open_seconds": Limit("circuit_open_s", "circuit_open"),
@@ -102,6 +105,7 @@ def lane_of(row: Sequence[Any]) -> Lane:
         runnable_at,
         blocked_by,
         health,
+        failing_since,
     ) = row[-len(_LANE) :]
     return Lane(
         webhook_id=webhook_id,
@@ -112,6 +116,7 @@ def lane_of(row: Sequence[Any]) -> Lane:
         runnable_at=runnable_at,
         blocked_by=None if blocked_by is None else BlockedBy(blocked_by),
         health=health,
+        failing_since=failing_since,
     )
 
 
@@ -142,36 +147,37 @@ def settings_of(row: tuple[Any, ...], defaults: WebhookDefaults) -> WebhookSetti
         for number, default in zip(numbers, defaults, strict=True)
     ]
     return WebhookSettings(
-        webhook_id, url or "", bool(enabled), secret, headers, *clamp_limits(*limits)
+        webhook_id,
+        url or "",
+        bool(enabled),
+        secret,
+        headers,
+        *clamp_limits(WebhookDefaults(*limits)),
     )
 
 
 @lru_cache(maxsize=1024)  # most webhooks have the same limits
-def clamp_limits(
-    timeout_s: float,
-    max_in_flight: int,
-    rate: float,
-    burst: int,
-    retry_base_s: float,
-    retry_max_s: float,
-    circuit_threshold: int,
-    circuit_open_s: float,
-) -> tuple[float, int, float, int, float, float, int, float]:
+def clamp_limits(limits: WebhookDefaults) -> WebhookDefaults:
     """Return the limits within bounds.
 
     Applications write the registry with plain SQL. PostgreSQL rejects instants that are too far
     away: one such row would undo the whole claim or record that it takes part in.
     """
-    return (
-        _clamp(timeout_s, 0.0, LONGEST_TIMEOUT_S),
-        max_in_flight,
-        0.0 if rate == 0 else _clamp(rate, SLOWEST_RATE, FASTEST_RATE),
-        max(1, burst),
-        _clamp(retry_base_s, 0.0, LONGEST_S),
-        _clamp(retry_max_s, 0.0, LONGEST_S),
-        circuit_threshold,
-        _clamp(circuit_open_s, 0.0, LONGEST_S),
+    return limits._replace(
+        timeout_s=_clamp(limits.timeout_s, 0.0, LONGEST_TIMEOUT_S),
+        rate=0.0 if limits.rate == 0 else _clamp(limits.rate, SLOWEST_RATE, FASTEST_RATE),
+        burst=max(1, limits.burst),
+        max_retries=max(0, limits.max_retries),
+        retry_base_s=_clamp(limits.retry_base_s, 0.0, LONGEST_S),
+        retry_factor=_clamp(limits.retry_factor, 1.0, FASTEST_GROWTH),
+        retry_max_s=_clamp(limits.retry_max_s, 0.0, LONGEST_S),
+        circuit_open_s=_clamp(limits.circuit_open_s, 0.0, LONGEST_S),
     )
+
+
+def retries_of(max_retries: int | None, settings: WebhookSettings) -> int:
+    """Return the retries that a delivery has: a number in its row wins, NULL is the webhook's."""
+    return settings.max_retries if max_retries is None else max_retries
 
 
 def _clamp(value: float, low: float, high: float) -> float:
@@ -212,7 +218,7 @@ def delivery_of(
         breaker=breakers[webhook_id],
         body=body.encode(),
         retry_count=retry_count,
-        max_retries=max_retries,
+        max_retries=retries_of(max_retries, of_webhook),
         attempts=attempts,
         leases_lost=leases_lost,
         age_s=0.0 if first_at is None else context.now - first_at,
@@ -234,7 +240,7 @@ def lost_lease_of(row: Sequence[Any], defaults: WebhookDefaults) -> Result:
         breaker=Breaker(generation=generation),
         body=b"",
         retry_count=retry_count,
-        max_retries=max_retries,
+        max_retries=retries_of(max_retries, settings),
         attempts=attempts,
         leases_lost=leases_lost,
         age_s=0.0,

@@ -27,6 +27,11 @@ _WAITING = f"@delivery_status IN ({_texts([Status.PENDING, Status.RETRYING])})"
 FRAGMENTS = (
     {
         "waiting": _WAITING,
+        # See give_up, which has the table `expired`.
+        "gave_up": "e.before >= CASE"
+        " WHEN @first_attempted_at IS NULL THEN greatest(@created_at, @next_retry_at)"
+        " WHEN @first_attempted_at > @created_at + %(after_s)s * interval '1 second'"
+        " THEN @first_attempted_at ELSE @created_at END",
         "new": f"NOT @routed AND {_WAITING}",
         "routed": f"@routed AND {_WAITING} AND @leases_lost < {QUARANTINE_AFTER}",
         "quarantined": f"{_WAITING} AND @leases_lost >= {QUARANTINE_AFTER}",

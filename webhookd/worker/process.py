@@ -32,9 +32,11 @@ from webhookd.worker.attempt import AttemptRunner
 from webhookd.worker.boot import Health, wait_for_database
 from webhookd.worker.chores.activity import ActivityWriter
 from webhookd.worker.chores.beat import Beat
-from webhookd.worker.chores.chore import Pool
+from webhookd.worker.chores.chore import Chore, Pool
 from webhookd.worker.chores.depth import DepthCounter, DepthReader
+from webhookd.worker.chores.disabler import Disabler
 from webhookd.worker.chores.finished import FinishedCounts
+from webhookd.worker.chores.giver_up import GiverUp
 from webhookd.worker.chores.pruner import Pruner
 from webhookd.worker.chores.reaper import Reaper
 from webhookd.worker.chores.runner import ChoreRunner
@@ -171,7 +173,7 @@ class _Worker:
 
     def _make_chores(self, stop: threading.Event) -> ChoreRunner:
         retention = Retention(Keep.of(self._config), removed=self._metrics.removed)
-        chores = (
+        chores: tuple[Chore, ...] = (
             self._reaper,
             FinishedCounts(),
             Sweeper(self._wakeup),
@@ -182,9 +184,20 @@ class _Worker:
             # Nothing else waits for them.
             DepthCounter(),
             Pruner(retention, stop=stop),
+            *self._make_optional_chores(stop),
         )
         beat = Beat(self._lifeline.incarnation, self._wakeup)
         return ChoreRunner(self._pool, beat, chores, self._metrics, stop=stop)
+
+    def _make_optional_chores(self, stop: threading.Event) -> list[Chore]:
+        config, chores = self._config, list[Chore]()
+        if config.disable_after:
+            chores.append(Disabler(self._metrics, after_s=config.disable_after))
+        if config.give_up_after:
+            chores.append(
+                GiverUp(after_s=config.give_up_after, worker_id=self._lifeline.name, stop=stop)
+            )
+        return chores
 
     def run(self, stop: threading.Event, reader: LifelineReader) -> int:
         """Deliver until *stop* or the supervisor's end, then drain. Returns the exit code."""

@@ -15,7 +15,7 @@ from psycopg_pool import ConnectionPool
 from webhookd import logs
 from webhookd.core.answer import AnswerKind, is_success
 from webhookd.core.backoff import GrowingPause
-from webhookd.core.model import Attempted, Delivery, GivenBack, Result
+from webhookd.core.model import GONE_REASON, Attempted, Delivery, GivenBack, Result
 from webhookd.errors import first_line
 from webhookd.metrics.counters import Metrics
 from webhookd.metrics.counts import AttemptStatus, ObservedAttempt
@@ -209,6 +209,9 @@ class Recorder:
         for webhook_id in recorded.tripped:
             self._metrics.circuit_opened(webhook_id)
             log.info("circuit opened", webhook_id=webhook_id)
+        for webhook_id in recorded.disabled:
+            self._metrics.webhook_disabled("gone")
+            log.warning("webhook disabled", webhook_id=webhook_id, reason=GONE_REASON)
         if late:
             log.warning("results refused by the fence", results=late)
         self._metrics.given_back(

@@ -6,20 +6,24 @@ MUTANTS = {
         ("200 <= http_status < 300", "200 <= http_status < 400"),
         ("if status == 410:", "if status == 404:"),
         ("disables_webhook=True", "disables_webhook=False"),
-        ("frozenset({408, 425, 429})", "frozenset({408, 429})"),
-        ("status >= 500 or", "status in (500, 502, 503, 504) or"),
+        ("200 <= http_status < 300", "200 <= http_status < 300 or http_status < 200"),
+        ("is_success(status):", "is_success(status) or status == 304:"),
         ("Decision.THROTTLED if status == 429 else Decision.RETRY", "Decision.RETRY"),
         ("CircuitVote.NEUTRAL if status == 429 else CircuitVote.FAILURE", "CircuitVote.FAILURE"),
         (
-            "return Verdict(Decision.FAIL, CircuitVote.FAILURE, reason)",
-            "return Verdict(Decision.FAIL, CircuitVote.NEUTRAL, reason)",
+            "CircuitVote.NEUTRAL if status == 429 else CircuitVote.FAILURE",
+            "CircuitVote.NEUTRAL if status < 500 else CircuitVote.FAILURE",
         ),
-        ("if status < 200:", "if False:"),
+        (
+            "Decision.THROTTLED if status == 429 else Decision.RETRY",
+            "Decision.RETRY if status >= 500 else Decision.FAIL",
+        ),
     ],
     "retry_after_is_obeyed_where_the_table_says_so": [
         ("status in (429, 503) and", "status == 429 and"),
         ("status in (429, 503) and", ""),
         ("retry_after_s=wait_s,", ""),
+        ("retry_after_s=wait_s,", "retry_after_s=wait_s if status >= 429 else None,"),
     ],
     "an_exchange_without_an_answer_is_in_the_table": [
         (

@@ -3,23 +3,25 @@
 MUTANTS = {
     "never_exceeds_the_cap": [
         (
-            "min(cap_s, base_s * 2.0 ** min(tries, 60) * (0.8 + 0.4 * u))",
-            "min(cap_s, base_s * 2.0 ** min(tries, 60)) * (0.8 + 0.4 * u)",
+            "min(cap_s, base_s * growth * (0.8 + 0.4 * u))",
+            "min(cap_s, base_s * growth) * (0.8 + 0.4 * u)",
         ),
-        ("min(cap_s, base_s *", "max(cap_s, base_s *"),
+        ("return min(cap_s, base_s *", "return max(cap_s, base_s *"),
     ],
     "stays_within_a_fifth_of_the_schedule": [
         ("0.4 * u", "0.5 * u"),
         ("0.8 + 0.4 * u", "u"),
-        ("min(tries, 60)", "min(tries + 1, 60)"),
-        ("min(tries, 60)", "min(tries, 3)"),
+        ("growth = factor**tries", "growth = factor ** (tries + 1)"),
+        ("growth = factor**tries", "growth = factor ** min(tries, 3)"),
+        ("growth = factor**tries", "growth = 2.0**tries"),
     ],
     "never_waits_less_after_more_tries": [
-        ("min(tries, 60)", "(tries % 60)"),
-        ("min(tries, 60)", "(-tries)"),
+        ("growth = factor**tries", "growth = factor ** (tries % 60)"),
+        ("growth = factor**tries", "growth = factor ** (-tries)"),
+        ("return cap_s", "return base_s"),
     ],
     "takes_any_number_of_tries": [
-        ("min(tries, 60)", "tries"),
+        ("except OverflowError:", "except ValueError:"),
     ],
     "refuses_a_negative_number_of_tries": [
         ("if tries < 0:", "if tries < -1:"),

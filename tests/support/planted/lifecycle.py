@@ -46,7 +46,7 @@ MUTANTS = {
     "a_row_that_loses_leases_is_tried_alone_and_fails": [
         ("GIVE_UP_AFTER = 6", "GIVE_UP_AFTER = 7"),
         ("QUARANTINE_AFTER = 3", "QUARANTINE_AFTER = 2"),
-        ("backoff_s( lost - QUARANTINE_AFTER,", "backoff_s(lost,"),
+        ("delivery.settings, lost - QUARANTINE_AFTER", "delivery.settings, lost"),
         ("delay_s=delay_s, loses_lease=True", "delay_s=delay_s"),
     ],
     "the_delay_is_retry_after_or_the_backoff": [
@@ -55,6 +55,8 @@ MUTANTS = {
         ("own_s if asked_s is None else asked_s", "asked_s or own_s"),
         ("delivery.attempts if throttled else delivery.retry_count", "delivery.retry_count"),
         ("delivery.attempts if throttled else delivery.retry_count", "delivery.attempts"),
+        ("factor=settings.retry_factor", "factor=2.0"),
+        ("cap_s=settings.retry_max_s", "cap_s=1e9"),
     ],
     "retry_after_holds_the_whole_webhook": [
         ("asked_s if verdict.holds_webhook else None", "asked_s"),
