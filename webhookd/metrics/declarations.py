@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from webhookd.core.answer import ShortageKind
 from webhookd.metrics.counts import (
     BATCH_BUCKETS,
     DURATION_BUCKETS_S,
@@ -148,6 +149,13 @@ GIVEN_BACK = Metric(
     Kind.COUNTER,
     "Claimed deliveries returned to the queue without an attempt.",
 )
+SHORTAGES = Metric(
+    "webhookd_shortages",
+    Kind.COUNTER,
+    "Deliveries given back since this worker lacked something of its own.",
+    labels=("kind",),
+    label_values=tuple(ShortageKind),
+)
 REMOVED_ROWS = Metric(
     "webhookd_removed_rows",
     Kind.COUNTER,
@@ -225,6 +233,7 @@ FIXED = (
     REFUSED_RESULTS,
     LOST_LEASES,
     GIVEN_BACK,
+    SHORTAGES,
     REMOVED_ROWS,
     WAKEUPS,
     RECORD_BATCH_SIZE,
