@@ -45,10 +45,10 @@ def settle(delivery: Delivery, outcome: Outcome, *, now_at: datetime, u: float) 
     match outcome:
         case Attempted(answer=answer):
             return _settle_attempt(delivery, classify(answer, now_at=now_at), u=u)
-        case GivenBack(reason=None):
+        case GivenBack(reason=reason):
+            if reason is not None:
+                return _settle_returned(delivery, reason, u=u)
             return Settlement(_waiting(delivery), None, "given back", None)
-        case GivenBack(reason=str(reason)):
-            return _settle_returned(delivery, reason, u=u)
         case Lost():
             return _settle_lost(delivery, u=u)
         case _:
