@@ -129,7 +129,7 @@ def test_what_cannot_get_better_fails_at_once_and_counts_for_the_circuit(
 def test_what_was_given_back_for_a_reason_is_no_attempt_and_its_webhook_waits_for_a_moment(
     database: Database, worker: Engine, outcome: GivenBack
 ) -> None:
-    claimed = claim_one(database, worker)
+    claimed = claim_one(database, worker, rate_limit_per_second=0.001, rate_limit_burst=3)
     insert(database, 1)
     tokens = lane(database, 1)["tokens"]
     worker.finish([claimed], outcome)
