@@ -32,7 +32,7 @@ def register_silent_names(database: Database) -> None:
     """Half of the names have a domain each, half have one together."""
     database.execute(
         "INSERT INTO pggit.webhooks (webhook_id, url)"
-        " SELECT id, CASE WHEN id % 2 = 0 THEN 'http://silent.d' || id || '.test/'"
+        " SELECT id, CASE WHEN id %% 2 = 0 THEN 'http://silent.d' || id || '.test/'"
         "                 ELSE 'http://silent-' || id || '.wild.test/' END"
         "   FROM generate_series(%s::int, %s::int) id",
         [SILENT[0], SILENT[-1]],

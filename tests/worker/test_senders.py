@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -200,7 +201,7 @@ def test_without_a_descriptor_a_delivery_is_given_back_and_its_siblings_are_held
 
 
 @pytest.mark.parametrize("changed", [{"url": "ftp://a.example/"}, {"secret": "hunter2"}])
-def test_what_the_row_rules_out_is_given_back_with_the_reason(changed: dict[str, str]) -> None:
+def test_what_the_row_rules_out_is_given_back_with_the_reason(changed: dict[str, Any]) -> None:
     with rig(answering(), max_threads=1) as (made, receiver):
         runner = AttemptRunner(made.transport, LocalCircuits(), installation="wh_test")
         [given] = made.deliveries(1)
