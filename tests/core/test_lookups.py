@@ -96,6 +96,9 @@ def pauses_grow_to_a_minute(core: ModuleType, how: settings) -> None:
             paused.append(trouble.until - began_at)
         assert paused == [min(2.0**number, 60.0) for number in range(failures + 1)]
         assert (trouble.since, trouble.reason) == (NOW, "DNS: temporary failure")
+        just_before, much_later = trouble.until + 599.0, trouble.until + 600.0
+        assert trouble.again("x", now=just_before).since == NOW
+        assert trouble.again("x", now=much_later) == core.Trouble.first("x", now=much_later)
 
     holds()
 

@@ -16,6 +16,8 @@ from webhookd.core.backoff import GrowingPause
 # time that it persists.
 FIRST_PAUSE_S = 1.0
 MAX_PAUSE_S = 60.0
+# A failure this long after the last pause is a new trouble.
+FORGOTTEN_S = 600.0
 
 # A lookup that has taken this long is slow: most are done in a tenth of it.
 SLOW_AFTER_S = 1.0
@@ -74,6 +76,8 @@ class Trouble:
         """
         if now < self.until:
             return self
+        if now - self.until >= FORGOTTEN_S:
+            return self.first(reason, now=now)
         pause = self.pause.longer()
         return replace(self, reason=reason, until=now + pause.seconds, pause=pause)
 

@@ -25,7 +25,7 @@ Resolve = Callable[[str, int, int, int], Sequence[tuple[int, int, int, str, tupl
 ANSWER_SHARED_S = 5.0
 MAX_NAMES = 4096  # remembered; of those that answer and of those that do not
 # How long a caller without patience waits for a lookup, from its begin.
-SHORT_WAIT_S = 0.5
+SHORT_WAIT_S = 0.3
 # A lookup that takes this long hangs, whether or not a caller still waits for it. A caller whose
 # deadline is earlier says so sooner, but not before the second.
 HUNG_AFTER_S = 5.0

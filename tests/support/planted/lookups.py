@@ -36,6 +36,8 @@ MUTANTS = {
         ("self.pause.longer()", "self.pause"),
         ("if now < self.until: return self", ""),
         ("if now < self.until:", "if now <= self.until:"),
+        ("now - self.until >= FORGOTTEN_S", "False"),
+        ("now - self.until >= FORGOTTEN_S", "now - self.since >= FORGOTTEN_S"),
         ("replace(self, reason=reason,", "replace(self, reason=reason, since=now,"),
     ],
 }
