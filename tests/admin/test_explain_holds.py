@@ -178,15 +178,16 @@ def test_a_failed_delivery_whose_webhook_was_disabled_says_both(
     assert only(explained(database, waiting), "gone").text == gone.text
 
 
-def test_a_target_that_is_not_allowed_says_that_a_retry_alone_is_no_help(
+def test_a_name_whose_address_is_not_allowed_says_that_a_retry_alone_is_no_help(
     database: Database, enlisted: Engine
 ) -> None:
     register(database, 1)
     [delivery_id] = insert(database, 1)
-    refusal = "the address 10.0.0.1 is private; --allow-network permits such targets"
+    database.execute("UPDATE pggit.alert_delivery_queue SET max_retries = 0")
+    refusal = "a.example: the address 10.0.0.1 is private; --allow-network permits such targets"
     enlisted.finish(
         enlisted.take(),
-        Attempted(Answer(AnswerKind.NOT_ALLOWED, 0.0, error=refusal), time.monotonic()),
+        Attempted(Answer(AnswerKind.NO_ANSWER, 0.0, error=refusal), time.monotonic()),
     )
     failed = only(explained(database, delivery_id), "failed")
     assert "start the service with --allow-network first" in failed.text
@@ -204,7 +205,8 @@ def test_headers_or_a_secret_that_cannot_be_sent_say_that_a_retry_alone_is_no_he
 ) -> None:
     register(database, 1, **{column: value})
     [delivery_id] = insert(database, 1)
-    refused = Answer(AnswerKind.NOT_ALLOWED, 0.0, error="cannot be used")
+    database.execute("UPDATE pggit.alert_delivery_queue SET max_retries = 0")
+    refused = Answer(AnswerKind.NO_ANSWER, 0.0, error="cannot be used")
     enlisted.finish(enlisted.take(), Attempted(refused, time.monotonic()))
     failed, unusable = explained(database, delivery_id)
     assert "A retry fails again until the webhook's row is corrected" in failed.text

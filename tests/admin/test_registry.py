@@ -88,6 +88,7 @@ def test_ids_are_given_in_turn_and_one_that_anything_names_is_never_given_again(
     [
         ({"url": "ftp://e.test/"}, "ftp"),
         ({"url": "https://10.0.0.1/"}, "--allow-network"),
+        ({"url": "http://8.8.8.8:9000/"}, "--allow-port"),
         ({"secret": "hunter2"}, "--secret"),
         ({"headers": {"Webhook-Id": "x"}}, "--header: the header 'Webhook-Id'"),
         ({"headers": {"Host": "x"}}, "--header"),

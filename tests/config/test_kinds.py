@@ -3,7 +3,7 @@
 import click
 import pytest
 
-from webhookd.config.kinds import Dsn, Kind, Networks, Seconds, Whole, rate
+from webhookd.config.kinds import Dsn, Kind, Networks, Ports, Seconds, Whole, rate
 
 
 def converted(kind: Kind, text: str) -> object:
@@ -20,6 +20,7 @@ def converted(kind: Kind, text: str) -> object:
         (Seconds(), "2m", 120.0),
         (rate(100.0), "0", 0.0),
         (Networks(), "10.0.0.0/8,::1", ("10.0.0.0/8", "::1/128")),
+        (Ports(), "443, 8443", (443, 8443)),
     ],
 )
 def test_a_command_gets_the_parsed_value(kind: Kind, text: str, value: object) -> None:

@@ -173,6 +173,13 @@ def test_amounts_of_memory_may_carry_a_unit(raw: object, value: int) -> None:
     assert load({"worker_max_rss": raw}).config.worker_max_rss == value
 
 
+def test_ports_are_listed_with_commas_or_repeated(toml: Path) -> None:
+    assert load(environ={"WEBHOOKD_ALLOW_PORT": "443, 8443"}).config.allow_port == (443, 8443)
+    assert load({"allow_port": ("443", "8443,9443")}).config.allow_port == (443, 8443, 9443)
+    toml.write_text("allow_port = [443, 8443]")
+    assert load(file=toml).config.allow_port == (443, 8443)
+
+
 def test_networks_are_listed_with_commas_or_repeated() -> None:
     assert load(environ={"WEBHOOKD_ALLOW_NETWORK": "10.0.0.0/8, ::1"}).config.allow_network == (
         "10.0.0.0/8",
@@ -221,6 +228,10 @@ BAD: list[tuple[str, Any, str]] = [
     ("allow_network", "10.0.0.1/8", "write 10.0.0.0/8"),
     ("allow_network", "10.0.0.0/33", "networks such as"),
     ("allow_network", "localhost", "localhost is not a network"),
+    ("deny_network", "10.0.0.1/8", "write 10.0.0.0/8"),
+    ("allow_port", "0", "ports from 1 to 65535"),
+    ("allow_port", "65536", "ports from 1 to 65535"),
+    ("allow_port", "https", "ports from 1 to 65535"),
     ("metrics_host", "a b", "an address or a host name"),
 ]
 
@@ -246,6 +257,8 @@ def test_a_bad_value_is_refused_with_its_name_the_value_and_what_is_allowed(
         "workers = 1.0",
         "timeout = true",
         "allow_network = [1]",
+        "allow_port = [true]",
+        "allow_port = 443.0",
         "dsn = 1",
         "node = 1",
         "allow_http = 1",

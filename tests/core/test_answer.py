@@ -67,7 +67,7 @@ def retry_after_is_obeyed_where_the_table_says_so(core: ModuleType, _: settings)
 def an_exchange_without_an_answer_is_in_the_table(core: ModuleType, how: settings) -> None:
     @how
     @given(
-        st.sampled_from(["timeout", "no_answer", "not_allowed", "response"]),
+        st.sampled_from(["timeout", "no_answer", "not_allowed", "shortage", "response"]),
         st.sampled_from([None, "refused"]),
         st.sampled_from([None, "120"]),
     )
@@ -77,11 +77,12 @@ def an_exchange_without_an_answer_is_in_the_table(core: ModuleType, how: setting
             verdict = core.classify(came, now_at=NOW_AT)
         except TypeError as fault:
             raise AssertionError("an answer without a status breaks the worker") from fault
-        table = ("fail", "neutral") if kind == "not_allowed" else ("retry", "failure")
+        returned = kind in ("not_allowed", "shortage")
+        table = ("give_back", "neutral") if returned else ("retry", "failure")
         assert (verdict.decision, verdict.vote) == table
         assert (verdict.retry_after_s, verdict.holds_webhook, verdict.disables_webhook) == (
             None,
-            False,
+            returned,
             False,
         )
         assert verdict.reason == (error or verdict.reason) != ""

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 from tests.support import values
 from tests.support.mutants import CHECK, HUNT, Mutant, planted_in
 from webhookd.core import lifecycle
-from webhookd.core.answer import Answer, AnswerKind, CircuitVote
+from webhookd.core.answer import Answer, AnswerKind, CircuitVote, ShortageKind
 from webhookd.core.breaker import Breaker
 from webhookd.core.model import Attempted, Delivery, GivenBack, Lost, Outcome, WebhookSettings
 
@@ -67,7 +67,8 @@ def answered(status: int, retry_after: str | None = None) -> Attempted:
 
 TIMED_OUT = Attempted(Answer(AnswerKind.TIMEOUT, 5.0), 0.0)
 REFUSED = Attempted(Answer(AnswerKind.NO_ANSWER, 0.1), 0.0)
-NOT_ALLOWED = Attempted(Answer(AnswerKind.NOT_ALLOWED, 0.0, error="loopback"), 0.0)
+SHORT = GivenBack("no memory left", ShortageKind.MEMORY)
+NOT_ALLOWED = GivenBack("loopback")
 
 retried = st.sampled_from(
     [
@@ -85,7 +86,7 @@ retried = st.sampled_from(
 throttled = st.sampled_from(
     [answered(429), answered(429, "0"), answered(429, "3"), answered(429, "3600")]
 )
-final = st.sampled_from([answered(200), answered(410), NOT_ALLOWED])
+final = st.sampled_from([answered(200), answered(410)])
 draws = st.sampled_from([0.0, 0.5, 0.999])
 
 
@@ -112,7 +113,11 @@ class Life(RuleBasedStateMachine):
         self.step(outcome, u)
 
     @precondition(lambda self: self.status in WAITING)
-    @rule(outcome=st.sampled_from([Lost(), Lost(), GivenBack()]), count=st.integers(1, 3), u=draws)
+    @rule(
+        outcome=st.sampled_from([Lost(), Lost(), GivenBack(), SHORT, NOT_ALLOWED]),
+        count=st.integers(1, 3),
+        u=draws,
+    )
     def the_outcome_is_unknown(self, outcome: Outcome, count: int, u: float) -> None:
         for _ in range(count):
             if self.status in WAITING:
@@ -170,7 +175,7 @@ def only_success_delivers(life: Life) -> None:
 
 
 def refusals_fail_at_once(life: Life) -> None:
-    if life.http_status == 410 or life.outcome is NOT_ALLOWED:
+    if life.http_status == 410:
         assert life.status == "failed"
         assert (life.settlement.delay_s, life.settlement.hold_s, life.settlement.spends_retry) == (
             None,
@@ -194,9 +199,26 @@ def only_throttling_ends_after_a_day(life: Life) -> None:
 def a_returned_delivery_is_unchanged(life: Life) -> None:
     if isinstance(life.outcome, GivenBack):
         assert life.delivery == life.before
-        assert (life.settlement.delay_s, life.settlement.hold_s) == (None, None), (
-            "it is due at once"
+        assert (
+            life.status == life.before_status == ("retrying" if life.before.attempts else "pending")
         )
+        settlement = life.settlement
+        if life.outcome.reason is None:
+            assert (settlement.delay_s, settlement.hold_s) == (None, None), "it is due at once"
+        else:
+            # The whole webhook waits for about a second, or its backlog would be claimed meanwhile.
+            assert settlement.delay_s == settlement.hold_s == pytest.approx(0.5 + life.u)
+            assert settlement.reason == life.outcome.reason
+
+
+def an_attempt_that_was_none_is_given_back_too(life: Life) -> None:
+    for kind in (AnswerKind.NOT_ALLOWED, AnswerKind.SHORTAGE):
+        attempt = Attempted(Answer(kind, 0.0, error="no memory left"), 0.0)
+        settlement = life.core.settle(life.before, attempt, now_at=NOW_AT, u=life.u)
+        returned = life.core.settle(
+            life.before, GivenBack("no memory left"), now_at=NOW_AT, u=life.u
+        )
+        assert settlement == returned
 
 
 def without_an_attempt_no_vote_and_no_retry(life: Life) -> None:
@@ -243,7 +265,7 @@ def retry_after_holds_the_whole_webhook(life: Life) -> None:
         and life.answer.retry_after is not None
     )
     expected_s = min(float(life.answer.retry_after or 0), CAP_S) if wished and life.answer else None
-    assert life.settlement.hold_s == expected_s, (
+    assert isinstance(life.outcome, GivenBack) or life.settlement.hold_s == expected_s, (
         "also where this row has failed: the others would be told the same"
     )
 
@@ -251,7 +273,7 @@ def retry_after_holds_the_whole_webhook(life: Life) -> None:
 def every_attempt_is_logged_and_votes(life: Life) -> None:
     if life.answer is not None:
         assert life.settlement.event == life.status
-        neutral = life.http_status == 429 or life.outcome is NOT_ALLOWED
+        neutral = life.http_status == 429
         success = life.http_status == 200
         vote = (
             CircuitVote.SUCCESS
@@ -275,6 +297,7 @@ PROPERTIES: dict[str, Callable[[Life], None]] = {
         throttling_spends_nothing_and_ends_after_a_day,
         only_throttling_ends_after_a_day,
         a_returned_delivery_is_unchanged,
+        an_attempt_that_was_none_is_given_back_too,
         without_an_attempt_no_vote_and_no_retry,
         a_row_that_loses_leases_is_tried_alone_and_fails,
         the_delay_is_retry_after_or_the_backoff,

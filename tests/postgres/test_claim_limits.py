@@ -306,6 +306,8 @@ def test_a_probe_that_said_nothing_leaves_the_circuit_open_for_the_next(
     let_pass(database, 61)
     worker.finish(worker.take_all(), not_allowed())
     assert lane(database, 1)["circuit_state"] == "half_open"
+    assert worker.take_all() == []
+    let_pass(database, 2)
     assert len(worker.take_all()) == 1
 
 

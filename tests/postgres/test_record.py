@@ -25,10 +25,11 @@ from tests.support.engine import (
     not_allowed,
     recorded_ids,
     register,
+    short_of_memory,
     timed_out,
 )
 from tests.support.postgres import Database
-from webhookd.core.model import Outcome
+from webhookd.core.model import GivenBack, Outcome
 
 
 def test_a_2xx_delivers(database: Database, worker: Engine) -> None:
@@ -128,14 +129,25 @@ def test_a_refusal_is_retried_and_counts_for_the_circuit(
     assert_books_balance(database)
 
 
-def test_a_target_that_is_not_allowed_fails_with_its_reason_and_says_nothing_about_the_circuit(
-    database: Database, worker: Engine
+@pytest.mark.parametrize("outcome", [not_allowed(), short_of_memory()], ids=["rules", "shortage"])
+def test_what_was_given_back_for_a_reason_is_no_attempt_and_its_webhook_waits_for_a_moment(
+    database: Database, worker: Engine, outcome: GivenBack
 ) -> None:
-    claimed = claim_one(database, worker)
-    worker.finish([claimed], not_allowed())
-    assert delivery(database, claimed.delivery_id)["delivery_status"] == "failed"
-    assert attempts(database, claimed.delivery_id)[0][2]["reason"] == "not a public address"
-    assert lane(database, 1)["consecutive_failures"] == 0
+    claimed = claim_one(database, worker, rate_limit_per_second=0.001, rate_limit_burst=3)
+    insert(database, 1)
+    tokens = lane(database, 1)["tokens"]
+    worker.finish([claimed], outcome)
+    row, after = delivery(database, claimed.delivery_id), lane(database, 1)
+    assert (row["delivery_status"], row["retry_count"], row["attempts"]) == ("pending", 0, 0)
+    assert attempts(database, claimed.delivery_id) == []
+    assert (after["consecutive_failures"], after["circuit_state"]) == (0, "closed")
+    assert after["tokens"] > tokens
+    # Not only this row: the backlog behind it would be claimed and given back row by row.
+    assert after["blocked_by"] == "hold"
+    assert worker.take_all() == []
+    let_pass(database, 2)
+    assert len(worker.take_all()) == 2
+    assert_books_balance(database)
 
 
 def test_a_410_fails_the_delivery_and_disables_the_webhook(

@@ -22,6 +22,7 @@ from tests.support.engine import (
     let_pass,
     not_allowed,
     register,
+    short_of_memory,
     statuses,
     timed_out,
 )
@@ -38,6 +39,7 @@ def outcome_of(random_number: random.Random) -> Outcome:
         answered(503, retry_after="2"),
         timed_out(),
         not_allowed(),
+        short_of_memory(),
         given_back(),
         Lost(),
     ]

@@ -34,7 +34,6 @@ from tests.support.engine import (
     insert,
     lane,
     let_pass,
-    not_allowed,
     register,
     replaced,
     unseen,
@@ -59,7 +58,6 @@ OUTCOMES: dict[str, tuple[Outcome, CircuitVote | None]] = {
     "200": (answered(200), CircuitVote.SUCCESS),
     "404": (answered(404), CircuitVote.FAILURE),
     "429": (answered(429), CircuitVote.NEUTRAL),
-    "not allowed": (not_allowed(), CircuitVote.NEUTRAL),
     "given back": (given_back(), None),
 }
 ends = st.sampled_from(sorted(OUTCOMES, reverse=True))

@@ -1,11 +1,12 @@
 """webhookd that resolves names here: `python stub_dns_webhookd.py HEALED WEBHOOKD'S OPTIONS`.
 
-A name under storm.test begins with its behaviour: slow (10 s), unknown, failing, silly (no valid
-name), flapping (every other lookup fails). Other names are 127.0.0.1 at once. As soon as the file
-HEALED exists, all names are.
+A name under test begins with its behaviour: silent (no answer at all), slow (10 s), unknown,
+failing, silly (no valid name), flapping (every other lookup fails). Other names are 127.0.0.1 at
+once. As soon as the file HEALED exists, all names are.
 """
 
 import itertools
+import re
 import socket
 import sys
 import time
@@ -21,10 +22,13 @@ _lookups = itertools.count()
 
 def resolve(host: str, port: int | str | None, *rest: Any, **options: Any) -> Found:
     """Stand in for `socket.getaddrinfo`."""
-    if not str(host).endswith(".storm.test"):
+    if not str(host).endswith(".test"):
         return _real(host, port, *rest, **options)
     if not HEALED.exists():
-        match host.partition("-")[0]:
+        match re.split("[-.]", host)[0]:
+            case "silent":
+                while not HEALED.exists():
+                    time.sleep(0.1)
             case "slow":
                 time.sleep(10)
             case "unknown":

@@ -30,7 +30,8 @@ def register_healthy_names(storm: Storm, good: Sink) -> None:
     every other time.
     """
     storm.register(good, count=40)
-    host = f"|| webhook_id || '.storm.test:{good.port}/' || webhook_id"
+    # Not in the domain of those that fail: a domain whose names hang holds few lookups.
+    host = f"|| webhook_id || '.good.test:{good.port}/' || webhook_id"
     storm.database.execute(
         f"UPDATE pggit.webhooks SET url = 'http://good-' {host}"
         " WHERE webhook_id BETWEEN 2000 AND 2019"
@@ -51,11 +52,11 @@ def test_dns_that_fails_flaps_or_takes_ten_seconds(storm: Storm, tmp_path: Path)
         )
         wait_until_ready(storm.database)
         names = [
-            f"{kind}-{number}"
+            f"{kind}-{number}.{kind}.test"
             for kind in ("slow", "unknown", "failing", "silly")
             for number in range(5)
         ]
-        urls = [healing.url(host=f"{name}.storm.test") for name in names]
+        urls = [healing.url(host=name) for name in names]
         break_webhooks(storm, urls, 2000)
         storm.inject("name that does not resolve", len(names))
         failing = [*PATIENT[: len(urls)], *HASTY[: len(urls)]]
@@ -71,16 +72,18 @@ def test_dns_that_fails_flaps_or_takes_ten_seconds(storm: Storm, tmp_path: Path)
                 60.0,
                 what="the healthy webhooks' deliveries",
             )
-        assert unfinished_of(storm, PATIENT[0], len(urls)) == 1000
-        # A lookup keeps a sender until its webhook's timeout, not until the lookup has ended.
+        assert unfinished_of(storm, PATIENT[5], len(urls) - 5) == 750
+        # A lookup keeps a sender until its webhook's timeout at most, not until it has ended. While
+        # it hangs no other delivery waits for it. (Its late answer counts: some are delivered.)
         slow = [*PATIENT[:5], *HASTY[:5]]
         reasons = (
-            "SELECT DISTINCT event_details->>'reason'"
-            " FROM pggit.alert_delivery_log WHERE webhook_id = ANY (%s)"
+            "SELECT DISTINCT event_details->>'reason' FROM pggit.alert_delivery_log"
+            " WHERE webhook_id = ANY (%s) AND event_type <> 'delivered'"
         )
         found = [reason for (reason,) in storm.database.execute(reasons, [slow])]
         assert found
-        assert all(reason.startswith("timed out while resolving slow-") for reason in found), found
+        told = ("timed out while resolving slow-", "DNS: no answer since ")
+        assert all(reason.startswith(told) for reason in found), found
 
         # A drain does not wait for names: exit 0 within its deadline, with nothing left leased.
         assert daemon.stop() == 0

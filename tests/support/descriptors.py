@@ -29,3 +29,18 @@ def crowded(spare: int = 200) -> Iterator[None]:
         for descriptor in held:
             os.close(descriptor)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@contextmanager
+def crowded_out() -> Iterator[None]:
+    """Leave this process without a single free descriptor."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    gc.collect()
+    lowest = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest)
+    # The limit is one above the highest number that may be opened; all lower ones are in use.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -16,7 +16,7 @@ import psycopg
 from psycopg import sql
 
 from tests.support.postgres import Database
-from webhookd.core.answer import Answer, AnswerKind
+from webhookd.core.answer import Answer, AnswerKind, ShortageKind
 from webhookd.core.model import Attempted, Delivery, GivenBack, Outcome, Result, WebhookDefaults
 from webhookd.postgres import lanes, session, statements
 from webhookd.postgres.claim import Claim, Claimer
@@ -161,10 +161,12 @@ def timed_out(seconds: float = 5.0) -> Attempted:
     return Attempted(Answer(AnswerKind.TIMEOUT, seconds, error="timeout"), time.monotonic())
 
 
-def not_allowed() -> Attempted:
-    return Attempted(
-        Answer(AnswerKind.NOT_ALLOWED, 0.0, error="not a public address"), time.monotonic()
-    )
+def not_allowed() -> GivenBack:
+    return GivenBack("not a public address")
+
+
+def short_of_memory() -> GivenBack:
+    return GivenBack("no memory left", ShortageKind.MEMORY)
 
 
 def given_back() -> GivenBack:

@@ -4,17 +4,16 @@ allowed.
 
 import socket
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.support.receivers import Receiver, answering, black_hole
+from tests.support.receivers import Receiver, answering, answering_once, black_hole
 from tests.support.transport import LOOPBACK, SHORT_S, post, resolving
 from webhookd.core.answer import AnswerKind
+from webhookd.transport.addresses import MAX_ADDRESSES, DeadAddresses, has_source
 from webhookd.transport.client import Transport
 from webhookd.transport.egress import Egress
-from webhookd.transport.resolver import LookupFailed, Resolver
 
 
 def test_a_name_is_resolved_and_its_host_header_sent() -> None:
@@ -77,58 +76,35 @@ def test_slow_names_end_at_the_deadline_and_share_one_lookup() -> None:
     assert calls == ["slow.example.com"]
 
 
-def test_when_every_lookup_thread_is_stuck_others_are_told_so() -> None:
-    released = threading.Event()
-
-    def resolve(host: str, *_: object) -> list[tuple[int, int, int, str, tuple[object, ...]]]:
-        released.wait(60)
-        return [(socket.AF_INET, 1, 6, "", ("127.0.0.1", 0))]
-
-    resolver = Resolver(resolve, threads=1)
-    with pytest.raises(TimeoutError):
-        resolver.addresses("stuck.example.com", deadline=time.monotonic() + 0.1)
-    with pytest.raises(LookupFailed, match="resolver busy"):
-        resolver.addresses("other.example.com", deadline=time.monotonic() + 0.1)
-    released.set()
-    assert resolver.addresses("other.example.com", deadline=time.monotonic() + 20) == ["127.0.0.1"]
-
-
-def test_without_a_further_thread_a_lookup_fails_and_the_next_one_works(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    resolver = Resolver(resolving("127.0.0.1"), threads=1)
-
-    def refuse(_: object) -> None:
-        raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(LookupFailed, match="no further thread"):
-            resolver.addresses("a.example.com", deadline=time.monotonic() + 20)
-    assert resolver.addresses("a.example.com", deadline=time.monotonic() + 20) == ["127.0.0.1"]
-
-
 @pytest.mark.parametrize(
     "url",
     [
         "http://127.0.0.1:{port}/",
         "http://[::ffff:127.0.0.1]:{port}/",
-        "http://127.1:{port}/",
-        "http://0x7f.1:{port}/",
-        "http://0177.0.0.1:{port}/",
-        "http://2130706433:{port}/",
-        "http://localhost:{port}/",
         "http://user:hunter2@127.0.0.1:{port}/",
         "ftp://127.0.0.1:{port}/",
     ],
 )
-def test_loopback_in_any_form_is_not_allowed_by_default_and_nothing_is_connected(url: str) -> None:
-    strict = Transport(Egress(allow_http=True))
+def test_a_url_that_names_loopback_is_not_allowed_by_default_and_nothing_is_connected(
+    url: str,
+) -> None:
     with Receiver(answering()) as receiver:
+        strict = Transport(Egress(allow_http=True, ports=[receiver.port]))
         answer = post(strict, url.format(port=receiver.port))
         assert (answer.kind, receiver.connections) == (AnswerKind.NOT_ALLOWED, 0)
     assert answer.error
     assert "hunter2" not in answer.error
+
+
+@pytest.mark.parametrize("host", ["127.1", "0x7f.1", "0177.0.0.1", "2130706433", "localhost"])
+def test_a_name_that_resolves_to_loopback_is_retried_and_nothing_is_connected(host: str) -> None:
+    with Receiver(answering()) as receiver:
+        strict = Transport(Egress(allow_http=True, ports=[receiver.port]))
+        answer = post(strict, receiver.url(host=host))
+        # Unlike a literal address it may resolve to another one tomorrow.
+        assert (answer.kind, receiver.connections) == (AnswerKind.NO_ANSWER, 0)
+    assert answer.error is not None
+    assert answer.error.startswith(f"{host}: the address 127.0.0.1 is loopback")
 
 
 @pytest.mark.parametrize(
@@ -142,9 +118,63 @@ def test_a_name_with_one_address_that_is_not_allowed_is_not_connected_at_all(
     )
     with Receiver(answering()) as receiver:
         answer = post(strict, receiver.url(host="hooks.example.com"))
-        assert (answer.kind, receiver.connections) == (AnswerKind.NOT_ALLOWED, 0)
+        assert (answer.kind, receiver.connections) == (AnswerKind.NO_ANSWER, 0)
     assert answer.error is not None
     assert answer.error.startswith("hooks.example.com: the address ")
+
+
+def test_the_port_of_a_name_is_judged_with_the_address_that_it_has() -> None:
+    # Another network permits the port, so the URL itself passes.
+    egress = Egress(allow_http=True, networks=["10.0.0.0/8"], own=set())
+    named = Transport(egress, resolve=resolving("8.8.8.8"))
+    answer = post(named, "http://hooks.example.com:9000/")
+    assert (answer.kind, answer.error) == (
+        AnswerKind.NO_ANSWER,
+        "hooks.example.com: the port 9000 is not allowed for http; --allow-port permits it",
+    )
+
+
+def test_a_dead_first_address_is_tried_last_the_next_time() -> None:
+    both = Transport(LOOPBACK, resolve=resolving("127.0.0.2", "127.0.0.1"))
+    with Receiver(answering_once()) as receiver, black_hole("127.0.0.2", receiver.port):
+        url = receiver.url(host="hooks.example.com")
+        first = post(both, url, timeout_s=4.0)
+        assert receiver.wait_for_closed(1)
+        second = post(both, url, timeout_s=4.0)
+        both.close()
+    assert (first.http_status, second.http_status, second.reused) == (200, 200, False)
+    assert first.connect_s is not None and second.connect_s is not None
+    assert first.connect_s > 1.0 > second.connect_s
+
+
+def test_addresses_that_are_all_dead_are_tried_in_their_own_order_and_live_ones_come_first() -> (
+    None
+):
+    now = 1000.0
+    dead = DeadAddresses(clock=lambda: now)
+    for address in ("a", "b"):
+        dead.mark(address, 80)
+    assert dead.last(["a", "b"], 80) == ["a", "b"]
+    assert dead.last(["a", "c", "b", "d"], 80) == ["c", "d", "a", "b"]
+    assert dead.last(["a", "c"], 443) == ["a", "c"]
+    dead.unmark("a", 80)
+    assert dead.last(["b", "a"], 80) == ["a", "b"]
+    now += 60.0
+    assert dead.last(["b", "c"], 80) == ["b", "c"]
+
+
+def test_only_so_many_dead_addresses_are_remembered() -> None:
+    dead = DeadAddresses(clock=lambda: 0.0)
+    for number in range(MAX_ADDRESSES + 1):
+        dead.mark(str(number), 80)
+    assert dead.last(["0", "x"], 80) == ["0", "x"]
+    assert dead.last(["1", "x"], 80) == ["x", "1"]
+
+
+def test_a_family_that_this_host_does_not_have_is_no_shortage() -> None:
+    # Where there is no route at all, the kernel names no source address.
+    assert has_source("127.0.0.1")
+    assert not has_source("255.255.255.255")
 
 
 def test_a_dead_first_address_leaves_time_for_the_second() -> None:

@@ -4,10 +4,12 @@ that is gone.
 
 import json
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.support.descriptors import crowded_out
 from tests.support.receivers import (
     Peer,
     Receiver,
@@ -18,7 +20,7 @@ from tests.support.receivers import (
     hanging_up_on_the_second,
 )
 from tests.support.transport import LOOPBACK, post, resolving
-from webhookd.core.answer import AnswerKind
+from webhookd.core.answer import AnswerKind, ShortageKind
 from webhookd.transport import client, connection
 from webhookd.transport.client import Transport
 from webhookd.transport.connection import Connection, Dialer, Origin, Pool, tls_context
@@ -152,6 +154,67 @@ def test_without_a_free_descriptor_the_idle_connections_make_room(
         monkeypatch.setattr(connection, "_connect", connect_later)
         assert post(sender, wanted.url()).http_status == 200
         assert idle.wait_for_closed(1)
+
+
+def test_without_a_single_descriptor_an_exchange_is_a_shortage_of_ours(sender: Transport) -> None:
+    with Receiver(answering()) as receiver:
+        with crowded_out():
+            answer = post(sender, receiver.url())
+        assert (answer.kind, answer.shortage) == (AnswerKind.SHORTAGE, ShortageKind.DESCRIPTOR)
+        assert answer.error == "no file descriptor left; raise LimitNOFILE"
+        assert post(sender, receiver.url()).http_status == 200
+        assert receiver.connections == 1
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [
+        (OSError(23, "Too many open files in system"), ShortageKind.DESCRIPTOR),
+        (OSError(105, "No buffer space available"), ShortageKind.MEMORY),
+        (OSError(12, "Cannot allocate memory"), ShortageKind.MEMORY),
+        (MemoryError(), ShortageKind.MEMORY),
+        (OSError(99, "Cannot assign requested address"), ShortageKind.PORT),
+    ],
+)
+def test_what_this_process_lacks_is_not_the_receivers_fault(
+    sender: Transport, monkeypatch: pytest.MonkeyPatch, failure: Exception, kind: ShortageKind
+) -> None:
+    def fail(*_: object) -> socket.socket:
+        raise failure
+
+    monkeypatch.setattr(connection, "_connect", fail)
+    answer = post(sender, "http://127.0.0.1:9/")
+    assert (answer.kind, answer.shortage) == (AnswerKind.SHORTAGE, kind)
+
+
+def test_a_busy_connection_is_given_up_some_minutes_after_it_was_opened(
+    sender: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Receiver(answering()) as receiver:
+        assert post(sender, receiver.url()).http_status == 200
+        assert post(sender, receiver.url()).reused
+        monkeypatch.setattr(connection, "MAX_AGE_S", 0.0)
+        sender.close()  # the next one is opened with that age
+        for count in (2, 3):
+            assert not post(sender, receiver.url()).reused
+            assert receiver.wait_for_closed(count)
+
+
+def test_a_connection_that_has_become_too_old_while_it_was_idle_is_not_lent() -> None:
+    pool = Pool(
+        Dialer(LOOPBACK, Resolver(resolving()), tls_context(None)),
+        Origin("http", "a.example", 80),
+        max_kept=2,
+    )
+    near, far = socket.socketpair()
+    with far:
+        kept = Connection(near)
+        ages_s = {round(Connection(near).give_up_at - time.monotonic()) for _ in range(50)}
+        assert len(ages_s) > 10 and 240 <= min(ages_s) <= max(ages_s) <= 360
+        pool.give_back(kept)
+        kept.give_up_at = time.monotonic()
+        assert pool.borrow() is None
+        assert near.fileno() == -1
 
 
 def test_threads_share_a_transport_and_each_gets_its_own_answer() -> None:

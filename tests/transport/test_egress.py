@@ -1,15 +1,19 @@
 """Which URLs and addresses may be connected to."""
 
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.descriptors import crowded_out
 from webhookd.errors import UnusableError
+from webhookd.transport.addresses import OwnAddresses
 from webhookd.transport.egress import Egress, NotAllowed, Target
+from webhookd.transport.shortage import Shortage
 
-PUBLIC = Egress(allow_http=False, networks=())
+# Without the host's own addresses: a machine may have a public one.
+PUBLIC = Egress(allow_http=False, networks=(), own=set())
 # fmt: off
 NOT_PUBLIC_V4 = [
     "0.0.0.0", "0.1.2.3", "10.0.0.1", "10.255.255.255", "100.64.0.1", "100.100.100.200",
@@ -46,6 +50,8 @@ def disguises(text: str) -> list[str]:
         f"64:ff9b::{text}",
         str(IPv6Address((0x2002 << 112) | (bits << 80) | 1)),
         str(IPv6Address((0x2A00 << 112) | (0x00005EFE << 32) | bits)),
+        # ISATAP within a 6to4 site that is public itself.
+        str(IPv6Address((0x2002_0808_0808 << 80) | (0x00005EFE << 32) | bits)),
         str(IPv6Address((0x2A00 << 112) | (0x02005EFE << 32) | bits)),
     ]
 
@@ -247,3 +253,103 @@ def test_any_text_is_either_a_target_or_refused(text: str) -> None:
             continue
         assert f"{target.host}{target.path}".isascii()
         assert not any(character.isspace() for character in target.host + target.path)
+
+
+# --- ports, denied networks, the host's own addresses
+
+
+@pytest.mark.parametrize(
+    ("url", "ports", "allowed"),
+    [
+        ("https://example.com:9000/", (), True),
+        ("http://example.com/", (), True),
+        ("http://example.com:8080/", (), True),
+        ("http://example.com:9000/", (), False),
+        ("http://8.8.8.8:9000/", (), False),
+        ("http://8.8.8.8:8080/", (), True),
+        ("https://example.com/", (8443,), False),
+        ("https://example.com:8443/", (8443,), True),
+        ("https://8.8.8.8/", (8443,), False),
+        ("http://example.com/", (8443,), False),
+        ("http://example.com:8443/", (8443,), True),
+    ],
+)
+def test_ports(url: str, ports: tuple[int, ...], allowed: bool) -> None:
+    egress = Egress(allow_http=True, ports=ports, own=set())
+    if allowed:
+        target = egress.target(url)
+        egress.check_connection(target.scheme, "8.8.8.8", target.port)
+    else:
+        with pytest.raises(NotAllowed, match=r"^the port \d+ is not allowed .*--allow-port"):
+            egress.target(url)
+
+
+def test_within_an_allowed_network_every_port_is_allowed() -> None:
+    egress = Egress(allow_http=True, networks=["10.0.0.0/8", "8.8.8.0/24"], ports=[8443], own=set())
+    for address in ("10.1.2.3", "8.8.8.8", "::ffff:10.1.2.3"):
+        egress.check_connection("http", address, 9000)
+    assert egress.target("http://10.1.2.3:9000/").port == 9000
+    # The address decides, and it is not known yet.
+    assert egress.target("http://example.com:9000/").port == 9000
+    for refused in ("1.1.1.1", "64:ff9b::8.8.8.8"):
+        with pytest.raises(NotAllowed, match="the port 9000"):
+            egress.check_connection("http", refused, 9000)
+    with pytest.raises(NotAllowed, match="the port 9000"):
+        egress.target("http://1.1.1.1:9000/")
+
+
+def test_the_address_is_refused_before_the_port() -> None:
+    with pytest.raises(NotAllowed, match=r"192\.168\.0\.1 is private"):
+        Egress(allow_http=True).target("http://192.168.0.1:9000/")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["10.9.1.1", "8.8.8.8", "::ffff:8.8.8.8", "64:ff9b::8.8.8.8", "2002:808:808::1", "2600::1"],
+)
+def test_a_denied_network_wins_over_an_allowed_one_and_over_public(address: str) -> None:
+    egress = Egress(
+        allow_http=True,
+        networks=["10.0.0.0/8", "8.8.0.0/16"],
+        denied=["10.9.0.0/16", "8.8.8.8/32", "2600::/16"],
+        own=set(),
+    )
+    with pytest.raises(NotAllowed, match="is not a target here") as caught:
+        egress.check_address(address)
+    # The receiver's owner may read it: whether the address is denied or the host's is not told.
+    own = Egress(True, own={ip_address("8.8.8.8")})
+    with pytest.raises(NotAllowed) as owns:
+        own.check_address("8.8.8.8")
+    assert str(owns.value).partition(" is ")[2] == str(caught.value).partition(" is ")[2]
+    egress.check_address("10.8.1.1")
+    egress.check_address("8.8.4.4")
+
+
+@pytest.mark.parametrize(
+    "form", ["9.9.9.9", "::ffff:9.9.9.9", "64:ff9b::9.9.9.9", "2002:909:909::1"]
+)
+def test_the_hosts_own_address_is_denied_unless_a_network_names_it(form: str) -> None:
+    own = {ip_address("9.9.9.9")}
+    with pytest.raises(NotAllowed, match="is not a target here"):
+        Egress(True, own=own).check_address(form)
+    Egress(True, ["9.9.9.9/32", "64:ff9b::/96", "2002::/16"], own=own).check_address(form)
+
+
+def test_the_kernel_tells_which_addresses_are_the_hosts() -> None:
+    own = OwnAddresses()
+    assert ip_address("127.0.0.1") in own
+    assert ip_address("8.8.8.8") not in own
+    assert ip_address("2001:4860:4860::8888") not in own
+
+
+def test_what_the_kernel_said_is_believed_for_a_few_seconds_only() -> None:
+    now = 1000.0
+    own = OwnAddresses(clock=lambda: now)
+    address = ip_address("127.0.0.1")
+    assert address in own
+    with crowded_out():
+        assert address in own
+        now += 5.0
+        with pytest.raises(Shortage):
+            assert address in own
+    assert address in own

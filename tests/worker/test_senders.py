@@ -7,12 +7,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
-from tests.support.receivers import OK, Behaviour, Peer, Receiver
+from tests.support.descriptors import crowded_out
+from tests.support.receivers import OK, Behaviour, Peer, Receiver, answering
 from tests.support.values import delivery, settings
 from tests.support.waiting import eventually
+from webhookd.core.answer import ShortageKind
 from webhookd.core.model import Attempted, Delivery, GivenBack
 from webhookd.transport.client import Transport
 from webhookd.transport.egress import Egress
@@ -178,4 +181,32 @@ def test_a_delivery_too_late_for_its_lease_is_given_back_and_not_sent() -> None:
         runner = AttemptRunner(made.transport, LocalCircuits(), installation="wh_test")
         late = made.deliveries(1)[0]._replace(start_before=0.0)
         assert runner.deliver(late) == GivenBack()
+        assert receiver.connections == 0
+
+
+def test_without_a_descriptor_a_delivery_is_given_back_and_its_siblings_are_held_back() -> None:
+    with rig(answering(), max_threads=1) as (made, receiver):
+        circuits = LocalCircuits()
+        runner = AttemptRunner(made.transport, circuits, installation="wh_test")
+        first, second = made.deliveries(2)
+        with crowded_out():
+            assert runner.deliver(first) == GivenBack(
+                "no file descriptor left; raise LimitNOFILE", ShortageKind.DESCRIPTOR
+            )
+        assert runner.deliver(second) == GivenBack()
+        circuits.mark_recorded({first.webhook_id}, now=time.monotonic())
+        later = second._replace(claimed=time.monotonic())
+        assert isinstance(runner.deliver(later), Attempted)
+        assert len(receiver.requests) == 1
+
+
+@pytest.mark.parametrize("changed", [{"url": "ftp://a.example/"}, {"secret": "hunter2"}])
+def test_what_the_row_rules_out_is_given_back_with_the_reason(changed: dict[str, Any]) -> None:
+    with rig(answering(), max_threads=1) as (made, receiver):
+        runner = AttemptRunner(made.transport, LocalCircuits(), installation="wh_test")
+        [given] = made.deliveries(1)
+        outcome = runner.deliver(given._replace(settings=given.settings._replace(**changed)))
+        assert isinstance(outcome, GivenBack)
+        assert outcome.reason is not None and outcome.shortage is None
+        assert "hunter2" not in outcome.reason
         assert receiver.connections == 0

@@ -82,8 +82,8 @@ def _obstacle(
     match admission.blocked_by:
         case BlockedBy.HOLD:
             text = (
-                f"The receiver asked for a pause (Retry-After): webhook {webhook_id} is held "
-                f"{until(facts, until_at)}."
+                "The receiver asked for a pause (Retry-After), or a worker lacked something: "
+                f"webhook {webhook_id} is held {until(facts, until_at)}."
             )
             return Reason("hold", text, until_at), replace(lane, hold_until=None)
         case BlockedBy.CIRCUIT:

@@ -23,9 +23,10 @@ from webhookd.errors import UnusableError, WebhookdError
 from webhookd.postgres.arrays import number_array
 from webhookd.postgres.rows import defaults_of, settings_of
 from webhookd.transport.client import Transport
-from webhookd.transport.egress import Egress, NotAllowed, is_address
+from webhookd.transport.egress import Egress, NotAllowed, Target, is_address
 from webhookd.transport.request import Request, build_request, parse_headers
 from webhookd.transport.resolver import LookupFailed, Resolver
+from webhookd.transport.shortage import Shortage
 
 PAUSED_REASON = "paused by operator"
 HIDDEN_SECRET = "whsec_(hidden)"
@@ -130,7 +131,7 @@ def check(new: NewWebhook, config: Config) -> dict[str, Any]:
 
     Raise `UnusableError` where it could not be delivered to under *config*.
     """
-    _target_host(new.url, _egress(config))
+    _target(new.url, _egress(config))
     return {
         "url": new.url,
         "enabled": True,
@@ -163,14 +164,15 @@ def resolution_warning(url: str, config: Config) -> str | None:
     most 3 s.
     """
     egress = _egress(config)
-    host = _target_host(url, egress)
+    target = _target(url, egress)
+    host = target.host
     if is_address(host):
         return None
     deadline = time.monotonic() + _LOOKUP_S
     try:
         for address in Resolver(socket.getaddrinfo).addresses(host, deadline=deadline):
-            egress.check_address(address)
-    except (TimeoutError, LookupFailed):
+            egress.check_connection(target.scheme, address, target.port)
+    except (TimeoutError, LookupFailed, Shortage):
         return f"{host} does not resolve from here"
     except NotAllowed as error:
         return f"{host}: {error}"
@@ -282,18 +284,23 @@ def _no_such(webhook_id: int) -> WebhookdError:
 
 
 def _egress(config: Config) -> Egress:
-    return Egress(config.allow_http, config.allow_network)
+    return Egress(
+        config.allow_http,
+        config.allow_network,
+        denied=config.deny_network,
+        ports=config.allow_port,
+    )
 
 
-def _target_host(url: str, egress: Egress) -> str:
-    """Return the host in *url*; raise `UnusableError` for a URL that cannot be delivered to."""
+def _target(url: str, egress: Egress) -> Target:
+    """Return the parts of *url*; raise `UnusableError` for a URL that cannot be delivered to."""
     try:
-        host = egress.target(url).host
-        if is_address(host):
-            egress.check_address(host)
+        target = egress.target(url)
+        if is_address(target.host):
+            egress.check_address(target.host)
     except NotAllowed as error:
         raise UnusableError(f"URL cannot be delivered to: {error}") from error
-    return host
+    return target
 
 
 def _insert(connection: Connection, webhook_id: int, row: Mapping[str, Any]) -> bool:

@@ -4,7 +4,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from webhookd.cli.options import config_file_option, config_options, load_settings
+from webhookd.cli.options import (
+    TARGET_OPTIONS,
+    config_file_option,
+    config_options,
+    load_settings,
+)
 from webhookd.text import shown
 
 if TYPE_CHECKING:
@@ -13,7 +18,7 @@ if TYPE_CHECKING:
 _OPTIONS = (
     *("dsn", "listen_dsn", "embedded"),
     *("workers", "metrics_host", "metrics_port"),
-    *("allow_http", "allow_network"),
+    *TARGET_OPTIONS,
     *("keep_delivered", "keep_failed", "keep_log"),
 )
 

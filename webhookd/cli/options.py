@@ -7,7 +7,7 @@ import click
 from click.core import ParameterSource
 
 from webhookd.config import load
-from webhookd.config.kinds import Flag, Folder, Networks, Seconds
+from webhookd.config.kinds import Flag, Folder, Networks, Ports, Seconds
 from webhookd.config.load import DEFAULTS, FILE, OPTIONS, LoadedConfig
 
 _GENERAL = "General"
@@ -37,6 +37,7 @@ class SectionedGroup(click.Group):
 
 
 Command = Callable[..., Any]
+TARGET_OPTIONS = ("allow_http", "allow_network", "deny_network", "allow_port")
 
 
 def config_options(names: Iterable[str]) -> Callable[[Command], Command]:
@@ -59,8 +60,8 @@ def connection_options(command: Command) -> Command:
 
 
 def egress_options(command: Command) -> Command:
-    """Give a command `--allow-http` and `--allow-network`."""
-    return config_options(("allow_http", "allow_network"))(command)
+    """Give a command the options that say where deliveries may go."""
+    return config_options(TARGET_OPTIONS)(command)
 
 
 def config_file_option(command: Command) -> Command:
@@ -105,7 +106,7 @@ def _option_of(name: str) -> Callable[[Command], Command]:
             # Without a value it means the default folder. The next word is taken as the folder
             # unless it is an option.
             keywords |= {"is_flag": False, "flag_value": "true", "metavar": option.kind.metavar}
-        case Networks():
+        case Networks() | Ports():
             keywords |= {"multiple": True, "metavar": option.kind.metavar}
         case _:
             keywords["metavar"] = option.kind.metavar

@@ -233,6 +233,24 @@ class Networks(Kind):
         return tuple(_network(part) for text in texts for part in _parts(text))
 
 
+class Ports(Kind):
+    """TCP ports: a list, or text with commas."""
+
+    def __init__(self) -> None:
+        super().__init__("ports from 1 to 65535", "PORT")
+
+    def parse(self, raw: object) -> tuple[int, ...]:
+        texts = raw.split(",") if isinstance(raw, str) else raw
+        if not isinstance(texts, list | tuple):
+            raise ValueError
+        one = Whole(1, 65535)
+        return tuple(
+            one.parse(part)
+            for text in texts
+            for part in (_parts(text) if isinstance(text, str) else [text])
+        )
+
+
 class Dsn(Kind):
     """A connection string of PostgreSQL, as far as it can be judged without libpq.
 

@@ -30,6 +30,7 @@ from webhookd.config.kinds import (
     Networks,
     Number,
     Pattern,
+    Ports,
     Seconds,
     Whole,
     check_dsn,
@@ -137,6 +138,16 @@ class Config:
     allow_http: bool = _option(False, _TARGETS, Flag(), "Allow plain http.")
     allow_network: tuple[str, ...] = _option(
         (), _TARGETS, Networks(), "Allow targets in this private or loopback network; repeatable."
+    )
+    deny_network: tuple[str, ...] = _option(
+        (), _TARGETS, Networks(), "Deny targets in this network, whatever else allows; repeatable."
+    )
+    allow_port: tuple[int, ...] = _option(
+        (),
+        _TARGETS,
+        Ports(),
+        "Allow this port alone, instead of any for https, 80 and 8080 for http; repeatable. "
+        "Allowed networks keep all ports.",
     )
     timeout: float = _option(
         5.0,
@@ -290,7 +301,7 @@ def _command() -> click.Command:
 
 def _arguments(given: Mapping[str, object]) -> list[str]:
     return [
-        f"{flag_of(name)}={','.join(raw) if isinstance(raw, tuple) else raw}"
+        f"{flag_of(name)}={','.join(map(str, raw)) if isinstance(raw, tuple) else raw}"
         for name, raw in given.items()
     ]
 

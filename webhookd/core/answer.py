@@ -19,10 +19,24 @@ class AnswerKind(StrEnum):
     RESPONSE = "response"
     # The deadline passed, in any phase from DNS to the last byte.
     TIMEOUT = "timeout"
-    # DNS, connection refused or reset, TLS, not HTTP: a retry may help.
+    # DNS, connection refused or reset, TLS, not HTTP, a name with an address that is not allowed: a
+    # retry may help.
     NO_ANSWER = "no_answer"
-    # Scheme, address or URL are not allowed: nothing was connected, and a retry cannot help.
+    # The webhook's row or the options rule out every request (scheme, URL, port, literal address,
+    # headers, secret). Nothing was connected.
     NOT_ALLOWED = "not_allowed"
+    # This worker lacked something of its own. Nothing was sent.
+    SHORTAGE = "shortage"
+
+
+class ShortageKind(StrEnum):
+    """What a worker lacked for an exchange."""
+
+    LOOKUP = "lookup"  # too many lookups run, of all names or of this name's domain
+    DESCRIPTOR = "descriptor"
+    MEMORY = "memory"
+    PORT = "port"
+    THREAD = "thread"
 
 
 class Answer(NamedTuple):
@@ -30,7 +44,7 @@ class Answer(NamedTuple):
 
     *excerpt* is the start of the answer's body, made printable. *dns_s*, *connect_s*, *tls_s* and
     *first_byte_s* are None for a phase that did not happen: a reused connection has no DNS, connect
-    and TLS.
+    and TLS. *shortage* is what lacked, with SHORTAGE.
     """
 
     kind: AnswerKind
@@ -44,6 +58,7 @@ class Answer(NamedTuple):
     connect_s: float | None = None
     tls_s: float | None = None
     first_byte_s: float | None = None
+    shortage: ShortageKind | None = None
 
 
 class Decision(StrEnum):
@@ -54,6 +69,7 @@ class Decision(StrEnum):
     THROTTLED = "throttled"  # 429: tried again without spending a retry
     FAIL = "fail"
     GONE = "gone"  # 410: fails, and the webhook is disabled
+    GIVE_BACK = "give_back"  # no exchange took place, through no fault of the receiver
 
 
 class CircuitVote(StrEnum):
@@ -61,7 +77,7 @@ class CircuitVote(StrEnum):
 
     SUCCESS = "success"
     FAILURE = "failure"
-    # A 429 or a target that is not allowed says nothing about the receiver's health.
+    # A 429 says nothing about the receiver's health, and no exchange says nothing either.
     NEUTRAL = "neutral"
 
 
@@ -80,8 +96,14 @@ class Verdict(NamedTuple):
 
 def classify(answer: Answer, *, now_at: datetime) -> Verdict:
     """Return what *answer* means. *now_at* (aware) turns a Retry-After date into seconds."""
-    if answer.kind is AnswerKind.NOT_ALLOWED:
-        return Verdict(Decision.FAIL, CircuitVote.NEUTRAL, answer.error or "target not allowed")
+    if answer.kind in (AnswerKind.NOT_ALLOWED, AnswerKind.SHORTAGE):
+        # The whole webhook waits: its other deliveries would meet the same at once.
+        return Verdict(
+            Decision.GIVE_BACK,
+            CircuitVote.NEUTRAL,
+            answer.error or "no exchange took place",
+            holds_webhook=True,
+        )
     if answer.kind is AnswerKind.TIMEOUT:
         return Verdict(Decision.RETRY, CircuitVote.FAILURE, answer.error or "timeout")
     if answer.kind is AnswerKind.NO_ANSWER or answer.http_status is None:

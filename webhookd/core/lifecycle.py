@@ -24,6 +24,8 @@ from webhookd.core.model import (
 QUARANTINE_AFTER = 3
 # Lost leases after which a row fails.
 GIVE_UP_AFTER = 6
+# How long a webhook waits after one of its deliveries was given back for a reason.
+GIVEN_BACK_S = 1.0
 # A 429 spends no retry, so without this limit a receiver could throttle a delivery forever.
 MAX_THROTTLED_S = 86_400.0
 
@@ -51,7 +53,9 @@ def settle(delivery: Delivery, outcome: Outcome, *, now_at: datetime, u: float) 
     match outcome:
         case Attempted(answer=answer):
             return _settle_attempt(delivery, classify(answer, now_at=now_at), u=u)
-        case GivenBack():
+        case GivenBack(reason=reason):
+            if reason is not None:
+                return _settle_returned(delivery, reason, u=u)
             return Settlement(_waiting(delivery), None, "given back", None)
         case Lost():
             return _settle_lost(delivery, u=u)
@@ -73,8 +77,17 @@ def _settle_attempt(delivery: Delivery, verdict: Verdict, *, u: float) -> Settle
             )
         case Decision.RETRY | Decision.THROTTLED:
             return _settle_retry(delivery, verdict, u=u)
+        case Decision.GIVE_BACK:
+            return _settle_returned(delivery, verdict.reason, u=u)
         case _:
             assert_never(verdict.decision)
+
+
+def _settle_returned(delivery: Delivery, reason: str, *, u: float) -> Settlement:
+    # The whole webhook waits: with a delay of this row alone, a worker in want would claim and
+    # return the backlog row by row.
+    delay_s = GIVEN_BACK_S * (0.5 + u)
+    return Settlement(_waiting(delivery), None, reason, None, delay_s=delay_s, hold_s=delay_s)
 
 
 def _settle_retry(delivery: Delivery, verdict: Verdict, *, u: float) -> Settlement:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from webhookd.core.answer import Answer
+from webhookd.core.answer import Answer, ShortageKind
 from webhookd.core.breaker import Breaker
 
 
@@ -97,9 +97,14 @@ class Attempted(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GivenBack:
-    """No exchange took place: drained, held back by the local view of the circuit, or too late for
-    its lease.
+    """No exchange took place: drained, held back by the local view of the circuit, too late for its
+    lease, or (with a *reason*) short of something or not allowed.
+
+    With a *reason* the webhook waits for a moment, or it would be claimed again at once.
     """
+
+    reason: str | None = None
+    shortage: ShortageKind | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ of a worker that several metrics show.
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 
 from webhookd.core.answer import Answer
 from webhookd.metrics import declarations as declared
@@ -228,10 +228,10 @@ class OncePerPeriod:
 
     def __init__(self, period_s: float) -> None:
         self._period_s = period_s
-        self._admitted: dict[int, float] = {}
+        self._admitted: dict[Hashable, float] = {}
         self._pruned = float("-inf")
 
-    def admits(self, key: int, *, now: float) -> bool:
+    def admits(self, key: Hashable, *, now: float) -> bool:
         """Return whether *key* may pass at *now* (monotonic seconds); if so, remember it."""
         if now - self._pruned >= self._period_s:
             self._admitted = {

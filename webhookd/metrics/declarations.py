@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from webhookd.core.answer import ShortageKind
 from webhookd.metrics.counts import (
     BATCH_BUCKETS,
     DURATION_BUCKETS_S,
@@ -155,6 +156,13 @@ GIVEN_BACK = Metric(
     Kind.COUNTER,
     "Claimed deliveries returned to the queue without an attempt.",
 )
+SHORTAGES = Metric(
+    "webhookd_shortages",
+    Kind.COUNTER,
+    "Deliveries given back since this worker lacked something of its own.",
+    labels=("kind",),
+    label_values=tuple(ShortageKind),
+)
 REMOVED_ROWS = Metric(
     "webhookd_removed_rows",
     Kind.COUNTER,
@@ -233,6 +241,7 @@ FIXED = (
     LOST_LEASES,
     GIVEN_BACK,
     WEBHOOKS_DISABLED,
+    SHORTAGES,
     REMOVED_ROWS,
     WAKEUPS,
     RECORD_BATCH_SIZE,

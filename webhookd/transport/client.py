@@ -5,12 +5,11 @@ import time
 from functools import lru_cache
 from typing import NamedTuple
 
-from webhookd.core.answer import Answer, AnswerKind
+from webhookd.core.answer import Answer, AnswerKind, ShortageKind
 from webhookd.transport.connection import (
     Connection,
     Dialer,
     Origin,
-    OutOfDescriptors,
     Pool,
     Trace,
     tls_context,
@@ -25,10 +24,13 @@ from webhookd.transport.exchange import (
 )
 from webhookd.transport.request import Request, start_lines
 from webhookd.transport.resolver import Resolve, Resolver
+from webhookd.transport.shortage import Shortage
 
 # If a connection that was used a moment ago dies, the receiver hung up on this request. Only an
 # idle one may have been closed before the request, and the request may be sent again.
 _IDLE_BEFORE_RESEND_S = 1.0
+# What idle connections hold.
+_HELD_BY_IDLE = (ShortageKind.DESCRIPTOR, ShortageKind.PORT, ShortageKind.MEMORY)
 
 
 class _Route(NamedTuple):
@@ -42,8 +44,9 @@ class Transport:
     """Posts over kept connections. Safe to share between threads.
 
     At most *connections_per_origin* idle connections are kept to each of the *origins* receivers
-    used last. *ca_bundle* (a PEM file) replaces the system's certificate authorities; *resolve*
-    stands in for `socket.getaddrinfo`. Raise `UnusableError` if the bundle cannot be read.
+    used last; at most *patient_lookups* threads wait for slow DNS. *ca_bundle* (a PEM file)
+    replaces the system's certificate authorities; *resolve* stands in for `socket.getaddrinfo`.
+    Raise `UnusableError` if the bundle cannot be read.
     """
 
     def __init__(
@@ -52,11 +55,14 @@ class Transport:
         *,
         connections_per_origin: int = 64,
         origins: int = 256,
+        patient_lookups: int = 16,
         ca_bundle: str | None = None,
         resolve: Resolve = socket.getaddrinfo,
     ) -> None:
         self._egress = egress
-        self._dialer = Dialer(egress, Resolver(resolve), tls_context(ca_bundle))
+        self._dialer = Dialer(
+            egress, Resolver(resolve, max_patient=patient_lookups), tls_context(ca_bundle)
+        )
         self._max_kept = connections_per_origin
         # The pools used last. One that falls out of the cache closes its connections, see `Pool`.
         self._pool = lru_cache(maxsize=origins)(self._make_pool)
@@ -71,7 +77,7 @@ class Transport:
         """
         started_at = time.monotonic()
         trace = Trace()
-        kind, error = AnswerKind.RESPONSE, None
+        kind, error, shortage = AnswerKind.RESPONSE, None, None
         reader: AnswerReader | None = None
         try:
             route = self._route(url)
@@ -81,6 +87,8 @@ class Transport:
             kind, error = AnswerKind.NOT_ALLOWED, str(reason)
         except DeadlinePassed as doing:
             kind, error = AnswerKind.TIMEOUT, f"timed out {doing}"
+        except Shortage as reason:
+            kind, error, shortage = AnswerKind.SHORTAGE, str(reason), reason.kind
         except NoAnswer as reason:
             kind, error = AnswerKind.NO_ANSWER, str(reason)
         return Answer(
@@ -95,6 +103,7 @@ class Transport:
             connect_s=trace.connect_s,
             tls_s=trace.tls_s,
             first_byte_s=trace.first_byte_s,
+            shortage=shortage,
         )
 
     def close(self) -> None:
@@ -127,14 +136,23 @@ class Transport:
                     raise
             trace.reused = False
         try:
-            connection = pool.open(trace, deadline=deadline)
-        except OutOfDescriptors:
+            connection = _open(pool, trace, deadline=deadline)
+        except Shortage as shortage:
+            if shortage.kind not in _HELD_BY_IDLE:
+                raise
             # Idle connections to other receivers hold what this one needs. After this only those
             # in an exchange are left.
             self._pool.cache_clear()
             pool = self._pool(route.origin)
-            connection = pool.open(trace, deadline=deadline)
+            connection = _open(pool, trace, deadline=deadline)
         return _send_over(connection, pool, data, trace, deadline=deadline)
+
+
+def _open(pool: Pool, trace: Trace, *, deadline: float) -> Connection:
+    try:
+        return pool.open(trace, deadline=deadline)
+    except MemoryError:
+        raise Shortage(ShortageKind.MEMORY) from None
 
 
 def _send_over(

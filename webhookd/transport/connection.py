@@ -5,12 +5,13 @@ context and wraps the socket; no byte of an exchange passes it, since its own re
 four times the CPU.
 """
 
-import errno
+import random
 import select
 import socket
 import ssl
 import time
 import weakref
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -18,7 +19,9 @@ from typing import NamedTuple
 
 from urllib3.util.ssl_ import create_urllib3_context, ssl_wrap_socket
 
+from webhookd.core.answer import ShortageKind
 from webhookd.errors import UnusableError
+from webhookd.transport.addresses import DeadAddresses, has_source
 from webhookd.transport.egress import Egress, NotAllowed, is_address
 from webhookd.transport.exchange import (
     DeadlinePassed,
@@ -29,6 +32,11 @@ from webhookd.transport.exchange import (
     remaining_until,
 )
 from webhookd.transport.resolver import LookupFailed, Resolver
+from webhookd.transport.shortage import Shortage, shortage_of
+
+# A kept connection is given up after this time, a fifth more or less, so that a busy one follows
+# the name's addresses too.
+MAX_AGE_S = 300.0
 
 
 class Origin(NamedTuple):
@@ -50,10 +58,6 @@ class Trace:
     first_byte_s: float | None = None
 
 
-class OutOfDescriptors(NoAnswer):
-    """The process has no file descriptor left for a socket."""
-
-
 class Connection:
     """An open connection, TLS included. One thread at a time uses it, borrowed from its pool."""
 
@@ -61,6 +65,8 @@ class Connection:
         prepare(sock)
         self.sock = sock
         self.idle_since = 0.0  # monotonic
+        # Monotonic. Spread, so that connections opened together are not all opened anew together.
+        self.give_up_at = time.monotonic() + MAX_AGE_S * random.uniform(0.8, 1.2)
         self.readable = select.poll()  # made once, since every exchange waits on it
         self.readable.register(sock, select.POLLIN)
 
@@ -84,22 +90,27 @@ class Dialer:
         self._egress = egress
         self._resolver = resolver
         self._tls = tls
+        self._dead = DeadAddresses()
 
     def open(self, origin: Origin, trace: Trace, *, deadline: float) -> Connection:
         """Return a new connection. Blocks until the monotonic *deadline* at most.
 
-        Raise `NotAllowed`, `DeadlinePassed`, or `NoAnswer` (also as `OutOfDescriptors`).
+        Raise `NotAllowed` for an address that the URL itself names, `DeadlinePassed`, `NoAnswer`,
+        or `Shortage`.
         """
         addresses = self._addresses(origin.host, trace, deadline)
         try:
             # All of them: a name that mixes public and private addresses is an attempt to get at
             # the private one.
             for address in addresses:
-                self._egress.check_address(address)
+                self._egress.check_connection(origin.scheme, address, origin.port)
         except NotAllowed as reason:
-            raise NotAllowed(f"{origin.host}: {reason}") from None
+            if is_address(origin.host):
+                raise
+            # The name may have another address tomorrow, so that a retry can help.
+            raise NoAnswer(f"{origin.host}: {reason}") from None
         began_at = time.monotonic()
-        sock = _connect_any(_interleaved(addresses), origin.port, deadline)
+        sock = self._connect_any(_interleaved(addresses), origin.port, deadline)
         connected_at = time.monotonic()
         trace.connect_s = connected_at - began_at
         if origin.scheme == "https":
@@ -111,7 +122,7 @@ class Dialer:
             sock.close()
             raise NoAnswer(describe_os_error(error)) from None
 
-    def _addresses(self, host: str, trace: Trace, deadline: float) -> list[str]:
+    def _addresses(self, host: str, trace: Trace, deadline: float) -> Sequence[str]:
         if is_address(host):
             return [host]
         began_at = time.monotonic()
@@ -123,6 +134,34 @@ class Dialer:
             raise NoAnswer(str(reason)) from None
         trace.dns_s = time.monotonic() - began_at
         return addresses
+
+    def _connect_any(self, addresses: Sequence[str], port: int, deadline: float) -> socket.socket:
+        failure: OSError | None = None
+        ordered = self._dead.last(addresses, port)
+        for left, address in zip(range(len(ordered), 0, -1), ordered, strict=True):
+            remaining_s = remaining_until(deadline, "while connecting")
+            # A dead address must leave time for the others and for the exchange. The last one may
+            # use all that is left.
+            limit_s = (
+                remaining_s
+                if left == 1
+                else max(remaining_s / (left + 1), min(1.0, remaining_s / 2))
+            )
+            try:
+                sock = _connect(address, port, limit_s, deadline)
+            except OSError as error:
+                kind = shortage_of(error)
+                if kind is not None and (kind is not ShortageKind.PORT or has_source(address)):
+                    raise Shortage(kind) from None
+                failure = error
+                if len(ordered) > 1:
+                    self._dead.mark(address, port)
+            else:
+                self._dead.unmark(address, port)
+                return sock
+        if failure is None or is_timeout(failure):
+            raise DeadlinePassed("while connecting")
+        raise NoAnswer(describe_os_error(failure))
 
     def _handshake(self, sock: socket.socket, host: str) -> ssl.SSLSocket:
         """Return *sock* with TLS, the certificate checked for *host*, a name or an address.
@@ -136,6 +175,9 @@ class Dialer:
             sock.close()
             if is_timeout(error):
                 raise DeadlinePassed("in the TLS handshake") from None
+            kind = shortage_of(error)
+            if kind is not None:
+                raise Shortage(kind) from None
             raise NoAnswer(_describe_handshake(error)) from None
 
 
@@ -155,13 +197,13 @@ class Pool:
         weakref.finalize(self, _close_all, self._kept)
 
     def borrow(self) -> Connection | None:
-        """Return a kept connection that is still alive, None if there is none."""
+        """Return a kept connection that is still alive and not too old, None if there is none."""
         while True:
             try:
                 connection = self._kept.pop()
             except IndexError:
                 return None
-            if connection.is_alive():
+            if connection.is_alive() and time.monotonic() < connection.give_up_at:
                 return connection
             connection.close()
 
@@ -170,9 +212,10 @@ class Pool:
         return self._dialer.open(self._origin, trace, deadline=deadline)
 
     def give_back(self, connection: Connection) -> None:
-        """Keep *connection* for the next exchange, or close it if enough are kept."""
-        if len(self._kept) < self._max_kept:
-            connection.idle_since = time.monotonic()
+        """Keep *connection* for the next exchange. Close it if enough are kept or it is too old."""
+        now = time.monotonic()
+        if len(self._kept) < self._max_kept and now < connection.give_up_at:
+            connection.idle_since = now
             self._kept.append(connection)
         else:
             connection.close()
@@ -198,7 +241,7 @@ def tls_context(ca_bundle: str | None) -> ssl.SSLContext:
     return context
 
 
-def _interleaved(addresses: list[str]) -> list[str]:
+def _interleaved(addresses: Sequence[str]) -> list[str]:
     """Return *addresses* with IPv4 and IPv6 in turn (RFC 8305, 4).
 
     So a family without a route costs one try only.
@@ -208,26 +251,6 @@ def _interleaved(addresses: list[str]) -> list[str]:
     return [
         address for pair in zip_longest(first, second) for address in pair if address is not None
     ]
-
-
-def _connect_any(addresses: list[str], port: int, deadline: float) -> socket.socket:
-    failure: OSError | None = None
-    for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
-        remaining_s = remaining_until(deadline, "while connecting")
-        # A dead address must leave time for the others and for the exchange. The last one may use
-        # all that is left.
-        limit_s = (
-            remaining_s if left == 1 else max(remaining_s / (left + 1), min(1.0, remaining_s / 2))
-        )
-        try:
-            return _connect(address, port, limit_s, deadline)
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                raise OutOfDescriptors("no file descriptor left; raise LimitNOFILE") from None
-            failure = error
-    if failure is None or is_timeout(failure):
-        raise DeadlinePassed("while connecting")
-    raise NoAnswer(describe_os_error(failure))
 
 
 def _connect(address: str, port: int, limit_s: float, deadline: float) -> socket.socket:

@@ -7,7 +7,7 @@ name may resolve differently each time (DNS rebinding).
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
@@ -15,6 +15,7 @@ from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
 from webhookd.errors import UnusableError
+from webhookd.transport.addresses import OwnAddresses
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -22,6 +23,8 @@ Network = IPv4Network | IPv6Network
 MAX_URL_LENGTH = 8192
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+# None: any. Plain http serves many things besides webhooks on other ports.
+_PORTS: dict[str, frozenset[int] | None] = {"http": frozenset({80, 8080}), "https": None}
 # With whitespace or control characters a URL can mean one thing to a person and another to a
 # parser. Only browsers read a backslash as a slash.
 _UNSAFE_IN_URL = re.compile(r"[\s\x00-\x20\x7f-\x9f\\\ud800-\udfff]")
@@ -69,20 +72,34 @@ def is_address(host: str) -> bool:
 
 
 class Egress:
-    """The rule that every exchange passes. It is immutable, so threads can share it.
+    """The rule that every exchange passes. Threads can share it.
 
-    *networks* are CIDR strings: addresses inside them are allowed even if they are not public.
-    Raise `UnusableError` for a malformed one.
+    *networks* and *denied* are CIDR strings. Addresses inside *networks* are allowed even if they
+    are not public, and on any port; those inside *denied* never are. *ports*, if any, replace those
+    that are allowed elsewhere. *own* holds the host's own addresses, which only *networks* allow.
+    Raise `UnusableError` for a malformed network.
     """
 
-    def __init__(self, allow_http: bool, networks: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        allow_http: bool,
+        networks: Sequence[str] = (),
+        *,
+        denied: Sequence[str] = (),
+        ports: Sequence[int] = (),
+        own: Container[Address] | None = None,
+    ) -> None:
         self._allow_http = allow_http
-        self._networks = tuple(_parse_network(text) for text in networks)
+        self._networks = tuple(_parse_network(text, "allow-network") for text in networks)
+        self._denied = tuple(_parse_network(text, "deny-network") for text in denied)
+        self._ports = dict.fromkeys(_PORTS, frozenset(ports)) if ports else _PORTS
+        self._own = OwnAddresses() if own is None else own
 
     def target(self, url: str) -> Target:
         """Return the parts of *url*. Raise `NotAllowed` if it is malformed or not allowed.
 
-        Addresses are not checked here.
+        Addresses are not checked here, unless the port is allowed with some of them only. The port
+        of a name that may have such an address passes: `check_connection` judges it.
         """
         if len(url) > MAX_URL_LENGTH:
             raise NotAllowed(f"the URL is longer than {MAX_URL_LENGTH} characters")
@@ -108,10 +125,20 @@ class Egress:
         port = _DEFAULT_PORTS[parts.scheme] if parts.port is None else parts.port
         if port == 0:
             raise NotAllowed("the URL's port must be 1 to 65535")
-        return Target(parts.scheme, _checked_host(parts.host), port, parts.request_uri)
+        host = _checked_host(parts.host)
+        if is_address(host):
+            if not self._is_listed(parts.scheme, port):
+                self.check_connection(parts.scheme, host, port)
+        elif not self._networks:
+            self._check_port(parts.scheme, port)
+        return Target(parts.scheme, host, port, parts.request_uri)
 
     def check_address(self, address: str | Address) -> None:
-        """Raise `NotAllowed` unless *address* is public or inside the allowed networks."""
+        """Raise `NotAllowed` unless *address* is public or inside the allowed networks.
+
+        The host's own addresses and those in the denied networks are refused. Raise `Shortage` if
+        that cannot be found out.
+        """
         try:
             ip = ip_address(address)
         except ValueError:
@@ -120,11 +147,39 @@ class Egress:
             raise NotAllowed(f"the address {ip} has a zone")
         # The kernel connects a v4-mapped address over IPv4, so it is that IPv4 address.
         real = _unmapped(ip)
-        if any(real.version == network.version and real in network for network in self._networks):
-            return
-        reason = _why_not_public(real)
+        allowed = _inside(real, self._networks)
+        reason = None if allowed else _why_not_public(real)
         if reason is not None:
             raise NotAllowed(f"the address {ip} is {reason}; --allow-network permits such targets")
+        forms = (real, *_embedded_v4s(real))
+        # One message for both, since the receiver's owner may read it: it does not tell which of
+        # the addresses are the host's.
+        if any(_inside(form, self._denied) for form in forms) or (
+            not allowed and any(form in self._own for form in forms)
+        ):
+            raise NotAllowed(
+                f"the address {ip} is not a target here (--deny-network, or webhookd's own host)"
+            )
+
+    def check_connection(self, scheme: str, address: str, port: int) -> None:
+        """Raise `NotAllowed` unless *address* is allowed as `check_address` says, and *port* with
+        it. This is to be called for the very address that is connected to.
+        """
+        self.check_address(address)
+        if not self._is_listed(scheme, port) and not _inside(
+            _unmapped(ip_address(address)), self._networks
+        ):
+            self._check_port(scheme, port)
+
+    def _is_listed(self, scheme: str, port: int) -> bool:
+        ports = self._ports[scheme]
+        return ports is None or port in ports
+
+    def _check_port(self, scheme: str, port: int) -> None:
+        if not self._is_listed(scheme, port):
+            raise NotAllowed(
+                f"the port {port} is not allowed for {scheme}; --allow-port permits it"
+            )
 
     def _check_scheme(self, scheme: str) -> None:
         if scheme == "http" and not self._allow_http:
@@ -188,8 +243,7 @@ def _why_not_public(ip: Address) -> str | None:
     reason = next((reason for network, reason in _BANNED_V6 if ip in network), None)
     if reason is not None:
         return reason
-    embedded = _embedded_v4(ip)
-    if embedded is not None:
+    for embedded in _embedded_v4s(ip):
         inner = _why_not_public(embedded)
         if inner is not None:
             return f"{embedded} in disguise, which is {inner}"
@@ -198,17 +252,22 @@ def _why_not_public(ip: Address) -> str | None:
     return None if ip in _GLOBAL_UNICAST or ip in _NAT64 else "reserved"
 
 
-def _embedded_v4(ip: IPv6Address) -> IPv4Address | None:
-    """Return the IPv4 address that a translator behind *ip* would send to.
+def _embedded_v4s(ip: Address) -> Iterator[IPv4Address]:
+    """Yield every IPv4 address that a translator behind *ip* would send to.
 
-    NAT64: RFC 6052; 6to4: RFC 3056; ISATAP: RFC 5214.
+    NAT64: RFC 6052; 6to4: RFC 3056; ISATAP: RFC 5214. A 6to4 site may use ISATAP inside.
     """
+    if isinstance(ip, IPv4Address):
+        return
     bits = int(ip)
     if ip in _SIX_TO_FOUR:
-        return IPv4Address((bits >> 80) & 0xFFFFFFFF)
+        yield IPv4Address((bits >> 80) & 0xFFFFFFFF)
     if ip in _NAT64 or (bits >> 32) & 0xFFFFFFFF in _ISATAP_IDENTIFIERS:
-        return IPv4Address(bits & 0xFFFFFFFF)
-    return None
+        yield IPv4Address(bits & 0xFFFFFFFF)
+
+
+def _inside(ip: Address, networks: Sequence[Network]) -> bool:
+    return any(ip.version == network.version and ip in network for network in networks)
 
 
 def _unmapped(ip: Address) -> Address:
@@ -229,13 +288,13 @@ def _checked_host(host: str | None) -> str:
     return host
 
 
-def _parse_network(text: str) -> Network:
+def _parse_network(text: str, option: str) -> Network:
     try:
         network = ip_network(text)
     except ValueError as error:
-        raise UnusableError(f"allow-network: {error}; write a network like 10.0.0.0/8") from None
+        raise UnusableError(f"{option}: {error}; write a network like 10.0.0.0/8") from None
     if "%" in text:
-        raise UnusableError(f"allow-network: {text!r} has a zone; write a network like fd00::/8")
+        raise UnusableError(f"{option}: {text!r} has a zone; write a network like fd00::/8")
     if isinstance(network, IPv6Network) and network.prefixlen >= 96:
         mapped = network.network_address.ipv4_mapped
         if mapped is not None:

@@ -6,7 +6,7 @@ No transaction, no row lock and no pooled connection is held here.
 import time
 from datetime import UTC, datetime
 
-from webhookd.core.answer import Answer, AnswerKind, classify
+from webhookd.core.answer import Answer, AnswerKind, Decision, classify
 from webhookd.core.model import Attempted, Delivery, GivenBack, Outcome
 from webhookd.transport.client import Transport
 from webhookd.transport.egress import NotAllowed
@@ -23,12 +23,18 @@ class AttemptRunner:
         self._installation = installation
 
     def deliver(self, delivery: Delivery) -> Outcome:
-        """Return the outcome of one attempt. Blocks for at most the webhook's timeout."""
+        """Return the outcome of one attempt. Blocks for at most the webhook's timeout.
+
+        What this worker lacked, or what is not allowed, is no attempt: the delivery is given back.
+        """
         now = time.monotonic()
         if now > delivery.start_before or self._circuits.holds_back(delivery):
             return GivenBack()
         answer = self._exchange(delivery)
-        self._circuits.observe(delivery, classify(answer, now_at=datetime.now(UTC)))
+        verdict = classify(answer, now_at=datetime.now(UTC))
+        self._circuits.observe(delivery, verdict)
+        if verdict.decision is Decision.GIVE_BACK:
+            return GivenBack(verdict.reason, answer.shortage)
         return Attempted(answer, time.monotonic())
 
     def message_id(self, delivery_id: int) -> str:

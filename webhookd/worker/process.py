@@ -123,7 +123,14 @@ class _Worker:
         self._writer = ResultWriter(worker_id=lifeline.name, defaults=defaults)
         circuits, results = LocalCircuits(), ResultQueue()
         self._transport = Transport(
-            Egress(config.allow_http, config.allow_network), connections_per_origin=config.threads
+            Egress(
+                config.allow_http,
+                config.allow_network,
+                denied=config.deny_network,
+                ports=config.allow_port,
+            ),
+            connections_per_origin=config.threads,
+            patient_lookups=max(1, config.threads // 4),
         )
         runner = AttemptRunner(self._transport, circuits, installation=installation)
         self._senders = SenderPool(runner, results, max_threads=config.threads, wakeup=self._wakeup)

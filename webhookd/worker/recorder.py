@@ -17,8 +17,9 @@ from webhookd.core.answer import AnswerKind, is_success
 from webhookd.core.backoff import GrowingPause
 from webhookd.core.model import GONE_REASON, Attempted, Delivery, GivenBack, Result
 from webhookd.errors import first_line
-from webhookd.metrics.counters import Metrics
+from webhookd.metrics.counters import Metrics, OncePerPeriod
 from webhookd.metrics.counts import AttemptStatus, ObservedAttempt
+from webhookd.metrics.declarations import SHORTAGES
 from webhookd.postgres.record import RecordOutcome, ResultWriter
 from webhookd.postgres.session import Connection
 from webhookd.worker.circuits import LocalCircuits
@@ -26,6 +27,8 @@ from webhookd.worker.results import BATCH, ResultQueue
 from webhookd.worker.wakeup import WakeupPipe
 
 log = logs.Logger("webhookd.recorder")
+
+SHORTAGE_LOGGED_EVERY_S = 60.0  # of each kind
 
 GATHER_S = 0.04
 # A lane is usually locked by another worker's claim, for a millisecond or two.
@@ -57,6 +60,7 @@ class Recorder:
         self._writer = writer
         self._circuits = circuits
         self._metrics = metrics
+        self._shortages_logged = OncePerPeriod(SHORTAGE_LOGGED_EVERY_S)
         self._wakeup = wakeup
         self._lock = threading.Lock()  # guards the two counts below
         self._outstanding = self._completed = 0
@@ -214,12 +218,30 @@ class Recorder:
             log.warning("webhook disabled", webhook_id=webhook_id, reason=GONE_REASON)
         if late:
             log.warning("results refused by the fence", results=late)
-        self._metrics.given_back(
-            sum(isinstance(result.outcome, GivenBack) for result in recorded.accepted)
-        )
+        self._account_returned(recorded.accepted)
         self._complete(ended)
         if recorded.next_look_s < math.inf:
             self._wakeup.wake(recorded.next_look_s)
+
+    def _account_returned(self, accepted: Sequence[Result]) -> None:
+        returned = [
+            (result.delivery.webhook_id, result.outcome)
+            for result in accepted
+            if isinstance(result.outcome, GivenBack)
+        ]
+        self._metrics.given_back(len(returned))
+        for webhook_id, outcome in returned:
+            kind = outcome.shortage
+            if kind is None:
+                continue
+            self._metrics.count(SHORTAGES, label=kind)
+            if self._shortages_logged.admits(kind, now=time.monotonic()):
+                log.warning(
+                    "deliveries given back for want of something",
+                    kind=kind,
+                    reason=outcome.reason,
+                    webhook_id=webhook_id,
+                )
 
     def _complete(self, count: int) -> None:
         with self._lock:

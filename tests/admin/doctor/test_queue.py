@@ -248,6 +248,13 @@ def test_a_url_that_cannot_be_delivered_to(
     assert options is None or wrong(patient, **options) == []
 
 
+def test_a_port_that_is_not_allowed(patient: Database) -> None:
+    register(patient, "http://receiver.example:9000/")
+    (finding,) = wrong(patient, allow_http=True)
+    assert (finding.run or "").startswith("webhookd doctor --allow-port 9000 --dsn")
+    assert wrong(patient, allow_http=True, allow_port=(9000,)) == []
+
+
 def test_a_secret_that_cannot_sign(patient: Database) -> None:
     register(patient, secret=format_secret(b"k" * 32))
     assert wrong(patient) == []

@@ -26,14 +26,17 @@ MUTANTS = {
         ("retry_after_s=wait_s,", "retry_after_s=wait_s if status >= 429 else None,"),
     ],
     "an_exchange_without_an_answer_is_in_the_table": [
+        ("(AnswerKind.NOT_ALLOWED, AnswerKind.SHORTAGE)", "(AnswerKind.NOT_ALLOWED,)"),
+        ("(AnswerKind.NOT_ALLOWED, AnswerKind.SHORTAGE)", "(AnswerKind.SHORTAGE,)"),
         (
-            "Verdict(Decision.FAIL, CircuitVote.NEUTRAL, answer.error",
-            "Verdict(Decision.RETRY, CircuitVote.NEUTRAL, answer.error",
+            "Decision.GIVE_BACK,\n            CircuitVote.NEUTRAL",
+            "Decision.RETRY,\n            CircuitVote.NEUTRAL",
         ),
         (
-            "Verdict(Decision.FAIL, CircuitVote.NEUTRAL, answer.error",
-            "Verdict(Decision.FAIL, CircuitVote.FAILURE, answer.error",
+            "Decision.GIVE_BACK,\n            CircuitVote.NEUTRAL",
+            "Decision.GIVE_BACK,\n            CircuitVote.FAILURE",
         ),
+        ("holds_webhook=True", "holds_webhook=False"),
         (" or answer.http_status is None:", ":"),
     ],
     "seconds_are_read": [

@@ -37,6 +37,16 @@ MUTANTS = {
     "a_returned_delivery_is_unchanged": [
         ('"given back", None)', '"given back", None, loses_lease=True)'),
         ('"given back", None)', '"given back", None, delay_s=5.0)'),
+        ("GIVEN_BACK_S * (0.5 + u)", "GIVEN_BACK_S"),
+        ("delay_s=delay_s, hold_s=delay_s)", "delay_s=delay_s)"),
+        ("delay_s=delay_s, hold_s=delay_s)", "hold_s=delay_s)"),
+    ],
+    "an_attempt_that_was_none_is_given_back_too": [
+        (
+            "case Decision.GIVE_BACK:\n            return _settle_returned(",
+            "case Decision.GIVE_BACK:\n            return _settle_retry(delivery, verdict, u=u)\n"
+            "            return _settle_returned(",
+        ),
     ],
     "without_an_attempt_no_vote_and_no_retry": [
         ('"given back", None)', '"given back", None, spends_retry=True)'),

@@ -256,7 +256,13 @@ def targets(installation: Installation) -> Iterator[Finding]:
     """Whether every webhook's URL may be delivered to. The doctor's own options count: give it
     those of the service.
     """
-    egress = Egress(installation.config.allow_http, installation.config.allow_network)
+    config = installation.config
+    egress = Egress(
+        config.allow_http,
+        config.allow_network,
+        denied=config.deny_network,
+        ports=config.allow_port,
+    )
 
     def judge(url: str) -> None:
         target = egress.target(url)
@@ -268,10 +274,8 @@ def targets(installation: Installation) -> Iterator[Finding]:
         yield note(f"only the newest {MOST_WEBHOOKS:,} enabled webhooks were examined")
     for reason, ids in _refused(rows, "url", judge).items():
         option = re.search(r"--allow-\w+", reason)
-        network = re.search(r"the address (\S+) is", reason)
-        allowed = (
-            f"{option[0]} {network[1]}" if option and network else option[0] if option else None
-        )
+        value = re.search(r"the (?:address|port) (\S+) is", reason)
+        allowed = f"{option[0]} {value[1]}" if option and value else option[0] if option else None
         yield warning(
             f"{_some(ids, len(ids))} cannot be delivered to under the options in force here: "
             f"{reason}"
