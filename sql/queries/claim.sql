@@ -8,6 +8,9 @@
 --
 -- Rows are taken, the longest due first, until their bodies add up to %(body_bytes)s; the one that
 -- exceeds that is still taken. A lane that kept rows for that reason is runnable at once (heavy).
+--
+-- A row whose body was not measured, or is too large, is never read here: it would
+-- take gigabytes, or end the statement. It is returned as unmeasured, and its lane is heavy, too.
 -- New rows below %(rows_from)s, and routed ones below the lane's low-water mark, are not
 -- looked for. A lane that gives less than its quota above its mark is runnable at once, too: the
 -- next claim begins below it.
@@ -20,10 +23,7 @@ WITH lane AS (
                < %(body_bytes)s::bigint AS fits
       FROM lane l, LATERAL (
         SELECT webhook_id, delivery_id, next_retry_at,
-               -- A body that is not compressed knows its length. Only others are unpacked for it.
-               CASE WHEN pg_column_compression(message_body) IS NULL
-                    THEN pg_column_size(message_body)
-                    ELSE octet_length(message_body::text) END AS bytes
+               CASE WHEN {sendable} THEN body_bytes END AS bytes
           FROM (SELECT * FROM (
                     SELECT *
                       FROM pggit.alert_delivery_queue w
@@ -70,7 +70,7 @@ WITH lane AS (
 ), taken AS (
     SELECT l.webhook_id, count(c.webhook_id)::int AS n,
            l.probe AND count(c.webhook_id) > 0 AS probes,
-           l.webhook_id IN (SELECT webhook_id FROM pick WHERE NOT fits) AS heavy
+           l.webhook_id IN (SELECT webhook_id FROM pick WHERE fits IS NOT TRUE) AS heavy
       FROM lane l
       LEFT JOIN claimed c USING (webhook_id)
      GROUP BY l.webhook_id, l.probe
@@ -104,7 +104,8 @@ WITH lane AS (
      WHERE h.webhook_id = ANY (%(webhook_ids)s)
        AND h.webhook_id = l.webhook_id
 )
-SELECT t.heavy, extract(epoch FROM c.next_retry_at)::float8, {delivery_columns:c}
+SELECT t.heavy, extract(epoch FROM c.next_retry_at)::float8,
+       ARRAY(SELECT delivery_id FROM pick WHERE fits IS NULL), {delivery_columns:c}
   FROM taken t
   LEFT JOIN claimed c USING (webhook_id)
  -- What is due longest goes to the senders first; the order of a hash join would mix that up.

@@ -32,6 +32,7 @@ from webhookd.worker.attempt import AttemptRunner
 from webhookd.worker.boot import Health, wait_for_database
 from webhookd.worker.chores.activity import ActivityWriter
 from webhookd.worker.chores.beat import Beat
+from webhookd.worker.chores.bodies import BodyMeasurer
 from webhookd.worker.chores.chore import Pool
 from webhookd.worker.chores.depth import DepthCounter, DepthReader
 from webhookd.worker.chores.finished import FinishedCounts
@@ -181,6 +182,7 @@ class _Worker:
             # Last: a count may take until the database cancels it, and a removal takes a second.
             # Nothing else waits for them.
             DepthCounter(),
+            BodyMeasurer(self._wakeup, worker_id=self._lifeline.name, stop=stop),
             Pruner(retention, stop=stop),
         )
         beat = Beat(self._lifeline.incarnation, self._wakeup)
