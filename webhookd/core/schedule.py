@@ -307,7 +307,7 @@ class Schedule(NamedTuple):
         return self._look_by(now + max(0.0, in_s))
 
     def duty_doubted(self, now: float) -> Self:
-        """Rows may have been missed, perhaps no worker has the duty; to take it twice is no harm."""
+        """Rows may have been missed, or no worker has the duty. To take it twice does no harm."""
         return self._replace(duty_assigned=False, look_at=now)
 
     def unregistered(self, now: float) -> Self:
