@@ -62,36 +62,34 @@ ALTER TABLE pggit.alert_delivery_queue ADD COLUMN body_bytes bigint;
 -- One worker of the fleet at a time tries rows in quarantine: not before last_run_at.
 INSERT INTO pggit.chores (chore) VALUES ('measure_bodies'), ('quarantine');
 
--- Measure the bodies of those rows that wait, one at a time, for a tenth of a second or until the
--- statement's time is over. A claim takes only rows whose body_bytes it knows, so no claim reads a
--- body that is too large.
+-- Measure the bodies of those rows that wait, one at a time, for a tenth of a second: then the rest
+-- is for another call. A claim takes only rows whose body_bytes it knows, so no claim reads a body
+-- that is too large. One worker measures at a time: a body of 1 GB keeps a processor of the server
+-- busy for ten seconds, and nothing interrupts that.
 --
--- A row ends as failed where its text is larger than p_largest, or where reading it raises what no
--- second try can change. A row that takes too long, or for which the server lacks memory, goes into
--- quarantine; a call with p_last (which a worker makes for one row, with more time) ends it.
--- Returns the rows that ended, with the reason, and those that went into quarantine, with NULL.
+-- A row ends as failed where its text is larger than p_largest, or where it cannot be read (within
+-- the statement's time). Returns the rows that ended, with the reason.
 --
 -- Without p_again only rows are read that were not measured yet, or are too large.
 CREATE FUNCTION pggit.measure_bodies(
-    p_delivery_ids bigint[], p_largest bigint, p_worker_id text, p_last boolean, p_again boolean)
+    p_delivery_ids bigint[], p_largest bigint, p_worker_id text, p_again boolean)
 RETURNS TABLE (delivery_id bigint, webhook_id bigint, reason text) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
-    started  timestamptz := clock_timestamp();
-    row_     record;
-    bytes    bigint;
-    why      text;
-    canceled boolean := false;
-    ids      bigint[] := '{}';  -- measured
-    sizes    bigint[] := '{}';
-    lanes    bigint[] := '{}';
-    bad_ids  bigint[] := '{}';
-    bad_webhooks bigint[] := '{}';
-    bad_sizes    bigint[] := '{}';
-    reasons      text[] := '{}';
+    started   timestamptz := clock_timestamp();
+    candidate record;
+    bytes     bigint;
+    why       text;
+    ids       bigint[] := '{}';
+    webhooks  bigint[] := '{}';
+    sizes     bigint[] := '{}';
+    reasons   text[] := '{}';
 BEGIN
-    FOR row_ IN
-        -- The locks keep other workers from reading the same body, and claims pass such rows by.
+    PERFORM FROM pggit.chores WHERE chore = 'measure_bodies' FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    FOR candidate IN
         SELECT q.delivery_id, q.webhook_id
           FROM pggit.alert_delivery_queue q
          WHERE q.delivery_id = ANY (p_delivery_ids)
@@ -101,63 +99,54 @@ BEGIN
     LOOP
         bytes := NULL;
         why := NULL;
+        -- The outer block is for a cancellation that came while the body was read. It is noticed
+        -- late, perhaps only in the inner block's handler.
         BEGIN
-            SELECT octet_length(q.message_body::text) INTO bytes
-              FROM pggit.alert_delivery_queue q
-             WHERE q.delivery_id = row_.delivery_id;
-            IF bytes > p_largest THEN
-                why := format('the body is %s bytes as text, more than %s', bytes, p_largest);
-            END IF;
-        EXCEPTION
-            WHEN query_canceled THEN
-                canceled := true;
-                why := CASE WHEN p_last THEN 'the body cannot be read: ' || SQLERRM END;
-            WHEN OTHERS THEN
-                -- 22: a character or a value; 54: more than the server can hold; XX: corrupted.
-                -- 53 and 58: the server lacks memory, or the disk does not answer.
-                IF SQLSTATE !~ '^(22|53|54|58|XX)' THEN
+            BEGIN
+                SELECT octet_length(q.message_body::text) INTO bytes
+                  FROM pggit.alert_delivery_queue q
+                 WHERE q.delivery_id = candidate.delivery_id;
+                IF bytes > p_largest THEN
+                    why := format('the body is %s bytes as text, more than %s', bytes, p_largest);
+                END IF;
+            EXCEPTION WHEN OTHERS THEN
+                -- 22: a character or a value; 54: more than the server can hold; 58: the disk does
+                -- not give it; XX: corrupted; 53200: no memory for it.
+                IF SQLSTATE !~ '^(22|54|58|XX|53200)' THEN
                     RAISE;
                 END IF;
-                IF p_last OR SQLSTATE !~ '^5[38]' THEN
-                    why := 'the body cannot be read: ' || SQLERRM;
-                END IF;
+                why := 'the body cannot be read: ' || SQLERRM;
+            END;
+        EXCEPTION WHEN query_canceled THEN
+            why := coalesce(why, 'the body cannot be read: ' || SQLERRM);
         END;
-        IF bytes <= p_largest THEN
-            ids := ids || row_.delivery_id;
-            sizes := sizes || bytes;
-            lanes := lanes || row_.webhook_id;
-        ELSE
-            bad_ids := bad_ids || row_.delivery_id;
-            bad_webhooks := bad_webhooks || row_.webhook_id;
-            bad_sizes := bad_sizes || bytes;
-            reasons := reasons || why;
-        END IF;
-        EXIT WHEN canceled OR clock_timestamp() - started > interval '0.1 s';
+        ids := ids || candidate.delivery_id;
+        webhooks := webhooks || candidate.webhook_id;
+        sizes := sizes || bytes;
+        reasons := reasons || why;
+        EXIT WHEN clock_timestamp() - started > interval '0.1 s';
     END LOOP;
     UPDATE pggit.alert_delivery_queue q
        SET body_bytes = m.bytes
-      FROM unnest(ids, sizes) AS m (id, bytes)
-     WHERE q.delivery_id = ANY (ids) AND q.delivery_id = m.id;
-    UPDATE pggit.alert_delivery_queue q
-       SET leases_lost = greatest(q.leases_lost, 3), routed = true
-      FROM unnest(bad_ids, reasons) AS b (id, reason)
-     WHERE q.delivery_id = ANY (bad_ids) AND q.delivery_id = b.id AND b.reason IS NULL;
+      FROM unnest(ids, sizes, reasons) AS m (id, bytes, reason)
+     WHERE q.delivery_id = ANY (ids) AND q.delivery_id = m.id AND m.reason IS NULL;
     -- The token changes, or the trigger would respond as to an operator's change.
     UPDATE pggit.alert_delivery_queue q
-       SET delivery_status = 'failed', body_bytes = b.bytes, worker_id = p_worker_id,
+       SET delivery_status = 'failed', body_bytes = m.bytes, worker_id = p_worker_id,
            ended_at = now(), lease_token = CASE WHEN q.lease_token IS NULL THEN -1 END
-      FROM unnest(bad_ids, bad_sizes, reasons) AS b (id, bytes, reason)
-     WHERE q.delivery_id = ANY (bad_ids) AND q.delivery_id = b.id AND b.reason IS NOT NULL;
+      FROM unnest(ids, sizes, reasons) AS m (id, bytes, reason)
+     WHERE q.delivery_id = ANY (ids) AND q.delivery_id = m.id AND m.reason IS NOT NULL;
     INSERT INTO pggit.alert_delivery_log
            (delivery_id, webhook_id, event_type, event_details, worker_id)
-    SELECT b.id, b.webhook_id, 'failed', jsonb_build_object('reason', b.reason), p_worker_id
-      FROM unnest(bad_ids, bad_webhooks, reasons) AS b (id, webhook_id, reason)
-     WHERE b.reason IS NOT NULL;
-    -- A claim that met the locked rows may have found nothing else and parked their lane.
+    SELECT m.id, m.webhook_id, 'failed', jsonb_build_object('reason', m.reason), p_worker_id
+      FROM unnest(ids, webhooks, reasons) AS m (id, webhook_id, reason)
+     WHERE m.reason IS NOT NULL;
+    -- Claims put lanes off while their rows are measured, or parked them: the rows were locked.
     PERFORM FROM pggit.webhook_health_metrics h
-      WHERE h.webhook_id = ANY (lanes) ORDER BY h.webhook_id FOR NO KEY UPDATE;
+      WHERE h.webhook_id = ANY (webhooks) ORDER BY h.webhook_id FOR NO KEY UPDATE;
     UPDATE pggit.webhook_health_metrics h
        SET runnable_at = now()
-     WHERE h.webhook_id = ANY (lanes) AND (h.runnable_at > now() OR h.runnable_at IS NULL);
-    RETURN QUERY SELECT * FROM unnest(bad_ids, bad_webhooks, reasons);
+     WHERE h.webhook_id = ANY (webhooks) AND (h.runnable_at > now() OR h.runnable_at IS NULL);
+    RETURN QUERY SELECT m.* FROM unnest(ids, webhooks, reasons) AS m (id, webhook_id, reason)
+                  WHERE m.reason IS NOT NULL;
 END $$;

@@ -10,7 +10,8 @@
 -- exceeds that is still taken. A lane that kept rows for that reason is runnable at once (heavy).
 --
 -- A row whose body was not measured, or is too large, is never read here: it would
--- take gigabytes, or end the statement. It is returned as unmeasured, and its lane is heavy, too.
+-- take gigabytes, or end the statement. It is returned as unmeasured. Its lane is looked at again
+-- in a second, or once the row was measured (pggit.measure_bodies); a new row becomes a routed one.
 -- New rows below %(rows_from)s, and routed ones below the lane's low-water mark, are not
 -- looked for. A lane that gives less than its quota above its mark is runnable at once, too: the
 -- next claim begins below it.
@@ -66,11 +67,15 @@ WITH lane AS (
                                            ELSE to_timestamp(%(rows_from)s) END
              ORDER BY next_retry_at, delivery_id
              LIMIT 500
-               FOR NO KEY UPDATE SKIP LOCKED) new))
+               FOR NO KEY UPDATE SKIP LOCKED) new
+         UNION ALL
+        SELECT delivery_id FROM pick WHERE fits IS NULL))
+       AND NOT routed
 ), taken AS (
     SELECT l.webhook_id, count(c.webhook_id)::int AS n,
            l.probe AND count(c.webhook_id) > 0 AS probes,
-           l.webhook_id IN (SELECT webhook_id FROM pick WHERE fits IS NOT TRUE) AS heavy
+           l.webhook_id IN (SELECT webhook_id FROM pick WHERE NOT fits) AS heavy,
+           l.webhook_id IN (SELECT webhook_id FROM pick WHERE fits IS NULL) AS unmeasured
       FROM lane l
       LEFT JOIN claimed c USING (webhook_id)
      GROUP BY l.webhook_id, l.probe
@@ -86,6 +91,7 @@ WITH lane AS (
            health_status = CASE WHEN t.probes THEN 'degraded' ELSE h.health_status END,
            blocked_by = CASE WHEN t.n >= l.quota THEN l.blocked_by END,
            runnable_at = CASE WHEN t.heavy THEN now()
+                              WHEN t.unmeasured THEN now() + interval '1 s'
                               WHEN t.n >= l.quota THEN to_timestamp(l.runnable_at)
                               WHEN l.mark > '-Infinity' THEN now()
                               ELSE least((SELECT min(next_retry_at)

@@ -1,10 +1,12 @@
 """Bodies that are huge as text, or cannot be read: measured row by row, ended, and passed by."""
 
+import math
+
 import psycopg
 import pytest
 
 from tests.support import poison
-from tests.support.engine import Engine, answered, insert, register
+from tests.support.engine import Engine, insert, register
 from tests.support.postgres import Database
 from webhookd.core.model import LARGEST_BODY_BYTES
 from webhookd.postgres import bodies
@@ -22,10 +24,7 @@ REASONS = {
 
 
 def measure(worker: Engine, *ids: int, again: bool = False) -> list[bodies.Unsendable]:
-    """Measure as a worker with patience does, so that a busy machine changes nothing."""
-    return bodies.measure(
-        worker.connection, ids, worker_id=worker.worker_id, last=True, again=again
-    )
+    return bodies.measure(worker.connection, ids, worker_id=worker.worker_id, again=again)
 
 
 def size_of(database: Database, delivery_id: int) -> int | None:
@@ -82,7 +81,7 @@ def test_a_corrupted_body_fails_its_own_row_only(database: Database, worker: Eng
     corrupted = poison.insert_corrupted(database, 1)
     [small] = poison.insert_unmeasured(database, 1, "'{}'")
     [found] = measure(worker, corrupted, small)
-    assert found.delivery_id == corrupted and found.reason is not None
+    assert found.delivery_id == corrupted
     assert found.reason.startswith("the body cannot be read: ") and "chunk" in found.reason
     assert state_of(database, corrupted)[:2] == ("failed", "failed")
     assert [delivery.delivery_id for delivery in worker.take()] == [small]
@@ -94,42 +93,36 @@ def test_a_body_that_postgresql_cannot_hold_as_text_fails_its_own_row_only(
     """More than 1 GB. On a busy machine the statement's time is over before that."""
     [huge] = poison.insert_unmeasured(database, 1, poison.TOO_LONG_NUMBERS)
     [found] = measure(worker, huge)
-    assert found.reason is not None and found.reason.startswith("the body cannot be read: ")
+    assert found.reason.startswith("the body cannot be read: ")
     assert state_of(database, huge)[:2] == ("failed", "failed")
 
 
-def test_a_body_that_takes_too_long_goes_into_quarantine_and_then_fails(
+def test_a_body_that_takes_too_long_to_read_fails(
     database: Database, worker: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("webhookd.postgres.bodies.QUICKLY_S", 0.05)
-    monkeypatch.setattr("webhookd.postgres.bodies.PATIENTLY_S", 0.05)
+    monkeypatch.setattr("webhookd.postgres.bodies.READ_WITHIN_S", 0.05)
     register(database, 1)
-    [huge] = poison.insert_unmeasured(database, 1, poison.CONTROL_CHARACTERS)
-    [later] = insert(database, 1)
-    assert worker.claim().unmeasured == [huge]
-    quickly = bodies.measure(worker.connection, [huge], worker_id="worker-1")
-    assert quickly == [(huge, 1, None)]
-    # No claim meets it any more, not even one of a row in quarantine.
-    assert not worker.claim().unmeasured
-    assert not worker.claimer.claim_quarantined(worker.connection).lanes
-    assert bodies.unmeasured_in_quarantine(worker.connection, limit=10) == [huge]
-    [found] = measure(worker, huge)
-    assert found.reason is not None and "statement timeout" in found.reason
-    assert state_of(database, later)[0] == "sending"
+    [slow] = poison.insert_unmeasured(database, 1, poison.CONTROL_CHARACTERS)
+    [other] = insert(database, 1)
+    [found] = measure(worker, slow)
+    assert "statement timeout" in found.reason
+    assert state_of(database, slow)[0] == "failed"
+    assert [item.delivery_id for item in worker.take()] == [other]
 
 
-def test_a_slow_body_that_is_small_enough_stays_in_quarantine_and_is_tried(
+def test_a_row_in_quarantine_is_measured_before_it_is_tried(
     database: Database, worker: Engine
 ) -> None:
     register(database, 1)
-    [slow] = poison.insert_unmeasured(database, 1, "'{}'")
+    [row] = poison.insert_unmeasured(database, 1, "'{}'")
     worker.claim()
     database.execute("UPDATE pggit.alert_delivery_queue SET routed = true, leases_lost = 3")
+    assert worker.claimer.next_look(worker.connection).quarantined_s == math.inf
     assert not worker.claimer.claim_quarantined(worker.connection).deliveries
-    assert measure(worker, slow) == []
+    assert bodies.unmeasured_in_quarantine(worker.connection, limit=10) == [row]
+    assert measure(worker, row) == []
     [delivery] = worker.claimer.claim_quarantined(worker.connection).deliveries
-    assert delivery.delivery_id == slow
-    worker.finish([delivery], answered(200))
+    assert delivery.delivery_id == row
 
 
 def test_a_claim_takes_what_was_measured_and_reports_the_rest(
@@ -145,9 +138,8 @@ def test_a_claim_takes_what_was_measured_and_reports_the_rest(
         claim = worker.claim()
         claimed += [delivery.delivery_id for delivery in claim.deliveries]
         seen |= set(claim.unmeasured)
-        if claim.unmeasured:
-            assert claim.full  # look again at once
     assert sorted(claimed) == sorted(measured) and seen == set(unmeasured)
+    assert worker.claimer.next_look(worker.connection).lane_s > 0, "it would spin"
     before = places(database)
     assert measure(worker, *unmeasured) == []
     assert places(database) == before
@@ -161,22 +153,30 @@ def places(database: Database) -> list[tuple[object, ...]]:
     )
 
 
-def test_two_workers_do_not_read_the_same_body(
+def test_one_worker_of_the_fleet_measures_at_a_time(
     database: Database, worker: Engine, other: Engine
 ) -> None:
     register(database, 1)
     [row] = poison.insert_unmeasured(database, 1, "'{}'")
-    [first] = insert(database, 1)
-    other.claim(1)
+    worker.claim()
     with database.connect(autocommit=False) as measuring:
-        measuring.execute(
-            "SELECT FROM pggit.alert_delivery_queue WHERE delivery_id = %s FOR NO KEY UPDATE",
-            [row],
-        )
-        # It passes the row by, finds no other, and parks the lane.
-        assert [item.delivery_id for item in other.take()] in ([first], [])
-        assert measure(worker, row) == []
+        measuring.execute("SELECT FROM pggit.chores WHERE chore = 'measure_bodies' FOR UPDATE")
+        assert measure(other, row) == []
         assert size_of(database, row) is None
+    assert measure(worker, row) == []
+    assert size_of(database, row) == 2
+
+
+def test_a_lane_that_was_parked_while_its_rows_were_locked_is_found_again(
+    database: Database, worker: Engine, other: Engine
+) -> None:
+    register(database, 1)
+    [row] = poison.insert_unmeasured(database, 1, "'{}'")
+    with database.connect(autocommit=False) as measuring:
+        measuring.execute("SELECT FROM pggit.alert_delivery_queue FOR NO KEY UPDATE")
+        assert other.take() == []
+    database.execute("UPDATE pggit.alert_delivery_queue SET routed = true")
+    assert worker.take() == []
     assert measure(worker, row) == []
     assert [item.delivery_id for item in worker.take()] == [row]
 

@@ -13,9 +13,8 @@ from webhookd.core.model import LARGEST_BODY_BYTES
 from webhookd.postgres import session, statements
 from webhookd.postgres.arrays import number_array
 
-# A claim waits for the first, a chore for the second. What takes longer than the first goes into
-# quarantine; text of LARGEST_BODY_BYTES takes a fraction of either.
-QUICKLY_S, PATIENTLY_S = 0.5, 10.0
+# Text of LARGEST_BODY_BYTES takes a second or two. The server notices the end of the time late.
+READ_WITHIN_S = 10.0
 LOCK_WITHIN_S = 0.25  # for a lane that another worker claims from just now
 
 # The classes of SQLSTATE that may be a row's fault: a character or a value, a limit of the server,
@@ -27,11 +26,11 @@ _OUTAGE_CLASSES = ("08", "53", "57P")
 
 
 class Unsendable(NamedTuple):
-    """A row that no claim takes. *reason*: why it failed; None: it went into quarantine."""
+    """A delivery that failed, because its body is too large or cannot be read."""
 
     delivery_id: int
     webhook_id: int
-    reason: str | None
+    reason: str
 
 
 def may_be_row(error: psycopg.Error) -> bool:
@@ -51,26 +50,23 @@ def measure(
     delivery_ids: Sequence[int],
     *,
     worker_id: str,
-    last: bool = False,
     again: bool = False,
 ) -> list[Unsendable]:
     """Measure the bodies of those of *delivery_ids* that wait, as many as a tenth of a second
-    allows, one at least. Return the rows that turned out to be unsendable.
+    allows; none while another worker measures. Return those that turned out to be unsendable, and
+    have failed.
 
-    *last*: this is the second try, so a row that takes too long fails. *again*: also read rows that
-    were measured before. Blocks for at most QUICKLY_S, with *last* PATIENTLY_S; raises
-    `psycopg.Error`.
+    *again*: also read bodies that were measured before. Blocks for as long as the largest body
+    takes, which may be half a minute; raises `psycopg.Error`.
     """
-    within_s = PATIENTLY_S if last else QUICKLY_S
     with session.transaction(connection, lock_timeout_s=LOCK_WITHIN_S) as cursor:
-        cursor.execute(f"SET LOCAL statement_timeout = '{within_s * 1000:.0f}ms'".encode())
+        cursor.execute(f"SET LOCAL statement_timeout = '{READ_WITHIN_S * 1000:.0f}ms'".encode())
         rows = cursor.execute(
             statements.load("measure_bodies"),
             {
                 "delivery_ids": number_array(delivery_ids),
                 "largest": LARGEST_BODY_BYTES,
                 "worker_id": worker_id,
-                "last": last,
                 "again": again,
             },
         ).fetchall()

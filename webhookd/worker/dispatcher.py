@@ -25,7 +25,7 @@ from webhookd.postgres import bodies, quarantine
 from webhookd.postgres.claim import Claim, Claimer, ClaimInDoubtError
 from webhookd.postgres.session import Connection
 from webhookd.worker.events import Events
-from webhookd.worker.poison import PoisonFinder
+from webhookd.worker.poison import BodyMeasurer, isolate
 from webhookd.worker.recorder import Recorder
 from webhookd.worker.senders import SenderPool
 
@@ -61,7 +61,7 @@ class Dispatcher:
         self._events = events
         self._duty = events.duty
         self._beat = beat
-        self._poison = PoisonFinder(claimer)
+        self.measurer = BodyMeasurer(pool, events.wakeup, worker_id=claimer.worker_id)
         self.stopped_at: float | None = None  # monotonic
         self._turned_at = time.monotonic()
         self._database_up = False
@@ -214,7 +214,7 @@ class Dispatcher:
         )
         self._submit(claim, now)
         if claim.unmeasured:
-            self._poison.measure(connection, claim.unmeasured)
+            self.measurer.add(claim.unmeasured)
         return self._schedule.looked(
             now,
             claimed=bool(claim.deliveries),
@@ -260,7 +260,7 @@ class Dispatcher:
     def _isolate(self, error: psycopg.Error) -> None:
         """A row may be what a claim failed of: find it, so that all other rows go out."""
         with suppress(psycopg.OperationalError), self._pool.connection() as connection:
-            self._poison.isolate(connection, error)
+            isolate(self._claimer, connection, self.measurer, error)
 
     def _away(self, error: psycopg.Error) -> None:
         """The database does not answer, or not as it should: claim nothing for a moment. Nothing

@@ -1,84 +1,113 @@
 """Finds the rows that no claim can take, ends them, and says so in the log.
 
-Nearly all of them are found by measuring (`measure`). A body can also become unreadable later, when
-a disk corrupts it. Then the claim's statement fails, and does not say which row it read. `isolate`
-narrows it down:
+Nearly all of them are found when their bodies are measured (`BodyMeasurer`). A body can also become
+unreadable later, when a disk corrupts it. Then the claim's statement fails, and does not say which
+row it read. `isolate` narrows it down:
 
-    read the rows again that the claim may have met, each by itself -> one ended: claim again
-        | none
-        v
-    claim from one lane at a time -> it fails again: that lane waits, all others go on
+    claim from one lane at a time -> the one that fails waits, all others go on
+                                  -> its rows are read again, each by itself: the bad one fails
 """
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable
 
 import psycopg
+from psycopg_pool import ConnectionPool
 
 from webhookd import logs
 from webhookd.errors import first_line
 from webhookd.postgres import bodies
 from webhookd.postgres.claim import Claimer
 from webhookd.postgres.session import Connection
+from webhookd.worker.wakeup import WakeReason, WakeupPipe
 
 log = logs.Logger("webhookd.poison")
 
 ROWS_AT_ONCE = 100  # of each lane, where rows are read again
 LANE_WAITS_S = 10.0
+MAX_WAITING = 2000  # what is dropped here is met by a claim again
+PAUSE_S = 1.0  # after a failure
 
 
-class PoisonFinder:
-    """For one worker; used by the dispatcher's thread only."""
+class BodyMeasurer:
+    """Measures bodies on a thread of its own, which ends when there is nothing to measure: one body
+    may take half a minute, and nothing interrupts the server meanwhile.
+    """
 
-    def __init__(self, claimer: Claimer) -> None:
-        self._claimer = claimer
+    def __init__(
+        self, pool: ConnectionPool[Connection], wakeup: WakeupPipe, *, worker_id: str
+    ) -> None:
+        self._pool = pool
+        self._wakeup = wakeup
+        self._worker_id = worker_id
+        self._lock = threading.Lock()  # guards what follows
+        self._waiting: dict[int, bool] = {}  # in order; whether to read it again
+        self._running = False
 
-    def measure(self, connection: Connection, delivery_ids: Sequence[int]) -> None:
-        """Measure the bodies of these deliveries: as many as half a second allows, one at least.
-        Raises `psycopg.Error`.
-        """
-        report(bodies.measure(connection, delivery_ids, worker_id=self._claimer.worker_id))
+    def add(self, delivery_ids: Iterable[int], *, again: bool = False) -> None:
+        """Have the bodies of these deliveries measured soon. Any thread may call it."""
+        with self._lock:
+            for delivery_id in delivery_ids:
+                if len(self._waiting) < MAX_WAITING:
+                    self._waiting[delivery_id] = again
+            if self._running or not self._waiting:
+                return
+            self._running = True
+        threading.Thread(target=self._run, name="webhookd-measure", daemon=True).start()
 
-    def isolate(self, connection: Connection, error: psycopg.Error) -> None:
-        """Find out which row or lane a claim failed of with *error*. Blocks for half a second for
-        each row that cannot be read; raises `psycopg.Error`.
-        """
-        webhook_ids = self._claimer.looked_at
-        if not webhook_ids:
-            return
-        log.warning("claim failed", error=first_line(error), sqlstate=error.sqlstate)
-        found = False
-        for delivery_id in bodies.due_in_lanes(connection, webhook_ids, limit=ROWS_AT_ONCE):
-            ended = bodies.measure(
-                connection, [delivery_id], worker_id=self._claimer.worker_id, again=True
-            )
-            report(ended)
-            found = found or bool(ended)
-        if found:
-            return
-        if len(webhook_ids) > 1:
-            self._claimer.single = len(webhook_ids) + 1
-            return
-        bodies.put_lanes_off(connection, webhook_ids, seconds=LANE_WAITS_S)
-        log.warning(
-            "webhook waits: its deliveries cannot be claimed",
-            webhook_id=webhook_ids[0],
-            seconds=LANE_WAITS_S,
-        )
+    def _run(self) -> None:
+        while (batch := self._next()) is not None:
+            delivery_ids, again = batch
+            try:
+                with self._pool.connection() as connection:
+                    failed = bodies.measure(
+                        connection, delivery_ids, worker_id=self._worker_id, again=again
+                    )
+            except psycopg.DatabaseError as error:
+                # Claims meet these rows again, once the database answers.
+                log.warning("bodies not measured", error=first_line(error))
+                threading.Event().wait(PAUSE_S)
+                continue
+            for delivery_id, webhook_id, reason in failed:
+                log.warning(
+                    "delivery failed: its body cannot be sent",
+                    delivery_id=delivery_id,
+                    webhook_id=webhook_id,
+                    reason=reason,
+                )
+            self._wakeup.wake(WakeReason.LOST)
+
+    def _next(self) -> tuple[list[int], bool] | None:
+        """Return what to measure now, and whether again; None when this thread is to end."""
+        with self._lock:
+            if not self._waiting:
+                self._running = False
+                return None
+            again = any(self._waiting.values())
+            delivery_ids = [key for key, value in self._waiting.items() if value == again]
+            for delivery_id in delivery_ids:
+                del self._waiting[delivery_id]
+            return delivery_ids, again
 
 
-def report(unsendable: Sequence[bodies.Unsendable]) -> None:
-    """Log which deliveries failed, or went into quarantine, because of their bodies."""
-    for delivery_id, webhook_id, reason in unsendable:
-        if reason is None:
-            log.warning(
-                "delivery quarantined: its body takes too long to read",
-                delivery_id=delivery_id,
-                webhook_id=webhook_id,
-            )
-        else:
-            log.warning(
-                "delivery failed: its body cannot be sent",
-                delivery_id=delivery_id,
-                webhook_id=webhook_id,
-                reason=reason,
-            )
+def isolate(
+    claimer: Claimer, connection: Connection, measurer: BodyMeasurer, error: psycopg.Error
+) -> None:
+    """A claim failed with *error*, which a row may have caused: see the module's text. Blocks for
+    two statements; raises `psycopg.Error`.
+    """
+    webhook_ids = claimer.looked_at
+    if not webhook_ids:
+        return
+    log.warning("claim failed", error=first_line(error), sqlstate=error.sqlstate)
+    if len(webhook_ids) > 1:
+        claimer.single = len(webhook_ids) + 1
+        return
+    due = bodies.due_in_lanes(connection, webhook_ids, limit=ROWS_AT_ONCE)
+    bodies.put_lanes_off(connection, webhook_ids, seconds=LANE_WAITS_S)
+    measurer.add(due, again=True)
+    log.warning(
+        "webhook waits: its deliveries cannot be claimed",
+        webhook_id=webhook_ids[0],
+        seconds=LANE_WAITS_S,
+    )
