@@ -31,6 +31,8 @@ QUICK = (
     "max_connections=200",
     "max_wal_size=512MB",
 )
+# Tests insert rows that no trigger of the schema has seen, and claims take measured ones only. A
+# test of others says so (tests/support/poison.py).
 MEASURE_INSERTS = """
 CREATE FUNCTION pggit.measure_for_tests() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -38,7 +40,9 @@ BEGIN
     RETURN NEW;
 END $$;
 CREATE TRIGGER measure_for_tests BEFORE INSERT ON pggit.alert_delivery_queue FOR EACH ROW
-    WHEN (NEW.body_bytes IS NULL) EXECUTE FUNCTION pggit.measure_for_tests();
+    WHEN (NEW.body_bytes IS NULL AND current_setting('webhookd.unmeasured', true) IS NULL)
+    EXECUTE FUNCTION pggit.measure_for_tests();
+ALTER TABLE pggit.alert_delivery_queue ENABLE ALWAYS TRIGGER measure_for_tests;
 """
 # Two-phase commits are tested, and a server must be told in advance.
 SETTINGS = (*QUICK, "max_prepared_transactions=10", "log_min_messages=warning")
@@ -101,7 +105,6 @@ class Server:
         if "migrated" not in self._templates:
             template = self.create()
             migrate(template.dsn)
-            # TODO: drop once the schema's own trigger measures what is inserted.
             template.execute(MEASURE_INSERTS)
             self._templates["migrated"] = template.name
         database = self.create(template=self._templates["migrated"])
