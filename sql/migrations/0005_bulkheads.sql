@@ -62,6 +62,16 @@ ALTER TABLE pggit.alert_delivery_queue ADD COLUMN body_bytes bigint;
 -- One worker of the fleet at a time tries rows in quarantine: not before last_run_at.
 INSERT INTO pggit.chores (chore) VALUES ('measure_bodies'), ('quarantine');
 
+-- A body that changes has to be measured again.
+CREATE FUNCTION pggit.forget_body_bytes() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.body_bytes := NULL;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER forget_body_bytes BEFORE UPDATE OF message_body ON pggit.alert_delivery_queue
+    FOR EACH ROW WHEN (NEW.body_bytes IS NOT DISTINCT FROM OLD.body_bytes)
+    EXECUTE FUNCTION pggit.forget_body_bytes();
+
 -- Measure the bodies of those rows that wait, one at a time, for a tenth of a second: then the rest
 -- is for another call. A claim takes only rows whose body_bytes it knows, so no claim reads a body
 -- that is too large. One worker measures at a time: a body of 1 GB keeps a processor of the server

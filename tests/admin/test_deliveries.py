@@ -184,3 +184,18 @@ def test_a_role_that_may_write_the_queue_only_hears_of_no_wait(
         assert list(deliveries.waits(connection, [delivery_id], config, COMMANDS)) == []
         connection.execute("RESET ROLE")
     database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+def test_a_delivery_whose_body_is_too_large_or_corrupted_is_shown_without_it(
+    database: Database,
+) -> None:
+    corrupted = poison.insert_corrupted(database, 1)
+    [huge] = poison.insert_unmeasured(database, 1, "'{}'")
+    database.execute(
+        "UPDATE pggit.alert_delivery_queue SET body_bytes = 100000000 WHERE delivery_id = %s",
+        [huge],
+    )
+    with session.connect_command(database.dsn, role="test") as connection:
+        for delivery_id in (corrupted, huge):
+            assert deliveries.show(connection, delivery_id).message_body is None
+        assert deliveries.show(connection, huge).body_bytes == 100_000_000
