@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support import poison
 from tests.support.engine import Engine, answered, insert, register, statuses
 from tests.support.postgres import Database, Server
 from webhookd.admin import database as admin_database
@@ -13,6 +14,7 @@ from webhookd.admin.deliveries import Absence, Explanation
 from webhookd.admin.doctor.commands import Commands
 from webhookd.config.load import Config
 from webhookd.errors import WebhookdError
+from webhookd.postgres import session
 
 COMMANDS = Commands("mydb", "--dsn mydb")
 
