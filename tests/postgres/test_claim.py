@@ -157,7 +157,6 @@ def test_a_claim_ends_once_its_bodies_come_to_the_bytes_asked_for_and_the_rest_i
     lanes_of(database, 1, 2)
     due = [*insert(database, 1, 4), *insert(database, 2, 4)]
     message = f"SELECT to_jsonb({body}) FROM generate_series(1, 31250) i"
-    size = 32 * 31250 + 2
     database.execute(
         f"UPDATE pggit.alert_delivery_queue SET message_body = ({message}), body_bytes = 1000002"
     )
