@@ -100,6 +100,111 @@ ALTER TABLE pggit.installation ADD COLUMN max_body_bytes bigint NOT NULL DEFAULT
 ALTER TABLE pggit.alert_delivery_queue ADD COLUMN body_bytes bigint;
 
 -----------------------------------------------------------------------------------------------
+-- Poison: bodies that are huge as text, or that cannot be read at all.
+
+-- One worker of the fleet at a time tries rows in quarantine: not before last_run_at.
+INSERT INTO pggit.chores (chore) VALUES ('measure_bodies'), ('quarantine');
+
+-- A body that changes has to be measured again.
+CREATE FUNCTION pggit.forget_body_bytes() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.body_bytes := NULL;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER forget_body_bytes BEFORE UPDATE OF message_body ON pggit.alert_delivery_queue
+    FOR EACH ROW WHEN (NEW.body_bytes IS NOT DISTINCT FROM OLD.body_bytes)
+    EXECUTE FUNCTION pggit.forget_body_bytes();
+
+-- Measure the bodies of those rows that wait, one at a time, for a tenth of a second: then the rest
+-- is for another call. A claim takes only rows whose body_bytes it knows, so no claim reads a body
+-- that is too large. One worker measures at a time: a body of 1 GB keeps a processor of the server
+-- busy for ten seconds, and nothing interrupts that.
+--
+-- A row ends as failed where its text is larger than p_largest, or where it cannot be read (within
+-- the statement's time). Returns the rows that ended, with the reason.
+--
+-- Without p_again only rows are read that were not measured yet, or are too large.
+CREATE FUNCTION pggit.measure_bodies(
+    p_delivery_ids bigint[], p_largest bigint, p_worker_id text, p_again boolean)
+RETURNS TABLE (delivery_id bigint, webhook_id bigint, reason text) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    started   timestamptz := clock_timestamp();
+    candidate record;
+    bytes     bigint;
+    why       text;
+    ids       bigint[] := '{}';
+    webhooks  bigint[] := '{}';
+    sizes     bigint[] := '{}';
+    reasons   text[] := '{}';
+BEGIN
+    PERFORM FROM pggit.chores WHERE chore = 'measure_bodies' FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    FOR candidate IN
+        SELECT q.delivery_id, q.webhook_id
+          FROM pggit.alert_delivery_queue q
+         WHERE q.delivery_id = ANY (p_delivery_ids)
+           AND q.delivery_status IN ('pending', 'retrying')
+           AND (p_again OR q.body_bytes IS NULL OR q.body_bytes > p_largest)
+           FOR NO KEY UPDATE SKIP LOCKED
+    LOOP
+        bytes := NULL;
+        why := NULL;
+        -- The outer block is for a cancellation that came while the body was read. It is noticed
+        -- late, perhaps only in the inner block's handler.
+        BEGIN
+            BEGIN
+                SELECT octet_length(q.message_body::text) INTO bytes
+                  FROM pggit.alert_delivery_queue q
+                 WHERE q.delivery_id = candidate.delivery_id;
+                IF bytes > p_largest THEN
+                    why := format('the body is %s bytes as text, more than %s', bytes, p_largest);
+                END IF;
+            EXCEPTION WHEN OTHERS THEN
+                -- 22: a character or a value; 54: more than the server can hold; 58: the disk does
+                -- not give it; XX: corrupted; 53200: no memory for it.
+                IF SQLSTATE !~ '^(22|54|58|XX|53200)' THEN
+                    RAISE;
+                END IF;
+                why := 'the body cannot be read: ' || SQLERRM;
+            END;
+        EXCEPTION WHEN query_canceled THEN
+            why := coalesce(why, 'the body cannot be read: ' || SQLERRM);
+        END;
+        ids := ids || candidate.delivery_id;
+        webhooks := webhooks || candidate.webhook_id;
+        sizes := sizes || bytes;
+        reasons := reasons || why;
+        EXIT WHEN clock_timestamp() - started > interval '0.1 s';
+    END LOOP;
+    UPDATE pggit.alert_delivery_queue q
+       SET body_bytes = m.bytes
+      FROM unnest(ids, sizes, reasons) AS m (id, bytes, reason)
+     WHERE q.delivery_id = ANY (ids) AND q.delivery_id = m.id AND m.reason IS NULL;
+    -- The token changes, or the trigger would respond as to an operator's change.
+    UPDATE pggit.alert_delivery_queue q
+       SET delivery_status = 'failed', body_bytes = m.bytes, worker_id = p_worker_id,
+           ended_at = now(), lease_token = CASE WHEN q.lease_token IS NULL THEN -1 END
+      FROM unnest(ids, sizes, reasons) AS m (id, bytes, reason)
+     WHERE q.delivery_id = ANY (ids) AND q.delivery_id = m.id AND m.reason IS NOT NULL;
+    INSERT INTO pggit.alert_delivery_log
+           (delivery_id, webhook_id, event_type, event_details, worker_id)
+    SELECT m.id, m.webhook_id, 'failed', jsonb_build_object('reason', m.reason), p_worker_id
+      FROM unnest(ids, webhooks, reasons) AS m (id, webhook_id, reason)
+     WHERE m.reason IS NOT NULL;
+    -- Claims put lanes off while their rows are measured, or parked them: the rows were locked.
+    PERFORM FROM pggit.webhook_health_metrics h
+      WHERE h.webhook_id = ANY (webhooks) ORDER BY h.webhook_id FOR NO KEY UPDATE;
+    UPDATE pggit.webhook_health_metrics h
+       SET runnable_at = now()
+     WHERE h.webhook_id = ANY (webhooks) AND (h.runnable_at > now() OR h.runnable_at IS NULL);
+    RETURN QUERY SELECT m.* FROM unnest(ids, webhooks, reasons) AS m (id, webhook_id, reason)
+                  WHERE m.reason IS NOT NULL;
+END $$;
+
+-----------------------------------------------------------------------------------------------
 -- Retries, for senders other than webhookd. Last, because it reads columns of other sections.
 
 -- Whoever asks sends by itself, so it gets a number: the row's, the webhook's, or that of the

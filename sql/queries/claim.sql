@@ -8,6 +8,10 @@
 --
 -- Rows are taken, the longest due first, until their bodies add up to %(body_bytes)s; the one that
 -- exceeds that is still taken. A lane that kept rows for that reason is runnable at once (heavy).
+--
+-- A row whose body was not measured, or is too large, is never read here: it would
+-- take gigabytes, or end the statement. It is returned as unmeasured. Its lane is looked at again
+-- in a second, or once the row was measured (pggit.measure_bodies); a new row becomes a routed one.
 -- New rows below %(rows_from)s, and routed ones below the lane's low-water mark, are not
 -- looked for. A lane that gives less than its quota above its mark is runnable at once, too: the
 -- next claim begins below it.
@@ -20,31 +24,28 @@ WITH lane AS (
                < %(body_bytes)s::bigint AS fits
       FROM lane l, LATERAL (
         SELECT webhook_id, delivery_id, next_retry_at,
-               -- A body that is not compressed knows its length. Only others are unpacked for it.
-               CASE WHEN pg_column_compression(message_body) IS NULL
-                    THEN pg_column_size(message_body)
-                    ELSE octet_length(message_body::text) END AS bytes
+               CASE WHEN {sendable} THEN body_bytes END AS bytes
           FROM (SELECT * FROM (
                     SELECT *
                       FROM pggit.alert_delivery_queue w
                      WHERE w.webhook_id = l.webhook_id AND {routed:w}
-                       AND w.next_retry_at BETWEEN to_timestamp(l.mark) AND now()
+                       AND next_retry_at BETWEEN to_timestamp(l.mark) AND now()
                      ORDER BY next_retry_at, delivery_id
                      LIMIT l.quota
-                       FOR NO KEY UPDATE SKIP LOCKED) waiting
+                       FOR NO KEY UPDATE SKIP LOCKED) w
                 UNION ALL
                 SELECT * FROM (
                     SELECT *
                       FROM pggit.alert_delivery_queue n
                      WHERE n.webhook_id = l.webhook_id AND {new:n}
-                       AND n.next_retry_at BETWEEN to_timestamp(%(rows_from)s) AND now()
+                       AND next_retry_at BETWEEN to_timestamp(%(rows_from)s) AND now()
                      ORDER BY next_retry_at, delivery_id
                      LIMIT l.quota
-                       FOR NO KEY UPDATE SKIP LOCKED) new) due
+                       FOR NO KEY UPDATE SKIP LOCKED) n) due
          ORDER BY next_retry_at, delivery_id
          LIMIT l.quota) p
-     WHERE l.quota > 0
-), claimed AS (
+     WHERE quota > 0
+), got AS (
     UPDATE pggit.alert_delivery_queue
        SET delivery_status = 'sending', routed = true, worker_id = %(worker_id)s,
            leased_by = %(incarnation)s, lease_token = %(token)s,
@@ -62,19 +63,23 @@ WITH lane AS (
             SELECT delivery_id
               FROM pggit.alert_delivery_queue n
              WHERE n.webhook_id = l.webhook_id AND {new:n}
-               AND n.next_retry_at >= CASE WHEN l.quota > 0 THEN now() + interval '1 us'
+               AND next_retry_at >= CASE WHEN l.quota > 0 THEN now() + interval '1us'
                                            ELSE to_timestamp(%(rows_from)s) END
              ORDER BY next_retry_at, delivery_id
              LIMIT 500
-               FOR NO KEY UPDATE SKIP LOCKED) new))
+               FOR NO KEY UPDATE SKIP LOCKED) n
+         UNION ALL
+        SELECT delivery_id FROM pick WHERE fits IS NULL))
+       AND NOT routed
 ), taken AS (
     SELECT l.webhook_id, count(c.webhook_id)::int AS n,
            l.probe AND count(c.webhook_id) > 0 AS probes,
-           l.webhook_id IN (SELECT webhook_id FROM pick WHERE NOT fits) AS heavy
+           l.webhook_id IN (SELECT webhook_id FROM pick WHERE NOT fits) AS heavy,
+           l.webhook_id IN (SELECT webhook_id FROM pick WHERE fits IS NULL) AS late
       FROM lane l
-      LEFT JOIN claimed c USING (webhook_id)
+      LEFT JOIN got c USING (webhook_id)
      GROUP BY l.webhook_id, l.probe
-), moved AS (
+), m AS (
     UPDATE pggit.webhook_health_metrics h
        SET tokens = l.tokens - t.n,
            tokens_at = now(),
@@ -86,6 +91,7 @@ WITH lane AS (
            health_status = CASE WHEN t.probes THEN 'degraded' ELSE h.health_status END,
            blocked_by = CASE WHEN t.n >= l.quota THEN l.blocked_by END,
            runnable_at = CASE WHEN t.heavy THEN now()
+                              WHEN t.late THEN now() + interval '1s'
                               WHEN t.n >= l.quota THEN to_timestamp(l.runnable_at)
                               WHEN l.mark > '-Infinity' THEN now()
                               ELSE least((SELECT min(next_retry_at)
@@ -104,8 +110,9 @@ WITH lane AS (
      WHERE h.webhook_id = ANY (%(webhook_ids)s)
        AND h.webhook_id = l.webhook_id
 )
-SELECT t.heavy, extract(epoch FROM c.next_retry_at)::float8, {delivery_columns:c}
+SELECT t.heavy, extract(epoch FROM c.next_retry_at)::float8,
+       ARRAY(SELECT delivery_id FROM pick WHERE fits IS NULL), {delivery_columns:c}
   FROM taken t
-  LEFT JOIN claimed c USING (webhook_id)
+  LEFT JOIN got c USING (webhook_id)
  -- What is due longest goes to the senders first; the order of a hash join would mix that up.
  ORDER BY c.next_retry_at, c.delivery_id

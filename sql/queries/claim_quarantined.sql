@@ -20,5 +20,11 @@ WITH claimed AS (
            health_status = CASE WHEN %(probe)s THEN 'degraded' ELSE h.health_status END
       FROM claimed c
      WHERE h.webhook_id = c.webhook_id
+), kept AS (
+    -- If the row kills this worker, no other worker follows before the lease has expired.
+    UPDATE pggit.chores
+       SET last_run_at = greatest(last_run_at, c.lease_until)
+      FROM claimed c
+     WHERE chore = 'quarantine'
 )
 SELECT {delivery_expressions} FROM claimed

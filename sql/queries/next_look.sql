@@ -14,6 +14,6 @@ SELECT (SELECT extract(epoch FROM h.runnable_at)::float8
        (SELECT extract(epoch FROM q.next_retry_at)::float8
                - extract(epoch FROM clock_timestamp())::float8
           FROM pggit.alert_delivery_queue q
-         WHERE {quarantined:q}
+         WHERE {quarantined:q} AND {sendable:q}
          ORDER BY q.next_retry_at
          LIMIT 1)

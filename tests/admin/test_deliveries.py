@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support import poison
 from tests.support.engine import Engine, answered, insert, register, statuses
 from tests.support.postgres import Database, Server
 from webhookd.admin import database as admin_database
@@ -13,6 +14,7 @@ from webhookd.admin.deliveries import Absence, Explanation
 from webhookd.admin.doctor.commands import Commands
 from webhookd.config.load import Config
 from webhookd.errors import WebhookdError
+from webhookd.postgres import session
 
 COMMANDS = Commands("mydb", "--dsn mydb")
 
@@ -184,3 +186,18 @@ def test_a_role_that_may_write_the_queue_only_hears_of_no_wait(
         assert list(deliveries.waits(connection, [delivery_id], config, COMMANDS)) == []
         connection.execute("RESET ROLE")
     database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+def test_a_delivery_whose_body_is_too_large_or_corrupted_is_shown_without_it(
+    database: Database,
+) -> None:
+    corrupted = poison.insert_corrupted(database, 1)
+    [huge] = poison.insert_unmeasured(database, 1, "'{}'")
+    database.execute(
+        "UPDATE pggit.alert_delivery_queue SET body_bytes = 100000000 WHERE delivery_id = %s",
+        [huge],
+    )
+    with session.connect_command(database.dsn, role="test") as connection:
+        for delivery_id in (corrupted, huge):
+            assert deliveries.show(connection, delivery_id).message_body is None
+        assert deliveries.show(connection, huge).body_bytes == 100_000_000

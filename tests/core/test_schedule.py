@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from webhookd.core.quarantine import ALONE_WITHIN_S
 from webhookd.core.schedule import (
     AWAY_MAX_S,
     BURST_NOTIFIES,
@@ -221,7 +222,7 @@ def test_a_new_number_has_no_duty() -> None:
 
 
 def test_while_the_database_is_away_nothing_is_asked_for_a_growing_pause() -> None:
-    schedule = idle(listening()).quarantine_asked(0.0, answered_at=NOW).turned(NOW)
+    schedule = alone(idle(listening()).quarantine_asked(0.0, answered_at=NOW), NOW)
     assert schedule.next(NOW) is Action.LOOK_AT_QUARANTINE
     pauses = []
     for failures in range(1, 9):
@@ -237,13 +238,20 @@ def test_while_the_database_is_away_nothing_is_asked_for_a_growing_pause() -> No
 # Rows in quarantine
 
 
+def alone(schedule: Schedule, now: float) -> Schedule:
+    """Take the turn to try such a row."""
+    return schedule.with_quarantine(schedule.quarantine.taken(now, held=True, free_in_s=0.0))
+
+
 def test_a_row_in_quarantine_is_tried_once_it_is_due_and_nothing_is_outstanding() -> None:
     schedule = idle(listening()).quarantine_asked(5.0, answered_at=NOW)
     assert schedule.wake_at() == NOW + 5.0
-    schedule = schedule.turned(NOW + 5.0).with_room(NOW + 5.0, has_room=False)
+    assert schedule.next(NOW + 5.0) is Action.TAKE_QUARANTINE
+    schedule = alone(schedule, NOW + 5.0).with_room(NOW + 5.0, has_room=False)
     assert schedule.quarantine.alone
     assert schedule.next(NOW + 5.0) is Action.LOOK_AT_QUARANTINE
-    assert schedule.quarantine_delayed(NOW + 5.01).wake_at() == NOW + 5.01
+    delayed = schedule.with_quarantine(schedule.quarantine.delayed(NOW + 5.01))
+    assert delayed.wake_at() == NOW + 5.01
     sent = schedule.quarantine_looked(NOW + 5.0, timeout_s=5.0, found=True)
     assert sent.quarantine.alone
     for found in (False, True):
@@ -251,7 +259,16 @@ def test_a_row_in_quarantine_is_tried_once_it_is_due_and_nothing_is_outstanding(
         assert not missed.quarantine.alone
         # The worker was without room while it was alone. It must not sleep until its next beat.
         assert missed.wake_at() <= NOW + 5.0
-        assert missed.with_room(NOW + 5.0, has_room=True).next(NOW + 5.0) is Action.LOOK
+        missed = missed.with_room(NOW + 5.0, has_room=True)
+        assert missed.next(NOW + 5.0) is Action.LEAVE_QUARANTINE
+        assert missed.done().next(NOW + 5.0) is Action.LOOK
+
+
+def test_a_turn_that_takes_too_long_is_given_back() -> None:
+    schedule = alone(idle(listening()).quarantine_asked(0.0, answered_at=NOW), NOW)
+    over = schedule.turned(NOW + ALONE_WITHIN_S)
+    assert not over.quarantine.alone
+    assert over.next(NOW + ALONE_WITHIN_S) is Action.LEAVE_QUARANTINE
 
 
 # All sequences of events
@@ -301,6 +318,14 @@ DONE: dict[Action, st.SearchStrategy[Event]] = {
     Action.ASK_QUARANTINE: seconds.map(
         lambda due_s: lambda schedule, now: schedule.quarantine_asked(due_s, answered_at=now)
     ),
+    Action.TAKE_QUARANTINE: st.tuples(flags, st.sampled_from([0.0, 0.3, 11.0])).map(
+        lambda turn: (
+            lambda schedule, now: schedule.with_quarantine(
+                schedule.quarantine.taken(now, held=turn[0], free_in_s=turn[1])
+            )
+        )
+    ),
+    Action.LEAVE_QUARANTINE: st.just(lambda schedule, now: schedule.done()),
     Action.LOOK_AT_QUARANTINE: event(
         "quarantine_looked", timeout_s=st.sampled_from([None, 5.0]), found=flags
     ),

@@ -157,7 +157,9 @@ def test_a_claim_ends_once_its_bodies_come_to_the_bytes_asked_for_and_the_rest_i
     lanes_of(database, 1, 2)
     due = [*insert(database, 1, 4), *insert(database, 2, 4)]
     message = f"SELECT to_jsonb({body}) FROM generate_series(1, 31250) i"
-    database.execute(f"UPDATE pggit.alert_delivery_queue SET message_body = ({message})")
+    database.execute(
+        f"UPDATE pggit.alert_delivery_queue SET message_body = ({message}), body_bytes = 1000002"
+    )
     taken: list[int] = []
     for expected in (3, 3, 2):
         claim = worker.claimer.claim(worker.connection, limit=100, body_bytes=2_500_000)

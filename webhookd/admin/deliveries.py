@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from psycopg import errors
+from psycopg import DatabaseError, errors
 
 from webhookd.admin import database, facts
 from webhookd.admin.database import Connection, Instant
@@ -18,6 +18,7 @@ from webhookd.admin.reason import Reason
 from webhookd.config.load import Config
 from webhookd.core.model import Status
 from webhookd.errors import WebhookdError
+from webhookd.postgres import bodies
 from webhookd.postgres.rows import defaults_of
 
 BATCH = 1000  # failed deliveries that one statement sends again
@@ -44,8 +45,9 @@ class DeliverySummary:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryDetail:
-    """One delivery. *message_body*: the JSON as it is sent; *log*: its attempts, the oldest first,
-    as far as the attempt log still holds them.
+    """One delivery. *message_body*: the JSON as it is sent, None if it is too large or cannot be
+    read; *body_bytes*: its size, None if that was not measured; *log*: its attempts, the oldest
+    first, as far as the attempt log still holds them.
     """
 
     delivery_id: int
@@ -63,7 +65,8 @@ class DeliveryDetail:
     delivered_at: Instant | None
     worker_id: str | None
     lease_until: Instant | None
-    message_body: str
+    body_bytes: int | None
+    message_body: str | None
     log: Sequence[LoggedAttempt]
 
 
@@ -133,7 +136,18 @@ def show(connection: Connection, delivery_id: int) -> DeliveryDetail:
         raise WebhookdError(
             f"no delivery has the id {delivery_id}: `webhookd delivery list` shows those there are"
         )
-    return DeliveryDetail(**row, log=facts.attempts(connection, delivery_id))
+    log = facts.attempts(connection, delivery_id)
+    return DeliveryDetail(**row, message_body=_body(connection, delivery_id), log=log)
+
+
+def _body(connection: Connection, delivery_id: int) -> str | None:
+    try:
+        row = database.fetch_one(connection, "delivery_body", delivery_id=delivery_id)
+    except DatabaseError as error:
+        if bodies.may_be_row(error):
+            return None
+        raise
+    return None if row is None else row["body"]
 
 
 def explain(

@@ -94,11 +94,15 @@ def show(ctx: click.Context, /, delivery_id: int, as_json: bool, **_: object) ->
         found = deliveries.show(connection, delivery_id)
     row = asdict(found)
     if as_json:
-        output.print_json({**row, "message_body": json.loads(found.message_body)})
+        body = None if found.message_body is None else json.loads(found.message_body)
+        output.print_json({**row, "message_body": body})
         return
     del row["message_body"], row["log"]
     output.print_table(("", ""), list(row.items()))
-    click.echo(f"\nbody  {shown(found.message_body[:_BODY_SHOWN])}\n")
+    if found.message_body is None:
+        click.echo("\nbody  too large to be shown, or it cannot be read: see the attempts\n")
+    else:
+        click.echo(f"\nbody  {shown(found.message_body[:_BODY_SHOWN])}\n")
     _print_attempts(found.log, made=found.attempts)
 
 

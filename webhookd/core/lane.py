@@ -232,3 +232,15 @@ def _reschedule(lane: Lane, *, before: Lane, wake_at: float, now: float) -> Lane
     if wake_at < (math.inf if lane.runnable_at is None else lane.runnable_at):
         return replace(lane, runnable_at=wake_at)
     return lane
+
+
+def tokens_at(lane: Lane, settings: WebhookSettings | None, *, now: float) -> float | None:
+    """Return the lane's tokens at *now*, before anything is taken; None stays a full bucket."""
+    if settings is None or settings.rate == 0:
+        return None
+    return lane.bucket.level(now, rate=settings.rate, burst=settings.burst)
+
+
+def breaker_at_claim(lane: Lane, admission: Admission, lease_until: float) -> Breaker:
+    """Return the circuit that a claim until *lease_until* leaves: a probe begins one."""
+    return lane.breaker.begin_probe(lease_until=lease_until) if admission.probe else lane.breaker

@@ -25,6 +25,10 @@ class Status(StrEnum):
 WORKER_SILENT_AFTER_S = 20.0
 WORKER_DEAD_AFTER_S = 60.0
 
+# Larger bodies, as text, are never sent: a worker holds several at once. One that was accepted
+# under a larger --max-body than the present one is still sent, as long as it stays below this.
+LARGEST_BODY_BYTES = 64 << 20
+
 # What `disabled_reason` says of a webhook whose receiver answered 410.
 GONE_REASON = "410 Gone"
 

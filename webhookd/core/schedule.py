@@ -40,20 +40,16 @@ from typing import NamedTuple, Self
 from webhookd.core.backoff import GrowingPause
 from webhookd.core.quarantine import Quarantine
 
-# Others hold the lanes with work for as long as a claim or a record takes; an operator may hold one
-# for an hour.
+# Others hold lanes with work for as long as a claim takes; an operator may do so for an hour.
 CONTENDED_FIRST_S, CONTENDED_MAX_S = 0.002, 0.05
-# A worker that hears another one named looks a little later: if that one is dead or busy, work is
-# not lost.
+# A worker that hears another one named looks a little later: that one may be dead or busy.
 NOT_NAMED_S = 0.25
 SATURATED_S = 0.01  # shorter than this, having no room is an ordinary moment under load
 CALL_EVERY_S = 0.1  # under load every claim is full; then all workers are awake anyway
 DEAF_LOOK_S = 2.0  # how often to look without a LISTEN connection
 LISTEN_AGAIN_S, LISTEN_MAX_S = 1.0, 60.0  # between two attempts to open one
-DEAF_PAUSE = GrowingPause(LISTEN_MAX_S, LISTEN_MAX_S)
 OUTWAIT_FIRST_S, OUTWAIT_MAX_S = 0.002, 0.25
-# Faster than this, notifications cost more than looks.
-BURST_NOTIFIES, BURST_S = 40, 0.2
+BURST_NOTIFIES, BURST_S = 40, 0.2  # faster than this, notifications cost more than looks
 LOOK_EVERY_S, QUIET_S = 0.005, 0.25
 AWAY_FIRST_S, AWAY_MAX_S = 0.1, 5.0
 
@@ -66,6 +62,8 @@ class Action(Enum):
     CALL_ALL = "wake the other workers: there is more than this one has room for"
     ASK_NEXT_LOOK = "nothing more is due: ask when something will be"
     ASK_QUARANTINE = "ask when the next row in quarantine is due"
+    TAKE_QUARANTINE = "take the turn to try rows in quarantine, unless another worker has it"
+    LEAVE_QUARANTINE = "give the turn back"
     LOOK_AT_QUARANTINE = "once nothing is outstanding, claim a row in quarantine"
     TAKE_DUTY = "take the duty to be notified, unless another worker has it"
     READ_PRODUCERS = "read which producers may not have seen the flag that is up now"
@@ -155,6 +153,7 @@ class Schedule(NamedTuple):
             listen_at = self.listen_at
         return (
             (listen_at, Action.OPEN_LISTENER),
+            (self.quarantine.due_at, Action.TAKE_QUARANTINE),
             (self.quarantine.try_at, Action.LOOK_AT_QUARANTINE),
             (hand_over_at, Action.HAND_OVER_DUTY),
             (look_at, Action.LOOK),
@@ -166,13 +165,19 @@ class Schedule(NamedTuple):
     def turned(self, now: float) -> Self:
         """Note that time has passed."""
         quarantine = self.quarantine.turned(now)
-        return self if quarantine is self.quarantine else self._replace(quarantine=quarantine)
+        if quarantine is self.quarantine:
+            return self
+        return self._replace(quarantine=quarantine, todo=(*self.todo, Action.LEAVE_QUARANTINE))
 
     def with_room(self, now: float, *, has_room: bool) -> Self:
         """Note whether there is room for deliveries. While *quarantine.alone* there is none."""
         if has_room == self.has_room:
             return self
         return self._replace(saturated_since=math.inf if has_room else now)
+
+    def done(self) -> Self:
+        """Take the action off that was to follow."""
+        return self._replace(todo=self.todo[1:])
 
     # What looks brought
 
@@ -206,12 +211,11 @@ class Schedule(NamedTuple):
         return done._replace(todo=todo)._look_soon(now)
 
     def called_all(self, now: float) -> Self:
-        return self._done()._replace(call_at=now + CALL_EVERY_S)
+        return self.done()._replace(call_at=now + CALL_EVERY_S)
 
     def quarantine_asked(self, due_s: float, *, answered_at: float) -> Self:
         """ASK_QUARANTINE returned that the next row is due in *due_s*."""
-        quarantine = self.quarantine.asked(due_s, answered_at=answered_at)
-        return self._done()._replace(quarantine=quarantine)
+        return self.done().with_quarantine(self.quarantine.asked(due_s, answered_at=answered_at))
 
     def rested(
         self,
@@ -226,7 +230,7 @@ class Schedule(NamedTuple):
         """ASK_NEXT_LOOK returned in how many seconds the next lane and the next row in quarantine
         are due, and whether there are rows that no worker has looked at.
         """
-        done = self._done()._replace(claimed=False)
+        done = self.done()._replace(claimed=False)
         due = new_rows or lane_s <= 0
         if not due or now >= self.quarantine.ask_at:
             quarantine = self.quarantine.asked(quarantine_s, answered_at=answered_at)
@@ -248,7 +252,7 @@ class Schedule(NamedTuple):
 
     def duty_taken(self, *, held: bool) -> Self:
         """TAKE_DUTY raised the flag in this worker's name (*held*), or another has the duty."""
-        done = self._done()._replace(holds_duty=held, polling=False, duty_assigned=True)
+        done = self.done()._replace(holds_duty=held, polling=False, duty_assigned=True)
         return done._replace(todo=(Action.READ_PRODUCERS,)) if held else done
 
     def producers_read(self, now: float, *, producers: frozenset[str]) -> Self:
@@ -257,7 +261,7 @@ class Schedule(NamedTuple):
         """
         outwait = Outwait(producers, now + OUTWAIT_FIRST_S) if producers else NO_PRODUCERS
         # One look in any case: a producer may have committed between the last look and the flag.
-        return self._done()._replace(outwait=outwait, look_at=now)
+        return self.done()._replace(outwait=outwait, look_at=now)
 
     def outwaited(self, now: float, *, producers: frozenset[str]) -> Self:
         """OUTWAIT returned all that are open; later ones have seen the flag."""
@@ -285,7 +289,7 @@ class Schedule(NamedTuple):
 
     def flag_lowered(self, now: float) -> Self:
         """From now on this worker must look every few milliseconds: inserts notify no worker."""
-        return self._done()._replace(
+        return self.done()._replace(
             polling=True, notified_at=(), outwait=NO_PRODUCERS, found_at=now
         )
 
@@ -303,9 +307,7 @@ class Schedule(NamedTuple):
         return self._look_by(now + max(0.0, in_s))
 
     def duty_doubted(self, now: float) -> Self:
-        """Rows may have been missed, and no worker may have the duty. To take it again is harmless
-        for the worker that has it.
-        """
+        """Rows may have been missed, or no worker has the duty. To take it twice does no harm."""
         return self._replace(duty_assigned=False, look_at=now)
 
     def unregistered(self, now: float) -> Self:
@@ -327,7 +329,7 @@ class Schedule(NamedTuple):
 
     def listener_failed(self, now: float, *, deaf: bool, u: float) -> Self:
         """It could not be opened. *deaf*: it can, and hears nothing; that takes an operator."""
-        pause = DEAF_PAUSE if deaf else self.listen_pause
+        pause = GrowingPause(LISTEN_MAX_S, LISTEN_MAX_S) if deaf else self.listen_pause
         return self._replace(
             listening=Listening.CLOSED,
             listen_at=now + pause.jittered(u),
@@ -339,9 +341,9 @@ class Schedule(NamedTuple):
 
     # Rows in quarantine
 
-    def quarantine_delayed(self, try_at: float) -> Self:
-        """Deliveries are outstanding until *try_at* at least."""
-        return self._replace(quarantine=self.quarantine.delayed(try_at))
+    def with_quarantine(self, quarantine: Quarantine) -> Self:
+        """Note what an event made of `quarantine`."""
+        return self._replace(quarantine=quarantine)
 
     def quarantine_looked(self, now: float, *, timeout_s: float | None, found: bool) -> Self:
         """LOOK_AT_QUARANTINE claimed a row whose exchange may take *timeout_s*, or none (None);
@@ -350,9 +352,10 @@ class Schedule(NamedTuple):
         if timeout_s is not None:
             quarantine = self.quarantine.sent(now, timeout_s=timeout_s)
             return self.answered()._replace(quarantine=quarantine)
-        quarantine = self.quarantine.put_off() if found else self.quarantine.missed(now)
+        quarantine = self.quarantine.put_off(now) if found else self.quarantine.missed(now)
         # While it was alone this worker had no room; without it the look would wait for a beat.
-        return self.answered().room_returned(now)._replace(quarantine=quarantine)
+        left = self.answered().room_returned(now)
+        return left._replace(quarantine=quarantine, todo=(Action.LEAVE_QUARANTINE,))
 
     # The database
 
@@ -381,9 +384,6 @@ class Schedule(NamedTuple):
         )
 
     # Steps of these
-
-    def _done(self) -> Self:
-        return self._replace(todo=self.todo[1:])
 
     def _look_by(self, at: float) -> Self:
         return self if self.look_at <= at else self._replace(look_at=at)

@@ -19,8 +19,15 @@ from uuid import UUID
 import psycopg
 from psycopg.rows import TupleRow
 
-from webhookd.core.breaker import Breaker
-from webhookd.core.lane import Admission, BlockedBy, Lane, admit, admit_all
+from webhookd.core.lane import (
+    Admission,
+    BlockedBy,
+    Lane,
+    admit,
+    admit_all,
+    breaker_at_claim,
+    tokens_at,
+)
 from webhookd.core.model import Delivery, WebhookDefaults, WebhookSettings
 from webhookd.postgres import session, statements
 from webhookd.postgres.arrays import number_array
@@ -66,6 +73,7 @@ class Claim:
     *lanes* were looked at; *rate_limited* of them (webhook ids) kept due rows for lack of tokens.
     *full*: as many rows as were asked for, or as many bytes. *exhausted*: there were no further
     lanes with work. *contended*: other workers had lanes with new rows locked just then.
+    *unmeasured*: ids of due rows that stayed, because their bodies must be measured first.
     """
 
     deliveries: Sequence[Delivery] = ()
@@ -74,6 +82,7 @@ class Claim:
     full: bool = False
     exhausted: bool = True
     contended: bool = False
+    unmeasured: Sequence[int] = ()
 
 
 class ClaimInDoubtError(psycopg.OperationalError):
@@ -100,21 +109,24 @@ class NextLook(NamedTuple):
 
 
 class _Taken(NamedTuple):
-    """*rate_limited*: see `Claim`. *heavy*: bytes were the limit, so that some lanes kept rows."""
+    """As in `Claim`. *heavy*: bytes were the limit, so that some lanes kept rows."""
 
     deliveries: list[Delivery]
     rate_limited: list[int]
     heavy: bool
+    unmeasured: list[int]
 
 
 class Claimer:
     """Claims for one worker incarnation; used by the dispatcher's thread only."""
 
     def __init__(self, *, worker_id: str, incarnation: UUID, defaults: WebhookDefaults) -> None:
-        self._worker_id = worker_id
+        self.worker_id = worker_id
         self._incarnation = incarnation
         self._defaults = defaults
         self._make_lanes_at = -math.inf  # monotonic
+        self.looked_at: list[int] = []  # the webhooks of the lanes that the last claim locked
+        self.single = 0  # so many claims look at one lane each: see worker/poison.py
         # New rows are looked for from the next webhook on, in a circle. If each look began with the
         # lowest id, a hundred busy lanes would starve those behind them.
         self._cursor = BEFORE_ALL
@@ -132,8 +144,9 @@ class Claimer:
         """
         self._horizon.refresh(connection)
         started = time.monotonic()
-        lanes_wanted = math.ceil(limit / self._rows_per_lane)
-        taken = _Taken([], [], False)
+        lanes_wanted = 1 if self.single else math.ceil(limit / self._rows_per_lane)
+        self.single, self.looked_at = max(0, self.single - 1), []
+        taken = _Taken([], [], False, [])
         with _transaction(connection, batch=True) as (cursor, deliveries):
             rows = cursor.execute(
                 self._statements["lock_lanes"],
@@ -147,6 +160,7 @@ class Claimer:
             now, last_new, new_lanes, without_lane = before_lane(rows[0])
             self._cursor = last_new if new_lanes == lanes_wanted else BEFORE_ALL
             lanes = [lane_of(row) for row in rows if has_lane(row)]
+            self.looked_at = [lane.webhook_id for lane in lanes]
             if lanes:
                 settings = self._settings_of(cursor, lanes)
                 lanes = self._recounted(cursor, lanes, settings)
@@ -161,6 +175,7 @@ class Claimer:
             full=taken.heavy or len(taken.deliveries) >= limit,
             exhausted=len(lanes) < lanes_wanted,
             contended=len(lanes) < new_lanes,
+            unmeasured=taken.unmeasured,
         )
         self._widen_or_narrow(claim)
         return claim
@@ -188,12 +203,12 @@ class Claimer:
                     "admitted": admission.quota > 0,
                     "probe": admission.probe,
                     "again_at": admission.runnable_at or now + RETRY_BLOCKED_S,
-                    "tokens": _tokens(lane, settings, now=now),
+                    "tokens": tokens_at(lane, settings, now=now),
                     "in_flight": lane.in_flight,
                     **self._lease(context),
                 },
             ).fetchone()
-            breaker = _breaker_at_claim(lane, admission, context)
+            breaker = breaker_at_claim(lane, admission, context.lease_until)
             if claimed is not None and (
                 delivery := delivery_of(claimed, of_webhook, {lane.webhook_id: breaker}, context)
             ):
@@ -285,7 +300,7 @@ class Claimer:
 
     def _lease(self, context: ClaimContext) -> dict[str, object]:
         return {
-            "worker_id": self._worker_id,
+            "worker_id": self.worker_id,
             "incarnation": self._incarnation,
             "token": context.token,
             "lease_s": context.lease_s,
@@ -311,7 +326,7 @@ class Claimer:
                 **admission_parameters(
                     lanes,
                     admissions,
-                    [_tokens(lane, settings.get(lane.webhook_id), now=now) for lane in lanes],
+                    [tokens_at(lane, settings.get(lane.webhook_id), now=now) for lane in lanes],
                     [self._horizon.lane_mark(lane.webhook_id) for lane in lanes],
                 ),
                 **self._lease(context),
@@ -320,7 +335,7 @@ class Claimer:
             },
         ).fetchall()
         breakers = {
-            lane.webhook_id: _breaker_at_claim(lane, admission, context)
+            lane.webhook_id: breaker_at_claim(lane, admission, context.lease_until)
             for lane, admission in admitted
         }
         claimed = [delivery_of(row, settings, breakers, context) for row in rows]
@@ -336,7 +351,7 @@ class Claimer:
             if admission.blocked_by is BlockedBy.RATE and taken[lane.webhook_id] == admission.quota
         ]
         rate_limited = self._due_among(cursor, out_of_tokens) if out_of_tokens else []
-        return _Taken(deliveries, rate_limited, any(heavy for heavy, *_ in rows))
+        return _Taken(deliveries, rate_limited, any(row[0] for row in rows), rows[0][2])
 
     def _note_claims(
         self,
@@ -382,16 +397,3 @@ def _transaction(
         if taken:
             raise ClaimInDoubtError(taken) from error
         raise
-
-
-def _tokens(lane: Lane, settings: WebhookSettings | None, *, now: float) -> float | None:
-    """Return the lane's tokens at *now*, before anything is taken; None stays a full bucket."""
-    if settings is None or settings.rate == 0:
-        return None
-    return lane.bucket.level(now, rate=settings.rate, burst=settings.burst)
-
-
-def _breaker_at_claim(lane: Lane, admission: Admission, context: ClaimContext) -> Breaker:
-    if not admission.probe:
-        return lane.breaker
-    return lane.breaker.begin_probe(lease_until=context.now + context.lease_s)

@@ -195,6 +195,11 @@ class ClaimContext(NamedTuple):
     now: float
     lease_s: float
 
+    @property
+    def lease_until(self) -> float:
+        """The end of the lease by the database's clock."""
+        return self.now + self.lease_s
+
 
 def delivery_of(
     row: Sequence[Any],

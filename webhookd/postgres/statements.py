@@ -12,7 +12,13 @@ from importlib.resources import files
 
 from webhookd.core.lane import BlockedBy
 from webhookd.core.lifecycle import QUARANTINE_AFTER
-from webhookd.core.model import GONE_REASON, WORKER_DEAD_AFTER_S, WORKER_SILENT_AFTER_S, Status
+from webhookd.core.model import (
+    GONE_REASON,
+    LARGEST_BODY_BYTES,
+    WORKER_DEAD_AFTER_S,
+    WORKER_SILENT_AFTER_S,
+    Status,
+)
 from webhookd.postgres import batches, rows
 
 
@@ -35,6 +41,8 @@ FRAGMENTS = (
         "new": f"NOT @routed AND {_WAITING}",
         "routed": f"@routed AND {_WAITING} AND @leases_lost < {QUARANTINE_AFTER}",
         "quarantined": f"{_WAITING} AND @leases_lost >= {QUARANTINE_AFTER}",
+        # NULL for a body that was not measured yet.
+        "sendable": f"@body_bytes <= {LARGEST_BODY_BYTES}",
         "undelivered": (
             f"@delivery_status IN ({_texts([Status.PENDING, Status.RETRYING, Status.SENDING])})"
         ),

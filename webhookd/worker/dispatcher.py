@@ -10,19 +10,22 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import psycopg
 from psycopg_pool import ConnectionPool
 
 from webhookd import logs
 from webhookd.core.model import Delivery
-from webhookd.core.quarantine import TRY_EVERY_S
+from webhookd.core.quarantine import TRY_EVERY_S, TURN_S
 from webhookd.core.schedule import Action, Schedule
 from webhookd.errors import first_line
 from webhookd.metrics.counters import Metrics
+from webhookd.postgres import bodies, quarantine
 from webhookd.postgres.claim import Claim, Claimer, ClaimInDoubtError
 from webhookd.postgres.session import Connection
 from webhookd.worker.events import Events
+from webhookd.worker.poison import BodyMeasurer, isolate
 from webhookd.worker.recorder import Recorder
 from webhookd.worker.senders import SenderPool
 
@@ -58,6 +61,7 @@ class Dispatcher:
         self._events = events
         self._duty = events.duty
         self._beat = beat
+        self.measurer = BodyMeasurer(pool, events.wakeup, worker_id=claimer.worker_id)
         self.stopped_at: float | None = None  # monotonic
         self._turned_at = time.monotonic()
         self._database_up = False
@@ -97,9 +101,13 @@ class Dispatcher:
                 )
             try:
                 self._turn(now)
-            except psycopg.OperationalError as error:
+            except psycopg.DatabaseError as error:
                 if isinstance(error, ClaimInDoubtError):
                     self._give_back(error.deliveries)
+                elif bodies.may_be_row(error):
+                    self._isolate(error)
+                elif not isinstance(error, psycopg.OperationalError):
+                    raise
                 self._away(error)
             self._wait()
 
@@ -127,7 +135,8 @@ class Dispatcher:
         action = self._schedule.next(now)
         if action is Action.LOOK_AT_QUARANTINE and self._recorder.outstanding() > 0:
             # What is outstanding would be lost with this worker if the row kills it.
-            self._schedule = self._schedule.quarantine_delayed(now + TRY_EVERY_S)
+            delayed = self._schedule.quarantine.delayed(now + TRY_EVERY_S)
+            self._schedule = self._schedule.with_quarantine(delayed)
             return
         if action is not Action.WAIT:
             with self._pool.connection() as connection:
@@ -154,11 +163,6 @@ class Dispatcher:
                     answered_at=time.monotonic(),
                     u=random.random(),
                 )
-            case Action.ASK_QUARANTINE:
-                due_s = self._claimer.next_look(connection).quarantined_s
-                schedule = schedule.quarantine_asked(due_s, answered_at=time.monotonic())
-            case Action.LOOK_AT_QUARANTINE:
-                schedule = self._look_at_quarantine(connection, now)
             case Action.TAKE_DUTY:
                 schedule = schedule.duty_taken(held=duty.take(connection))
             case Action.READ_PRODUCERS:
@@ -171,10 +175,28 @@ class Dispatcher:
             case Action.HAND_OVER_DUTY:
                 duty.hand_over(connection)
                 schedule = schedule.handed_over(now)
-            case _:
-                assert action is Action.OPEN_LISTENER
+            case Action.OPEN_LISTENER:
                 schedule = self._open_listener(connection, now)
+            case _:
+                schedule = self._do_in_quarantine(action, connection, now)
         return schedule
+
+    def _do_in_quarantine(self, action: Action, connection: Connection, now: float) -> Schedule:
+        schedule = self._schedule
+        match action:
+            case Action.ASK_QUARANTINE:
+                due_s = self._claimer.next_look(connection).quarantined_s
+                return schedule.quarantine_asked(due_s, answered_at=time.monotonic())
+            case Action.TAKE_QUARANTINE:
+                turn = quarantine.take(connection, for_s=TURN_S)
+                taken = schedule.quarantine.taken(now, held=turn.held, free_in_s=turn.free_in_s)
+                return schedule.with_quarantine(taken)
+            case Action.LEAVE_QUARANTINE:
+                quarantine.leave(connection, rest_s=schedule.quarantine.rest_until - now)
+                return schedule.done()
+            case _:
+                assert action is Action.LOOK_AT_QUARANTINE
+                return self._look_at_quarantine(connection, now)
 
     def _wait(self) -> None:
         """Wait until something is due or happens."""
@@ -191,6 +213,8 @@ class Dispatcher:
             connection, limit=self._room, body_bytes=self._senders.room_bytes()
         )
         self._submit(claim, now)
+        if claim.unmeasured:
+            self.measurer.add(claim.unmeasured)
         return self._schedule.looked(
             now,
             claimed=bool(claim.deliveries),
@@ -202,6 +226,8 @@ class Dispatcher:
 
     def _look_at_quarantine(self, connection: Connection, now: float) -> Schedule:
         """Try the row that may kill its worker; nothing else is outstanding."""
+        if self._schedule.quarantine.is_over(now):
+            return self._schedule.quarantine_looked(now, timeout_s=None, found=True)
         claim = self._claimer.claim_quarantined(connection)
         self._submit(claim, now)
         timeout_s = claim.deliveries[0].settings.timeout_s if claim.deliveries else None
@@ -231,10 +257,18 @@ class Dispatcher:
         self._events.open_listener(self._pool)
         return self._schedule.listener_opening(now, new_number=new_number)
 
-    def _away(self, error: psycopg.OperationalError) -> None:
-        """The database does not answer: claim nothing. Nothing else stops."""
+    def _isolate(self, error: psycopg.Error) -> None:
+        """A row may be what a claim failed of: find it, so that all other rows go out."""
+        with suppress(psycopg.OperationalError), self._pool.connection() as connection:
+            isolate(self._claimer, connection, self.measurer, error)
+
+    def _away(self, error: psycopg.Error) -> None:
+        """The database does not answer, or not as it should: claim nothing for a moment. Nothing
+        else stops.
+        """
         self._schedule = self._schedule.away(time.monotonic(), u=random.random())
         if self._schedule.failures == REPORTED_AFTER:
             self._database_up = False
             self._metrics.set_database_up(False)
-            log.warning("database unreachable", error=first_line(error))
+            what = "database unreachable" if bodies.is_outage(error) else "database refuses"
+            log.warning(what, error=first_line(error))

@@ -27,24 +27,24 @@ class Events:
     def __init__(self, duty: NotifyDuty, wakeup: WakeupPipe, metrics: Metrics) -> None:
         self.duty = duty
         self._listener = duty.listener
-        self._wakeup = wakeup
+        self.wakeup = wakeup
         self._metrics = metrics
 
     def stop(self) -> None:
         """End `wait`. May be called from any thread and from a signal handler."""
-        self._wakeup.wake(WakeReason.STOP)
+        self.wakeup.wake(WakeReason.STOP)
 
     def open_listener(self, pool: ConnectionPool[Connection]) -> None:
         """Begin to listen; returns at once. `wait` reports what came of it."""
         self._metrics.set_listener_connected(False)
-        self._listener.open(pool, lambda: self._wakeup.wake(WakeReason.LISTENER))
+        self._listener.open(pool, lambda: self.wakeup.wake(WakeReason.LISTENER))
 
     def wait(self, schedule: Schedule, *, within_s: float) -> Schedule:
         """Wait *within_s* for the first event, and return the schedule that knows all that came."""
         now = time.monotonic()
         try:
             listener = self._listener.fileno()
-            ready = readable([self._wakeup.fileno(), listener], within_s=within_s)
+            ready = readable([self.wakeup.fileno(), listener], within_s=within_s)
             now = time.monotonic()
             if listener in ready:
                 schedule = self._hear(schedule, self._listener.drain(), now)
@@ -53,7 +53,7 @@ class Events:
             self._metrics.set_listener_connected(False)
             schedule = schedule.listener_lost(now)
             log.warning("LISTEN connection lost", error=first_line(error))
-        for reason in self._wakeup.drain():
+        for reason in self.wakeup.drain():
             schedule = self._woken(schedule, reason, now)
         return schedule
 

@@ -1,5 +1,6 @@
 """A worker process: its parts, put together after the fork, and its life from boot to drain."""
 
+import ctypes
 import gc
 import os
 import resource
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -32,6 +34,7 @@ from webhookd.worker.attempt import AttemptRunner
 from webhookd.worker.boot import Health, wait_for_database
 from webhookd.worker.chores.activity import ActivityWriter
 from webhookd.worker.chores.beat import Beat
+from webhookd.worker.chores.bodies import QuarantineMeasurer
 from webhookd.worker.chores.chore import Chore, Pool
 from webhookd.worker.chores.depth import DepthCounter, DepthReader
 from webhookd.worker.chores.disabler import Disabler
@@ -59,6 +62,8 @@ MAX_UNANSWERED_S = 2.0  # how long a worker that is to leave waits for an answer
 # Each claim brings hundreds of values that no cycle holds. Python's default thresholds would look
 # through them for cycles all the time and find none.
 GARBAGE_THRESHOLDS = (10_000, 20, 20)
+_M_MMAP_THRESHOLD = -3  # malloc.h
+LARGE_BLOCK_BYTES = 1 << 20
 POOL_SIZE = 2  # with the LISTEN connection that makes three a worker
 DRAIN_POOL_TIMEOUT_S = 0.5
 
@@ -68,6 +73,7 @@ def run(config: Config, lifeline: Lifeline) -> int:
     threading.excepthook = _end_with_thread
     gc.freeze()  # memory that the supervisor filled stays shared between the workers
     gc.set_threshold(*GARBAGE_THRESHOLDS)
+    _return_large_blocks()
     stop = threading.Event()
     _on_signals(stop.set)
     reader = LifelineReader(lifeline, stop.set)
@@ -190,6 +196,7 @@ class _Worker:
             # Last: a count may take until the database cancels it, and a removal takes a second.
             # Nothing else waits for them.
             DepthCounter(),
+            QuarantineMeasurer(self.dispatcher.measurer),
             Pruner(retention, stop=stop),
             *self._make_optional_chores(stop),
         )
@@ -302,6 +309,14 @@ def _end_with_thread(args: threading.ExceptHookArgs) -> None:
     name = args.thread.name if args.thread else "?"
     log.critical("thread died", thread=name, exc_info=args.exc_value)
     os._exit(ExitCode.FAILED)
+
+
+def _return_large_blocks() -> None:
+    """Have glibc give the memory of each large body back when it is freed. Otherwise it keeps such
+    blocks in its heaps from the second one on (mallopt(3), M_MMAP_THRESHOLD).
+    """
+    with suppress(AttributeError, OSError):  # another libc
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
 
 
 def _on_signals(stop: Callable[[], None]) -> None:
