@@ -15,7 +15,6 @@ from webhookd.admin import registry
 from webhookd.admin.limits import KINDS, LimitInForce
 from webhookd.admin.registry import NewWebhook
 from webhookd.config.load import DEFAULTS, Config
-from webhookd.core.signing import parse_secret
 from webhookd.errors import UnusableError, WebhookdError
 from webhookd.postgres.rows import LIMITS
 
@@ -152,15 +151,6 @@ def test_pausing_and_resuming_say_which_ids_there_are(
     assert states == [(True, None), (False, registry.PAUSED_REASON)]
 
 
-def test_a_new_secret_replaces_the_old_and_can_sign(
-    database: Database, connection: admin_database.Connection
-) -> None:
-    register(database, 1)
-    secret = registry.rotate_secret(connection, 1)
-    assert parse_secret(secret)
-    assert database.execute("SELECT secret FROM pggit.webhooks") == [(secret,)]
-
-
 def test_a_webhook_that_deliveries_wait_for_is_removed_by_force_only(
     database: Database, connection: admin_database.Connection
 ) -> None:
@@ -183,7 +173,6 @@ def test_an_id_that_no_webhook_has_is_named(
     assert (unregistered.registered, unregistered.health.waiting) == (False, 1)
     for call in (
         lambda: registry.show(connection, 77, config),
-        lambda: registry.rotate_secret(connection, 77),
         lambda: registry.remove(connection, 77),
     ):
         with pytest.raises(WebhookdError, match="no webhook has the id 77"):

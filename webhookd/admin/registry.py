@@ -1,4 +1,4 @@
-"""What an operator does with the registry: add, list, show, pause, rotate a secret, remove, test.
+"""What an operator does with the registry: add, list, show, pause, remove, test.
 
 Each function takes an open connection of `admin.database` and raises `UnusableError` for what
 cannot be used as it is, `WebhookdError` for an id that no webhook has.
@@ -96,6 +96,7 @@ class Webhook:
     """One webhook. *registered* False: only deliveries or health name it, and its row's values are
     None.
 
+    *old_secret_until*: until then its old secret signs too; None: it has one at most.
     *headers*: those in its row, or why they are never sent.
     *limits*: those in force, in the order of `postgres.rows.LIMITS`.
     """
@@ -106,6 +107,7 @@ class Webhook:
     enabled: bool | None
     disabled_reason: str | None
     secret: str | None = field(repr=False)
+    old_secret_until: Instant | None
     headers: Mapping[str, str] | str | None
     created_at: Instant | None
     limits: Sequence[limits.LimitInForce]
@@ -202,6 +204,7 @@ def show(
         enabled=row["enabled"],
         disabled_reason=row["disabled_reason"],
         secret=HIDDEN_SECRET if secret and not reveal_secret else secret,
+        old_secret_until=row["old_secret_until"],
         headers=_headers_in(row["headers"]),
         created_at=row["created_at"],
         limits=limits.limits_of(row, config),
@@ -223,15 +226,6 @@ def set_enabled(connection: Connection, webhook_ids: Sequence[int], *, enabled: 
     )
     found = {row["webhook_id"] for row in rows}
     return Change(sorted(found), [one for one in webhook_ids if one not in found])
-
-
-def rotate_secret(connection: Connection, webhook_id: int) -> str:
-    """Give a webhook a new signing secret and return it: later attempts are signed with it."""
-    secret = new_secret()
-    row = database.fetch_one(connection, "webhook_set_secret", webhook_id=webhook_id, secret=secret)
-    if row is None:
-        raise _no_such(webhook_id)
-    return secret
 
 
 def remove(connection: Connection, webhook_id: int, *, force: bool = False) -> int:

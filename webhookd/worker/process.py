@@ -38,6 +38,7 @@ from webhookd.worker.chores.finished import FinishedCounts
 from webhookd.worker.chores.pruner import Pruner
 from webhookd.worker.chores.reaper import Reaper
 from webhookd.worker.chores.runner import ChoreRunner
+from webhookd.worker.chores.secrets import OldSecrets, UnusedEntries
 from webhookd.worker.chores.sweeper import Sweeper
 from webhookd.worker.chores.targets import TargetsReader
 from webhookd.worker.circuits import LocalCircuits
@@ -175,6 +176,8 @@ class _Worker:
             self._reaper,
             FinishedCounts(),
             Sweeper(self._wakeup),
+            OldSecrets(),
+            UnusedEntries(),
             self._activity,
             DepthReader(self._metrics),
             self.targets,
