@@ -1,4 +1,4 @@
-"""A secret is rotated: which secrets are stored for how long, what is refused, and how it is undone."""
+"""A secret is rotated: which secrets are stored and for how long, what is refused, the way back."""
 
 from collections.abc import Iterator
 

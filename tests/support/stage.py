@@ -58,6 +58,7 @@ class Member:
             worker_id="test",
             incarnation=self.incarnation,
             metrics_address="127.0.0.1:1",
+            options={},
         )
         self.duty.register(self.connection)
         with session.open_pool(database.dsn, application_name="test/probe", size=1) as pool:

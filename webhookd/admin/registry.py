@@ -5,11 +5,12 @@ cannot be used as it is, `WebhookdError` for an id that no webhook has.
 """
 
 import json
+import re
 import secrets
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,6 +31,7 @@ from webhookd.transport.resolver import LookupFailed, Resolver
 PAUSED_REASON = "paused by operator"
 HIDDEN_SECRET = "whsec_(hidden)"
 
+_LOCALHOST = re.compile(r"(.*\.)?localhost\.?")  # these names are loopback anywhere (RFC 6761, 6.3)
 _SECRET_BYTES = 32
 _LOOKUP_S = 3.0
 
@@ -140,6 +142,13 @@ def check(new: NewWebhook, config: Config) -> dict[str, Any]:
         "secret": None if new.secret is None else _checked_secret(new.secret),
         "headers": _checked_headers(new.headers) if new.headers else None,
     }
+
+
+def check_form(new: NewWebhook, config: Config) -> None:
+    """Raise `UnusableError` for what `check` refuses whatever the options are that decide about
+    targets. Needs no database.
+    """
+    check(new, replace(config, allow_http=True, allow_network=("0.0.0.0/0", "::/0")))
 
 
 def add(connection: Connection, new: NewWebhook, config: Config) -> int:
@@ -285,6 +294,8 @@ def _target_host(url: str, egress: Egress) -> str:
         host = egress.target(url).host
         if is_address(host):
             egress.check_address(host)
+        elif _LOCALHOST.fullmatch(host):
+            egress.check_address("127.0.0.1")
     except NotAllowed as error:
         raise UnusableError(f"URL cannot be delivered to: {error}") from error
     return host

@@ -1,8 +1,8 @@
 """A new secret for a webhook, and how long the former one signs besides.
 
-Receivers cannot change their secret at the very moment when webhookd does. So both sign for a while:
-Standard Webhooks 1.0 has room for several signatures in one header, and a receiver with either
-secret verifies.
+Receivers cannot change their secret at the very moment when webhookd does. So both sign for a
+while: Standard Webhooks 1.0 has room for several signatures in one header, and a receiver with
+either secret verifies.
 """
 
 from dataclasses import dataclass, field

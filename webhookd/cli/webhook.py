@@ -59,9 +59,9 @@ def add(
     **options: Any,
 ) -> None:
     """Register URL. Refused if it could not be delivered to under the options in force."""
-    from webhookd.admin import database, registry
+    from webhookd.admin import database, fleet, registry
 
-    config = load_settings(ctx).config
+    settings = load_settings(ctx)
     if secret is not None and no_secret:
         raise click.UsageError("give --secret or --no-secret, not both", ctx)
     made = None if secret is not None or no_secret else registry.new_secret()
@@ -73,8 +73,9 @@ def add(
         limits=own_limits(options),
     )
     # Before the database is asked: bad input is exit 2 also where none answers.
-    registry.check(new, config)
-    with database.connect(config) as connection:
+    registry.check_form(new, settings.config)
+    with database.connect(settings.config) as connection:
+        config = fleet.options_in_force(connection, settings).config
         added = registry.add(connection, new, config)
     click.echo(f"webhook {added} registered")
     if made is not None:
@@ -151,11 +152,12 @@ def show(
     ctx: click.Context, /, webhook_id: int, reveal_secret: bool, as_json: bool, **_: object
 ) -> None:
     """Show one webhook: settings in force and where they come from, health, circuit."""
-    from webhookd.admin import database, registry
+    from webhookd.admin import database, fleet, registry
     from webhookd.cli import output
 
-    config = load_settings(ctx).config
-    with database.connect(config) as connection:
+    settings = load_settings(ctx)
+    with database.connect(settings.config) as connection:
+        config = fleet.options_in_force(connection, settings).config
         found = registry.show(connection, webhook_id, config, reveal_secret=reveal_secret)
     row = asdict(found)
     limits, health = row.pop("limits"), row.pop("health")
@@ -265,10 +267,9 @@ def rotate_secret(
         done = rotation.rotate(connection, webhook_id, overlap_s=overlap_s, secret=secret)
     if secret is None:
         click.echo(f"secret {done.secret}")
-    until = done.old_secret_until
-    signs = (
-        "with the new secret alone" if until is None else f"with the old secret too until {until}"
-    )
+    signs = "with the new secret alone"
+    if done.old_secret_until is not None:
+        signs = f"with the old secret too until {done.old_secret_until}"
     # Not on stdout, where scripts read the secret.
     click.echo(f"webhookd: webhook {webhook_id} signs {signs}", err=True)
 
@@ -304,10 +305,11 @@ def test(ctx: click.Context, /, webhook_id: int, **_: object) -> None:
     """Send one signed test request from this host, bypassing the queue, and print the answer. Exit
     1 unless it is 2xx.
     """
-    from webhookd.admin import database, registry
+    from webhookd.admin import database, fleet, registry
 
-    config = load_settings(ctx).config
-    with database.connect(config) as connection:
+    settings = load_settings(ctx)
+    with database.connect(settings.config) as connection:
+        config = fleet.options_in_force(connection, settings).config
         answer = registry.send_test(connection, webhook_id, config)
     status = answer.error or f"HTTP {answer.http_status}"
     click.echo(f"{status} after {answer.elapsed_s * 1000:.0f} ms")

@@ -14,6 +14,7 @@ from types import FrameType
 import psycopg
 
 from webhookd import logs
+from webhookd.config.delivery import delivery_options
 from webhookd.config.load import Config
 from webhookd.core.model import WebhookDefaults
 from webhookd.errors import UnusableError
@@ -159,6 +160,7 @@ class _Worker:
             worker_id=lifeline.name,
             incarnation=lifeline.incarnation,
             metrics_address=address_of(lifeline.metrics_socket),
+            options=delivery_options(config),
         )
         return Dispatcher(
             self._pool,

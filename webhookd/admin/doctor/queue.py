@@ -253,8 +253,8 @@ def retention(installation: Installation) -> Iterator[Finding]:
 
 
 def targets(installation: Installation) -> Iterator[Finding]:
-    """Whether every webhook's URL may be delivered to. The doctor's own options count: give it
-    those of the service.
+    """Whether every webhook's URL may be delivered to under the options of the running workers;
+    those that the doctor is given win.
     """
     egress = Egress(installation.config.allow_http, installation.config.allow_network)
 
