@@ -117,7 +117,8 @@ def test_a_name_that_does_not_resolve_or_resolves_to_what_is_not_allowed_is_a_wa
     config: Config,
 ) -> None:
     strict = Config()
-    assert "the address" in str(registry.resolution_warning("https://localhost:1/", strict))
+    # A name to the URL's parser; it resolves to 127.0.0.1.
+    assert "the address" in str(registry.resolution_warning("https://127.1:1/", strict))
     unknown = registry.resolution_warning("https://no-such-host.invalid/", strict)
     assert unknown == "no-such-host.invalid does not resolve from here"
     assert registry.resolution_warning("http://127.0.0.1:1/", config) is None

@@ -26,7 +26,21 @@ DAY_S = 86_400.0
 BASE_S, CAP_S = 1.0, 8.0
 WAITING = ("pending", "retrying")
 SETTINGS = WebhookSettings(
-    1, "https://example.com/", True, None, None, 5.0, 50, 10.0, 20, BASE_S, CAP_S, 5, 60.0
+    1,
+    "https://example.com/",
+    True,
+    None,
+    None,
+    None,
+    None,
+    5.0,
+    50,
+    10.0,
+    20,
+    BASE_S,
+    CAP_S,
+    5,
+    60.0,
 )
 
 NEW = Delivery(

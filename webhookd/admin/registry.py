@@ -294,11 +294,19 @@ def _target_host(url: str, egress: Egress) -> str:
         host = egress.target(url).host
         if is_address(host):
             egress.check_address(host)
-        elif _LOCALHOST.fullmatch(host):
+        elif _LOCALHOST.fullmatch(host) and not _allows(egress, "::1"):
             egress.check_address("127.0.0.1")
     except NotAllowed as error:
         raise UnusableError(f"URL cannot be delivered to: {error}") from error
     return host
+
+
+def _allows(egress: Egress, address: str) -> bool:
+    try:
+        egress.check_address(address)
+    except NotAllowed:
+        return False
+    return True
 
 
 def _insert(connection: Connection, webhook_id: int, row: Mapping[str, Any]) -> bool:

@@ -275,7 +275,7 @@ def targets(installation: Installation) -> Iterator[Finding]:
         yield warning(
             f"{_some(ids, len(ids))} cannot be delivered to under the options in force here: "
             f"{reason}"
-            + ("; if the service has that option, give it to doctor too" if allowed else ""),
+            + ("; while no worker runs, give doctor the options of the service" if allowed else ""),
             installation.commands.webhookd(
                 f"doctor {allowed}" if allowed else f"webhook pause {ids[0]}"
             ),
