@@ -21,10 +21,10 @@ from tests.support.engine import Engine, answered, insert, lane, register
 from tests.support.postgres import Database
 from tests.support.receivers import OK, Peer, Receiver
 from tests.support.waiting import eventually
+from webhookd import cache
 from webhookd.admin import database as admin_database
 from webhookd.admin import registry, rotation
 from webhookd.config.load import Config
-from webhookd.core import cache
 from webhookd.core.signing import parse_secret
 from webhookd.transport import request
 from webhookd.transport.client import Transport

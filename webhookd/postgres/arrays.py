@@ -6,7 +6,7 @@ They are cheaper to send than lists, and a batch of any size is the same prepare
 from collections.abc import Iterable
 from sys import getsizeof
 
-from webhookd.core.cache import ByteCache
+from webhookd.cache import ByteCache
 
 # Statuses, and the details that most attempts share.
 _quoted_texts: ByteCache[str, str] = ByteCache(1 << 20)

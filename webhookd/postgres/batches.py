@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from sys import getsizeof
 from typing import Any
 
+from webhookd.cache import ByteCache
 from webhookd.core.answer import CircuitVote
-from webhookd.core.cache import ByteCache
 from webhookd.core.lane import Admission, Lane
 from webhookd.core.lifecycle import Settlement
 from webhookd.core.model import Attempted, Result

@@ -6,8 +6,8 @@ from functools import lru_cache
 from sys import getsizeof
 from typing import NamedTuple
 
+from webhookd.cache import ByteCache
 from webhookd.core.answer import Answer, AnswerKind
-from webhookd.core.cache import ByteCache
 from webhookd.transport.connection import (
     Connection,
     Dialer,

@@ -12,7 +12,7 @@ from sys import getsizeof
 from typing import NamedTuple
 
 from webhookd import __version__
-from webhookd.core.cache import ByteCache
+from webhookd.cache import ByteCache
 from webhookd.core.model import WebhookSettings
 from webhookd.core.signing import parse_secret, sign
 from webhookd.transport.egress import NotAllowed

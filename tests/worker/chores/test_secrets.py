@@ -2,7 +2,7 @@
 
 from tests.support.engine import register
 from tests.support.postgres import Database
-from webhookd.core.cache import ByteCache
+from webhookd.cache import ByteCache
 from webhookd.postgres import statements
 from webhookd.worker.chores.chore import Pool
 from webhookd.worker.chores.secrets import OldSecrets, UnusedEntries

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from webhookd.core import cache
+from webhookd import cache
 from webhookd.postgres import statements
 from webhookd.worker.chores.chore import Pool
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from webhookd.core import cache
-from webhookd.core.cache import ENTRY_BYTES, ByteCache
+from webhookd import cache
+from webhookd.cache import ENTRY_BYTES, ByteCache
 
 MAX_BYTES = 4000
 keys = st.integers(0, 12)
