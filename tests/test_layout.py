@@ -17,7 +17,7 @@ OTHERS = [path for name in ("tests", "bench", "monitoring") for path in (ROOT / 
 CODE = [*PRODUCT, *sorted(OTHERS), ROOT / "setup.py"]
 
 # What a package may import besides itself. `cli` may import everything, and nothing imports it.
-LEAVES = "errors logs text"
+LEAVES = "cache errors logs text"
 MAY_IMPORT = {
     "core": "",
     "config": f"{LEAVES} core",

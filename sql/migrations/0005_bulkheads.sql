@@ -81,7 +81,12 @@ ALTER TABLE pggit.webhook_health_metrics
 
 ALTER TABLE pggit.webhooks
     ADD COLUMN old_secret text,
-    ADD COLUMN old_secret_until timestamptz;
+    ADD COLUMN old_secret_until timestamptz,
+    ADD CONSTRAINT old_secret_has_an_end
+        CHECK (num_nonnulls(old_secret, old_secret_until) IN (0, 2));
+CREATE INDEX webhooks_old_secret ON pggit.webhooks (old_secret_until)
+    WHERE old_secret_until IS NOT NULL;
+INSERT INTO pggit.chores (chore) VALUES ('old_secrets');
 
 -----------------------------------------------------------------------------------------------
 -- What people call a webhook. An earlier pggit may have such columns.

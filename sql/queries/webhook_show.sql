@@ -2,6 +2,7 @@
 -- registry nor a lane knows it.
 SELECT w.webhook_id IS NOT NULL AS registered,
        {settings_columns:w}, w.disabled_reason, w.created_at,
+       CASE WHEN w.old_secret_until > now() THEN w.old_secret_until END AS old_secret_until,
        coalesce(h.health_status, 'unknown') AS health_status,
        h.total_deliveries, h.successful_deliveries, h.failed_deliveries,
        h.avg_response_time_ms::float8,

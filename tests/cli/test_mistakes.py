@@ -157,10 +157,17 @@ def test_a_target_that_is_not_allowed_is_one_line_and_says_what_allows_it(
 def test_a_name_that_resolves_to_what_is_not_allowed_is_registered_with_a_warning(
     database: Database,
 ) -> None:
-    done = webhookd("webhook", "add", "https://localhost:1/", dsn=database.dsn)
+    done = webhookd("webhook", "add", "https://127.1:1/", dsn=database.dsn)
     assert done.returncode == 0
-    assert "warning: localhost: the address" in done.stderr
+    assert "warning: 127.1: the address" in done.stderr
     assert "--allow-network" in done.stderr
+
+
+def test_localhost_is_refused_unless_its_network_is_allowed(database: Database) -> None:
+    for host in ("localhost", "LOCALHOST.", "api.localhost"):
+        done = webhookd("webhook", "add", f"https://{host}:1/", dsn=database.dsn)
+        assert_refused(done, "loopback", "--allow-network")
+    assert database.execute("SELECT count(*)::int FROM pggit.webhooks") == [(0,)]
     allowed = webhookd(
         "webhook",
         "add",

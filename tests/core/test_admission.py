@@ -19,7 +19,23 @@ from webhookd.core.model import WebhookSettings
 NOW = 1000.0
 RECOUNT_S = 5.0
 PLAIN = WebhookSettings(
-    1, "https://example.com/", True, None, None, 5.0, 3, 0.0, 3, 10, 1.0, 2.0, 64.0, 2, 30.0
+    1,
+    "https://example.com/",
+    True,
+    None,
+    None,
+    None,
+    None,
+    5.0,
+    3,
+    0.0,
+    3,
+    10,
+    1.0,
+    2.0,
+    64.0,
+    2,
+    30.0,
 )
 
 instants = st.sampled_from([None, None, None, NOW - 1.0, NOW, NOW + 1.0, NOW + 8.0])

@@ -80,7 +80,7 @@ def test_limits_have_the_same_order_in_rows_defaults_and_settings() -> None:
 @given(st.lists(st.booleans(), min_size=10, max_size=10))
 def test_a_default_fills_what_the_row_leaves_null(given_: list[bool]) -> None:
     limits = [None if left else 3 for left in given_]
-    settings = rows.settings_of((1, None, None, None, None, *limits), STANDARD)
+    settings = rows.settings_of((1, *[None] * 6, *limits), STANDARD)
     assert (settings.url, settings.enabled, settings.headers) == ("", False, None)
     own = settings[-len(limits) :]
     expected = [

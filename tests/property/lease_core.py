@@ -31,7 +31,23 @@ class Core:
         self._settles = settles
         self._settles_lane = settles_lane
         self._settings = WebhookSettings(
-            1, "", True, None, None, 5.0, fleet.cap, 0.0, 1, 10, 1.0, 2.0, 1.0, 1_000_000, 1.0
+            1,
+            "",
+            True,
+            None,
+            None,
+            None,
+            None,
+            5.0,
+            fleet.cap,
+            0.0,
+            1,
+            10,
+            1.0,
+            2.0,
+            1.0,
+            1_000_000,
+            1.0,
         )
         self._settlements: dict[tuple[End, int, int, int], Settlement] = {}
         self._quotas: dict[tuple[int, int], int] = {}

@@ -58,6 +58,7 @@ class Member:
             worker_id="test",
             incarnation=self.incarnation,
             metrics_address="127.0.0.1:1",
+            options={},
         )
         self.duty.register(self.connection)
         with session.open_pool(database.dsn, application_name="test/probe", size=1) as pool:
@@ -174,7 +175,11 @@ class Stage:
         incarnation = uuid4()
         listener = Listener(database.dsn, application_name="test/listen")
         self.duty = duty(
-            listener, worker_id="test", incarnation=incarnation, metrics_address="127.0.0.1:1"
+            listener,
+            worker_id="test",
+            incarnation=incarnation,
+            metrics_address="127.0.0.1:1",
+            options={},
         )
         claimer = CuedClaimer(worker_id="test", incarnation=incarnation, defaults=DEFAULTS)
         self.duty.cues = claimer.cues = self.cues

@@ -1,6 +1,7 @@
 """The request of one attempt: what a webhook's row may add, and that each header goes once."""
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -8,14 +9,22 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from standardwebhooks import Webhook
 
 from tests.support.values import settings as settings_of
 from webhookd import __version__
-from webhookd.core.signing import parse_secret, verify
+from webhookd.core.signing import parse_secret, sign, verify
 from webhookd.transport.egress import NotAllowed
-from webhookd.transport.request import build_request, header_lines, parse_headers, start_lines
+from webhookd.transport.request import (
+    build_request,
+    header_lines,
+    parse_headers,
+    start_lines,
+    unusable,
+)
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+OLD_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
 BODY = b'{"alert": 1}'
 NOW = 1_700_000_000
 FORGED = {"webhook-id": "other", "Webhook-Signature": "v1,forged", "content-type": "text/plain"}
@@ -66,6 +75,47 @@ def test_a_request_has_our_headers_and_a_signature() -> None:
         signature=signature.decode().removeprefix("webhook-signature: "),
         now=NOW,
     )
+
+
+@pytest.mark.parametrize(
+    ("ends_in_s", "signers"),
+    [
+        (0.5, [SECRET, OLD_SECRET]),
+        (86400.0, [SECRET, OLD_SECRET]),
+        (float("inf"), [SECRET, OLD_SECRET]),
+        (0.0, [SECRET]),
+        (-0.5, [SECRET]),
+    ],
+)
+def test_both_secrets_sign_before_the_old_ones_end_the_new_one_first(
+    ends_in_s: float, signers: list[str]
+) -> None:
+    now = int(time.time())  # receivers refuse other timestamps
+    settings = settings_of(
+        secret=SECRET, old_secret=OLD_SECRET, old_secret_until_at=now + ends_in_s
+    )
+    request = build_request(settings, message_id="wh_1_7", timestamp=now, body=BODY)
+    headers = dict(
+        line.split(": ", 1) for line in request.header_lines.decode().splitlines() if line
+    )
+    assert headers["webhook-signature"].split(" ") == [
+        sign(parse_secret(one), message_id="wh_1_7", timestamp=now, body=BODY) for one in signers
+    ]
+    for one in signers:
+        Webhook(one).verify(BODY, headers)
+
+
+def test_an_old_secret_signs_nothing_alone() -> None:
+    settings = settings_of(secret=None, old_secret=OLD_SECRET, old_secret_until_at=NOW + 10.0)
+    request = build_request(settings, message_id="wh_1_7", timestamp=NOW, body=BODY)
+    assert b"webhook-signature" not in request.header_lines
+
+
+def test_an_old_secret_that_cannot_sign_is_found_before_a_request_is_built() -> None:
+    settings = settings_of(secret=SECRET, old_secret="hunter2", old_secret_until_at=NOW + 10.0)
+    assert [column for column, _ in unusable(settings)] == ["secret"]
+    with pytest.raises(NotAllowed, match="secret cannot be used"):
+        build_request(settings, message_id="wh_1_7", timestamp=NOW, body=BODY)
 
 
 def test_without_a_secret_there_is_no_signature() -> None:

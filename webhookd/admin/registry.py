@@ -1,15 +1,16 @@
-"""What an operator does with the registry: add, list, show, pause, rotate a secret, remove, test.
+"""What an operator does with the registry: add, list, show, pause, remove, test.
 
 Each function takes an open connection of `admin.database` and raises `UnusableError` for what
 cannot be used as it is, `WebhookdError` for an id that no webhook has.
 """
 
 import json
+import re
 import secrets
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -31,6 +32,7 @@ from webhookd.transport.shortage import Shortage
 PAUSED_REASON = "paused by operator"
 HIDDEN_SECRET = "whsec_(hidden)"
 
+_LOCALHOST = re.compile(r"(.*\.)?localhost\.?")  # these names are loopback anywhere (RFC 6761, 6.3)
 _SECRET_BYTES = 32
 _LOOKUP_S = 3.0
 
@@ -97,6 +99,7 @@ class Webhook:
     """One webhook. *registered* False: only deliveries or health name it, and its row's values are
     None.
 
+    *old_secret_until*: until then its old secret signs too; None: it has one at most.
     *headers*: those in its row, or why they are never sent.
     *limits*: those in force, in the order of `postgres.rows.LIMITS`.
     """
@@ -107,6 +110,7 @@ class Webhook:
     enabled: bool | None
     disabled_reason: str | None
     secret: str | None = field(repr=False)
+    old_secret_until: Instant | None
     headers: Mapping[str, str] | str | None
     created_at: Instant | None
     limits: Sequence[limits.LimitInForce]
@@ -139,6 +143,13 @@ def check(new: NewWebhook, config: Config) -> dict[str, Any]:
         "secret": None if new.secret is None else _checked_secret(new.secret),
         "headers": _checked_headers(new.headers) if new.headers else None,
     }
+
+
+def check_form(new: NewWebhook, config: Config) -> None:
+    """Raise `UnusableError` for what `check` refuses whatever the options are that decide about
+    targets. Needs no database.
+    """
+    check(new, replace(config, allow_http=True, allow_network=("0.0.0.0/0", "::/0")))
 
 
 def add(connection: Connection, new: NewWebhook, config: Config) -> int:
@@ -204,6 +215,7 @@ def show(
         enabled=row["enabled"],
         disabled_reason=row["disabled_reason"],
         secret=HIDDEN_SECRET if secret and not reveal_secret else secret,
+        old_secret_until=row["old_secret_until"],
         headers=_headers_in(row["headers"]),
         created_at=row["created_at"],
         limits=limits.limits_of(row, config),
@@ -225,15 +237,6 @@ def set_enabled(connection: Connection, webhook_ids: Sequence[int], *, enabled: 
     )
     found = {row["webhook_id"] for row in rows}
     return Change(sorted(found), [one for one in webhook_ids if one not in found])
-
-
-def rotate_secret(connection: Connection, webhook_id: int) -> str:
-    """Give a webhook a new signing secret and return it: later attempts are signed with it."""
-    secret = new_secret()
-    row = database.fetch_one(connection, "webhook_set_secret", webhook_id=webhook_id, secret=secret)
-    if row is None:
-        raise _no_such(webhook_id)
-    return secret
 
 
 def remove(connection: Connection, webhook_id: int, *, force: bool = False) -> int:
@@ -298,9 +301,19 @@ def _target(url: str, egress: Egress) -> Target:
         target = egress.target(url)
         if is_address(target.host):
             egress.check_address(target.host)
+        elif _LOCALHOST.fullmatch(target.host) and not _allows(egress, "::1"):
+            egress.check_address("127.0.0.1")
     except NotAllowed as error:
         raise UnusableError(f"URL cannot be delivered to: {error}") from error
     return target
+
+
+def _allows(egress: Egress, address: str) -> bool:
+    try:
+        egress.check_address(address)
+    except NotAllowed:
+        return False
+    return True
 
 
 def _insert(connection: Connection, webhook_id: int, row: Mapping[str, Any]) -> bool:

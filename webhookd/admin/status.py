@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from webhookd.admin import database
+from webhookd.admin import database, fleet
 from webhookd.admin.database import Connection
 from webhookd.metrics.counts import DURATION_BUCKETS_S
 
@@ -125,7 +125,9 @@ class LastHour:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """*errors_1h*: deliveries that failed, with no retry left, in the last hour."""
+    """*errors_1h*: deliveries that failed, with no retry left, in the last hour. *disagreement*:
+    how the options of the living workers differ, in one line.
+    """
 
     baselines: Sequence[Baseline]
     queue: Queue
@@ -136,6 +138,7 @@ class Report:
     circuits: Sequence[OpenCircuit]
     unregistered: Sequence[Unregistered]
     workers: Sequence[Worker]
+    disagreement: str | None
 
     @property
     def critical(self) -> bool:
@@ -164,6 +167,7 @@ def read(connection: Connection) -> Report:
         circuits=[OpenCircuit(**row) for row in circuits],
         unregistered=[Unregistered(**row) for row in unregistered],
         workers=workers,
+        disagreement=fleet.disagreement(fleet.read(connection)),
     )
 
 

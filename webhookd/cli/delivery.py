@@ -114,16 +114,17 @@ def show(ctx: click.Context, /, delivery_id: int, as_json: bool, **_: object) ->
 def explain(ctx: click.Context, /, delivery_id: int, as_json: bool, **_: object) -> None:
     """Say why a delivery has not been sent yet, what to run, and what happened so far.
 
-    What holds it longest comes first. A limit that the webhook leaves open is read from this
-    command's configuration: give it the one that the workers have.
+    What holds it longest comes first. A limit that the webhook leaves open is the one of the
+    running workers; without any, of this command's configuration.
     """
-    from webhookd.admin import database, deliveries
+    from webhookd.admin import database, deliveries, fleet
     from webhookd.admin.doctor.commands import commands_for
 
     settings = load_settings(ctx)
     commands = commands_for(settings, database.dsn_of(settings.config))
     with database.connect(settings.config) as connection:
-        found = deliveries.explain(connection, delivery_id, settings.config, commands)
+        config = fleet.options_in_force(connection, settings).config
+        found = deliveries.explain(connection, delivery_id, config, commands)
     if isinstance(found, deliveries.Absence):
         _print_absence(found, as_json=as_json)
         missing = "it is not committed yet, was rolled back, or has been deleted"
@@ -226,7 +227,7 @@ def retry(
     **_: object,
 ) -> None:
     """Send deliveries again: those given by id (in any status), or all that failed."""
-    from webhookd.admin import database, deliveries
+    from webhookd.admin import database, deliveries, fleet
     from webhookd.admin.doctor.commands import commands_for
     from webhookd.admin.reason import counted
 
@@ -243,7 +244,8 @@ def retry(
             done = deliveries.retry(connection, delivery_ids)
         click.echo(f"{counted(done.count, 'delivery', 'deliveries')} will be sent again")
         commands = commands_for(settings, database.dsn_of(settings.config))
-        for wait in deliveries.waits(connection, done.samples, settings.config, commands):
+        config = fleet.options_in_force(connection, settings).config
+        for wait in deliveries.waits(connection, done.samples, config, commands):
             click.echo(f"delivery {wait.delivery_id} waits. {wait.text}")
             click.echo(f"    {wait.run}")
     if done.missing:

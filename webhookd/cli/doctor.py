@@ -31,8 +31,8 @@ _OPTIONS = (
 def doctor(ctx: click.Context, /, as_json: bool, **_: object) -> None:
     """Check everything that can be wrong, and print what fixes it. Exit 1 if anything is wrong.
 
-    It only reads. Give it the options that the service has: they decide what may be delivered,
-    which ports are needed and for how long rows are kept.
+    It only reads. What may be delivered is judged by the options of the running workers. Give it
+    the service's other options: they decide which ports are needed and for how long rows are kept.
     """
     from webhookd.admin.doctor import diagnose
     from webhookd.cli import output

@@ -113,6 +113,8 @@ def _render(report: "Report") -> Any:
             parts.append(output.table(columns, [astuple(row) for row in rows], title=f"\n{name}"))
         elif name == "workers":
             parts.append(_NO_WORKER)
+    if report.disagreement is not None:
+        parts.append(f"\nwarning: {report.disagreement}")
     return Group(*parts)
 
 

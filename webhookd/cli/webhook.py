@@ -1,13 +1,16 @@
 """`webhookd webhook`: reads options for `webhookd.admin.registry`, and prints what it returns."""
 
 import json
+import sys
 from dataclasses import asdict
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from webhookd.cli.limits import limit_options, own_limits
 from webhookd.cli.options import connection_options, egress_options, load_settings
+from webhookd.config.kinds import Seconds
 from webhookd.errors import UnusableError, WebhookdError
 from webhookd.text import shown
 
@@ -56,9 +59,9 @@ def add(
     **options: Any,
 ) -> None:
     """Register URL. Refused if it could not be delivered to under the options in force."""
-    from webhookd.admin import database, registry
+    from webhookd.admin import database, fleet, registry
 
-    config = load_settings(ctx).config
+    settings = load_settings(ctx)
     if secret is not None and no_secret:
         raise click.UsageError("give --secret or --no-secret, not both", ctx)
     made = None if secret is not None or no_secret else registry.new_secret()
@@ -70,8 +73,9 @@ def add(
         limits=own_limits(options),
     )
     # Before the database is asked: bad input is exit 2 also where none answers.
-    registry.check(new, config)
-    with database.connect(config) as connection:
+    registry.check_form(new, settings.config)
+    with database.connect(settings.config) as connection:
+        config = fleet.options_in_force(connection, settings).config
         added = registry.add(connection, new, config)
     click.echo(f"webhook {added} registered")
     if made is not None:
@@ -148,11 +152,12 @@ def show(
     ctx: click.Context, /, webhook_id: int, reveal_secret: bool, as_json: bool, **_: object
 ) -> None:
     """Show one webhook: settings in force and where they come from, health, circuit."""
-    from webhookd.admin import database, registry
+    from webhookd.admin import database, fleet, registry
     from webhookd.cli import output
 
-    config = load_settings(ctx).config
-    with database.connect(config) as connection:
+    settings = load_settings(ctx)
+    with database.connect(settings.config) as connection:
+        config = fleet.options_in_force(connection, settings).config
         found = registry.show(connection, webhook_id, config, reveal_secret=reveal_secret)
     row = asdict(found)
     limits, health = row.pop("limits"), row.pop("health")
@@ -163,6 +168,8 @@ def show(
     del row["webhook_id"]
     if isinstance(row["headers"], dict):
         row["headers"] = json.dumps(row["headers"], ensure_ascii=False)
+    if row["old_secret_until"] is not None:
+        row["old_secret_until"] = f"{row['old_secret_until']} (both secrets sign until then)"
     lines = [(name, value, "") for name, value in {**row, **health}.items()]
     lines += [
         (one["column"], one["value"], "its own" if one["own"] else "configuration")
@@ -202,17 +209,76 @@ def _set_enabled(
         raise WebhookdError(f"no webhook has the id {', '.join(map(str, change.missing))}")
 
 
+class _Overlap(Seconds):
+    """A duration, or 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.allowed = f"0, or {self.allowed}"
+
+    def parse(self, raw: object) -> float:
+        return 0.0 if raw in ("0", "0s", 0) else super().parse(raw)
+
+
 @webhook.command("rotate-secret")
 @click.argument("webhook_id", type=int, metavar="ID")
+@click.option(
+    "--overlap",
+    "overlap_s",
+    type=_Overlap(),
+    default="24h",
+    show_default=True,
+    metavar="DURATION",
+    help="For so long the old secret signs too; 0 ends it at once.",
+)
+@click.option(
+    "--secret-stdin", is_flag=True, help="Read the new secret from stdin. Default: a new one."
+)
+@click.option("--abort", is_flag=True, help="Take the rotation under way back.")
 @connection_options
 @click.pass_context
-def rotate_secret(ctx: click.Context, /, webhook_id: int, **_: object) -> None:
-    """Give a webhook a new signing secret and print it."""
-    from webhookd.admin import database, registry
+def rotate_secret(
+    ctx: click.Context,
+    /,
+    webhook_id: int,
+    overlap_s: float,
+    secret_stdin: bool,
+    abort: bool,
+    **_: object,
+) -> None:
+    """Give a webhook a new signing secret and print it.
 
-    with database.connect(load_settings(ctx).config) as connection:
-        secret = registry.rotate_secret(connection, webhook_id)
-    click.echo(f"secret {secret}")
+    Until the overlap ends, each request carries a signature of both secrets: a receiver with either
+    of them verifies it.
+    """
+    from webhookd.admin import database, rotation
+
+    config = load_settings(ctx).config
+    if abort:
+        given = ctx.get_parameter_source("overlap_s") is not ParameterSource.DEFAULT
+        if secret_stdin or given:
+            raise click.UsageError("give --abort alone: it brings no new secret", ctx)
+        with database.connect(config) as connection:
+            rotation.abort(connection, webhook_id)
+        click.echo(f"webhook {webhook_id} signs with its old secret alone again")
+        return
+    secret = _secret_from_stdin() if secret_stdin else None
+    with database.connect(config) as connection:
+        done = rotation.rotate(connection, webhook_id, overlap_s=overlap_s, secret=secret)
+    if secret is None:
+        click.echo(f"secret {done.secret}")
+    signs = "with the new secret alone"
+    if done.old_secret_until is not None:
+        signs = f"with the old secret too until {done.old_secret_until}"
+    # Not on stdout, where scripts read the secret.
+    click.echo(f"webhookd: webhook {webhook_id} signs {signs}", err=True)
+
+
+def _secret_from_stdin() -> str:
+    """Return the line on stdin; a person at a terminal is asked for it, and it is not shown."""
+    if sys.stdin.isatty():
+        return str(click.prompt("new secret", hide_input=True, err=True)).strip()
+    return sys.stdin.readline().strip()
 
 
 @webhook.command()
@@ -239,10 +305,11 @@ def test(ctx: click.Context, /, webhook_id: int, **_: object) -> None:
     """Send one signed test request from this host, bypassing the queue, and print the answer. Exit
     1 unless it is 2xx.
     """
-    from webhookd.admin import database, registry
+    from webhookd.admin import database, fleet, registry
 
-    config = load_settings(ctx).config
-    with database.connect(config) as connection:
+    settings = load_settings(ctx)
+    with database.connect(settings.config) as connection:
+        config = fleet.options_in_force(connection, settings).config
         answer = registry.send_test(connection, webhook_id, config)
     status = answer.error or f"HTTP {answer.http_status}"
     click.echo(f"{status} after {answer.elapsed_s * 1000:.0f} ms")

@@ -51,13 +51,17 @@ class WebhookDefaults(NamedTuple):
 class WebhookSettings(NamedTuple):
     """The settings of one webhook: its registry row, with `WebhookDefaults` in place of NULL.
 
-    *headers* is the row's JSON, not yet read: `webhookd.transport.request` judges it.
+    While a secret is rotated, *old_secret* signs as well in requests of before
+    *old_secret_until_at* (epoch seconds by the database's clock); else both are None. *headers* is
+    the row's JSON, not yet read: `webhookd.transport.request` judges it.
     """
 
     webhook_id: int
     url: str
     enabled: bool
     secret: str | None
+    old_secret: str | None
+    old_secret_until_at: float | None
     headers: str | None
     timeout_s: float
     max_in_flight: int

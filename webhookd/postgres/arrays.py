@@ -4,7 +4,12 @@ They are cheaper to send than lists, and a batch of any size is the same prepare
 """
 
 from collections.abc import Iterable
-from functools import lru_cache
+from sys import getsizeof
+
+from webhookd.cache import ByteCache
+
+# Statuses, and the details that most attempts share.
+_quoted_texts: ByteCache[str, str] = ByteCache(1 << 20)
 
 
 def number_array(values: Iterable[float | int | None]) -> str:
@@ -23,7 +28,10 @@ def text_array(values: Iterable[str | None]) -> str:
     return "{" + ",".join(["NULL" if value is None else _quoted(value) for value in values]) + "}"
 
 
-@lru_cache(maxsize=1024)  # statuses, and the details that most attempts share
 def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    quoted = _quoted_texts.get(text)
+    if quoted is None:
+        escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+        quoted = f'"{escaped}"'
+        _quoted_texts.put(text, quoted, getsizeof(text) + getsizeof(quoted))
+    return quoted

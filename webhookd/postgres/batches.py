@@ -7,9 +7,10 @@ the function named beside the table fills its parameters.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from sys import getsizeof
 from typing import Any
 
+from webhookd.cache import ByteCache
 from webhookd.core.answer import CircuitVote
 from webhookd.core.lane import Admission, Lane
 from webhookd.core.lifecycle import Settlement
@@ -17,6 +18,9 @@ from webhookd.core.model import Attempted, Result
 from webhookd.postgres.arrays import flag_array, number_array, text_array
 
 Settled = tuple[Result, Settlement]
+
+# event_details by what they are made of; most attempts have the same.
+_made_details: ByteCache[tuple[Any, ...], str] = ByteCache(1 << 20)
 
 # Column -> parameter and type.
 _ADMISSIONS = {  # admission_parameters
@@ -182,12 +186,17 @@ def _details(result: Result, settlement: Settlement) -> str | None:
     attempt, excerpt = None, ""
     if isinstance(result.outcome, Attempted):
         attempt, excerpt = result.delivery.attempts + 1, result.outcome.answer.excerpt
-    return _event_details(settlement.reason, attempt, excerpt, settlement.delay_s)
+    key = settlement.reason, attempt, excerpt, settlement.delay_s
+    details = _made_details.get(key)
+    if details is None:
+        details = _event_details(*key)
+        size = getsizeof(key) + getsizeof(settlement.reason) + getsizeof(excerpt)
+        _made_details.put(key, details, size + getsizeof(details))
+    return details
 
 
-@lru_cache(maxsize=1024)
 def _event_details(reason: str, attempt: int | None, excerpt: str, delay_s: float | None) -> str:
-    """Return event_details as JSON; most attempts have the same."""
+    """Return event_details as JSON."""
     details: dict[str, Any] = {"reason": _storable(reason)}
     if attempt is not None:
         details["attempt"] = attempt

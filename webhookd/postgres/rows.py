@@ -65,9 +65,20 @@ LIMITS = {
     "circuit_failure_threshold": Limit("circuit_threshold", "circuit_threshold"),
     "circuit_open_seconds": Limit("circuit_open_s", "circuit_open"),
 }
-_SETTINGS = ("@url", "@enabled", "@secret", "@headers::text", *(f"@{name}" for name in LIMITS))
-# The same as an INSERT names them.
-_WEBHOOK = [text.removeprefix("@").removesuffix("::text") for text in _SETTINGS]
+# What an INSERT gives, in the order of the fields of `WebhookSettings`.
+_WEBHOOK = ("url", "enabled", "secret", "headers", *LIMITS)
+_SETTINGS = (
+    "@url",
+    "@enabled",
+    "@secret",
+    # An old secret that has ended is not read, even before it is erased.
+    "CASE WHEN @old_secret_until > now() THEN @old_secret END AS old_secret",
+    "CASE WHEN @old_secret_until > now() THEN extract(epoch FROM @old_secret_until)::float8 END"
+    " AS old_secret_until_at",
+    "@headers::text",
+    *(f"@{name}" for name in LIMITS),
+)
+_LIMITS_FROM = 1 + len(_SETTINGS) - len(LIMITS)  # with webhook_id in front
 _COUNTS = ("@retry_count", "@max_retries", "@attempts", "@leases_lost")
 _DELIVERY = {  # name -> expression of the queue's columns
     "webhook_id": "@webhook_id",
@@ -135,28 +146,34 @@ def defaults_of(config: Config) -> WebhookDefaults:
     return WebhookDefaults(*(getattr(config, limit.option) for limit in LIMITS.values()))
 
 
-@lru_cache(maxsize=4096)
 def settings_of(row: tuple[Any, ...], defaults: WebhookDefaults) -> WebhookSettings:
     """Return the settings in *row* (webhook_id, {settings_columns}), with *defaults* for NULL.
 
-    Of a webhook that is not registered all but webhook_id is NULL.
+    Of a webhook that is not registered all but webhook_id is NULL. No cache keeps settings: they
+    hold secrets, and to make them takes no longer than to look for a whole row.
     """
-    webhook_id, url, enabled, secret, headers, *numbers = row
-    limits: list[Any] = [
-        default if number is None else number
-        for number, default in zip(numbers, defaults, strict=True)
-    ]
+    webhook_id, url, enabled, secret, old_secret, old_secret_until_at, headers = row[:_LIMITS_FROM]
     return WebhookSettings(
         webhook_id,
         url or "",
         bool(enabled),
         secret,
+        old_secret,
+        old_secret_until_at,
         headers,
-        *clamp_limits(WebhookDefaults(*limits)),
+        *_limits_in(row[_LIMITS_FROM:], defaults),
     )
 
 
 @lru_cache(maxsize=1024)  # most webhooks have the same limits
+def _limits_in(numbers: tuple[Any, ...], defaults: WebhookDefaults) -> WebhookDefaults:
+    limits: list[Any] = [
+        default if number is None else number
+        for number, default in zip(numbers, defaults, strict=True)
+    ]
+    return clamp_limits(WebhookDefaults(*limits))
+
+
 def clamp_limits(limits: WebhookDefaults) -> WebhookDefaults:
     """Return the limits within bounds.
 

@@ -3,8 +3,10 @@
 import socket
 import time
 from functools import lru_cache
+from sys import getsizeof
 from typing import NamedTuple
 
+from webhookd.cache import ByteCache
 from webhookd.core.answer import Answer, AnswerKind, ShortageKind
 from webhookd.transport.connection import (
     Connection,
@@ -67,7 +69,7 @@ class Transport:
         # The pools used last. One that falls out of the cache closes its connections, see `Pool`.
         self._pool = lru_cache(maxsize=origins)(self._make_pool)
         # Thousands of webhooks have a URL each, and often few receivers.
-        self._route = lru_cache(maxsize=4096)(self._make_route)
+        self._routes: ByteCache[str, _Route] = ByteCache(8 << 20)
 
     def post(self, url: str, request: Request, *, timeout_s: float) -> Answer:
         """POST *request* to *url* and return the answer.
@@ -109,6 +111,14 @@ class Transport:
     def close(self) -> None:
         """Close the idle connections; those in an exchange are closed when it ends."""
         self._pool.cache_clear()
+
+    def _route(self, url: str) -> _Route:
+        route = self._routes.get(url)
+        if route is None:
+            route = self._make_route(url)
+            parts = (url, route, route.start, route.origin, *route.origin)
+            self._routes.put(url, route, sum(map(getsizeof, parts)))
+        return route
 
     def _make_route(self, url: str) -> _Route:
         target = self._egress.target(url)

@@ -5,12 +5,14 @@ the registration of webhooks and the doctor all use it, so they cannot disagree.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator
-from functools import lru_cache
+from sys import getsizeof
 from typing import NamedTuple
 
 from webhookd import __version__
+from webhookd.cache import ByteCache
 from webhookd.core.model import WebhookSettings
 from webhookd.core.signing import parse_secret, sign
 from webhookd.transport.egress import NotAllowed
@@ -43,6 +45,9 @@ _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _UNSAFE_IN_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 _SHOWN = 60  # characters of a header's name in a message
 
+# A webhook's are the same for each of its deliveries. By the JSON of its row.
+_made_lines: ByteCache[str | None, bytes] = ByteCache(8 << 20)
+
 
 class Request(NamedTuple):
     """A request without what depends on its URL. *header_lines* are complete lines in wire form."""
@@ -65,24 +70,27 @@ def start_lines(path: str, authority: str) -> bytes:
 def build_request(
     settings: WebhookSettings, *, message_id: str, timestamp: int, body: bytes
 ) -> Request:
-    """Return the request for one attempt, signed if the webhook has a secret.
+    """Return the request for one attempt, signed if the webhook has a secret; with the old one
+    besides, after the new one, if *timestamp* is before the old one's end.
 
     *timestamp* is in Unix seconds, *message_id* ASCII without a dot. Raise `NotAllowed` for headers
     or a secret that cannot be used: an unsigned request would be worse than none, since the
     receiver relies on the signature.
     """
-    fixed, secret = header_lines(settings.headers), settings.secret
+    fixed = header_lines(settings.headers)
     lines = f"webhook-id: {message_id}\r\nwebhook-timestamp: {timestamp}\r\n"
-    if secret is not None:
-        try:
+    signatures: list[str] = []
+    try:
+        for secret in _secrets(settings, at=timestamp):
             key = parse_secret(secret)
-        except ValueError as reason:
-            raise NotAllowed(
-                f"the webhook's secret cannot be used ({reason}): `webhookd webhook "
-                "rotate-secret` writes a new one"
-            ) from None
-        signature = sign(key, message_id=message_id, timestamp=timestamp, body=body)
-        lines += f"webhook-signature: {signature}\r\n"
+            signatures.append(sign(key, message_id=message_id, timestamp=timestamp, body=body))
+    except ValueError as reason:
+        raise NotAllowed(
+            f"the webhook's secret cannot be used ({reason}): `webhookd webhook "
+            "rotate-secret` writes a new one"
+        ) from None
+    if signatures:
+        lines += f"webhook-signature: {' '.join(signatures)}\r\n"
     return Request(fixed + lines.encode("ascii"), body)
 
 
@@ -95,18 +103,35 @@ def unusable(settings: WebhookSettings) -> Iterator[tuple[str, str]]:
     except NotAllowed as reason:
         yield "headers", str(reason)
     try:
-        if settings.secret is not None:
-            parse_secret(settings.secret)
+        for secret in _secrets(settings, at=-math.inf):
+            parse_secret(secret)
     except ValueError as reason:
         yield "secret", str(reason)
 
 
-@lru_cache(maxsize=4096)  # a webhook's are the same for each of its deliveries
+def _secrets(settings: WebhookSettings, *, at: float) -> tuple[str, ...]:
+    """Return the secrets that sign a request of that instant (epoch seconds), the newest first."""
+    secret, old, old_until_at = settings.secret, settings.old_secret, settings.old_secret_until_at
+    if secret is None:
+        return ()
+    if old is None or old_until_at is None or at >= old_until_at:
+        return (secret,)
+    return (secret, old)
+
+
 def header_lines(text: str | None) -> bytes:
     """Return content-type, user-agent and the headers in a row's JSON *text* in wire form (UTF-8).
 
     Raise `NotAllowed` as `parse_headers` does.
     """
+    lines = _made_lines.get(text)
+    if lines is None:
+        lines = _make_lines(text)
+        _made_lines.put(text, lines, getsizeof(text) + getsizeof(lines))
+    return lines
+
+
+def _make_lines(text: str | None) -> bytes:
     own = parse_headers(text)
     replaced = {name.lower() for name in own}
     ours = {name: value for name, value in _DEFAULTS.items() if name not in replaced}

@@ -16,6 +16,7 @@ from types import FrameType
 import psycopg
 
 from webhookd import logs
+from webhookd.config.delivery import delivery_options
 from webhookd.config.load import Config
 from webhookd.core.model import WebhookDefaults
 from webhookd.errors import UnusableError
@@ -43,6 +44,7 @@ from webhookd.worker.chores.giver_up import GiverUp
 from webhookd.worker.chores.pruner import Pruner
 from webhookd.worker.chores.reaper import Reaper
 from webhookd.worker.chores.runner import ChoreRunner
+from webhookd.worker.chores.secrets import OldSecrets, UnusedEntries
 from webhookd.worker.chores.sweeper import Sweeper
 from webhookd.worker.chores.targets import TargetsReader
 from webhookd.worker.circuits import LocalCircuits
@@ -173,6 +175,7 @@ class _Worker:
             worker_id=lifeline.name,
             incarnation=lifeline.incarnation,
             metrics_address=address_of(lifeline.metrics_socket),
+            options=delivery_options(config),
         )
         return Dispatcher(
             self._pool,
@@ -190,6 +193,8 @@ class _Worker:
             self._reaper,
             FinishedCounts(),
             Sweeper(self._wakeup),
+            OldSecrets(),
+            UnusedEntries(),
             self._activity,
             DepthReader(self._metrics),
             self.targets,

@@ -8,8 +8,11 @@ down and looks every few milliseconds itself. Without room it hands the duty ove
 When to do what is decided in core/schedule.py. Here are the statements.
 """
 
+import json
 import os
 import socket
+from collections.abc import Mapping
+from typing import Any
 from uuid import UUID
 
 from webhookd import __version__
@@ -21,13 +24,19 @@ CALL_ALL = "all"
 
 class NotifyDuty:
     """This incarnation's listener and its row in pggit.workers, and how the duty is taken and given
-    away. Used by the dispatcher's thread only.
+    away. Used by the dispatcher's thread only. The row holds *options*, by which commands judge.
 
     Methods block for one short transaction and raise `psycopg.Error`.
     """
 
     def __init__(
-        self, listener: Listener, *, worker_id: str, incarnation: UUID, metrics_address: str
+        self,
+        listener: Listener,
+        *,
+        worker_id: str,
+        incarnation: UUID,
+        metrics_address: str,
+        options: Mapping[str, Any],
     ) -> None:
         self.listener = listener
         self._parameters = {
@@ -37,6 +46,7 @@ class NotifyDuty:
             "pid": os.getpid(),
             "version": __version__,
             "metrics_address": metrics_address,
+            "options": json.dumps(options),
         }
         self.wake_number = 0
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import psycopg
 from psycopg import errors
 
-from webhookd.admin import database
+from webhookd.admin import database, fleet
 from webhookd.admin.doctor import queue, schema, server, workers
 from webhookd.admin.doctor.commands import commands_for
 from webhookd.admin.doctor.findings import Finding, Severity, error, note, ok, warning
@@ -43,6 +43,7 @@ OF_THE_SCHEMA: Mapping[str, Check] = {
     "indexes": schema.indexes,
     "vacuum": schema.vacuum,
     "workers": workers.workers,
+    "options": workers.options,
     "connections": server.connections,
     "endpoints": workers.endpoints,
     "ports": workers.ports,
@@ -71,11 +72,21 @@ def diagnose(settings: LoadedConfig) -> Iterator[Finding]:
     dsn = database.dsn_of(settings.config)
     try:
         with open_installation(dsn, settings.config, commands_for(settings, dsn)) as installation:
-            yield from examine(installation)
+            yield from examine(_as_the_fleet(installation, settings))
     except UnusableError:
         raise
     except WebhookdError as failure:
         yield replace(error(str(failure)), name="server")
+
+
+def _as_the_fleet(installation: Installation, settings: LoadedConfig) -> Installation:
+    """Return *installation* with the options by which the running workers deliver."""
+    try:
+        in_force = fleet.judged_by(installation.rows("fleet_options"), settings)
+    except psycopg.Error:
+        return installation  # no schema, an older one, or no right to read it: the checks say so
+    commands = commands_for(in_force, installation.dsn)
+    return replace(installation, config=in_force.config, commands=commands)
 
 
 def examine(installation: Installation) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from webhookd.config.delivery import RUNNING_WORKERS
 from webhookd.config.load import COMMAND_LINE, LoadedConfig, flag_of
 
 _SECRETS = ("password", "sslpassword", "oauth_client_secret")
@@ -60,12 +61,16 @@ def commands_for(settings: LoadedConfig, dsn: str) -> Commands:
 
 
 def _service_options(settings: LoadedConfig) -> str:
-    """Return the options of the command line but for those that name databases, as the shell reads
-    them.
+    """Return the options of the command line but for those that name databases, and those that the
+    running workers have, as the shell reads them.
     """
     words: list[str] = []
     for name, source in settings.sources.items():
-        if source == COMMAND_LINE and name not in ("dsn", "embedded", "listen_dsn"):
+        if source in (COMMAND_LINE, RUNNING_WORKERS) and name not in (
+            "dsn",
+            "embedded",
+            "listen_dsn",
+        ):
             value = getattr(settings.config, name)
             for one in value if isinstance(value, tuple) else (value,):
                 words.append(

@@ -253,8 +253,8 @@ def retention(installation: Installation) -> Iterator[Finding]:
 
 
 def targets(installation: Installation) -> Iterator[Finding]:
-    """Whether every webhook's URL may be delivered to. The doctor's own options count: give it
-    those of the service.
+    """Whether every webhook's URL may be delivered to under the options of the running workers;
+    those that the doctor is given win.
     """
     config = installation.config
     egress = Egress(
@@ -279,7 +279,7 @@ def targets(installation: Installation) -> Iterator[Finding]:
         yield warning(
             f"{_some(ids, len(ids))} cannot be delivered to under the options in force here: "
             f"{reason}"
-            + ("; if the service has that option, give it to doctor too" if allowed else ""),
+            + ("; while no worker runs, give doctor the options of the service" if allowed else ""),
             installation.commands.webhookd(
                 f"doctor {allowed}" if allowed else f"webhook pause {ids[0]}"
             ),

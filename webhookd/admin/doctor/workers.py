@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from webhookd import __version__
+from webhookd.admin import fleet
 from webhookd.admin.doctor.findings import Finding, error, note, ok, warning
 from webhookd.admin.doctor.installation import Installation
 from webhookd.admin.doctor.queue import OVERDUE_S
@@ -75,6 +76,16 @@ def _namesakes(installation: Installation, live: list[dict[str, Any]]) -> Iterat
             f"{' and '.join(where)} both call a worker {name}: their metrics and log lines "
             "cannot be told apart; name each host",
             installation.commands.start(f"--node {where[0]}"),
+        )
+
+
+def options(installation: Installation) -> Iterator[Finding]:
+    """Whether all workers deliver by the same options."""
+    differ = fleet.disagreement(installation.rows("fleet_options"))
+    if differ is not None:
+        yield warning(
+            f"{differ}; give every host the same options, then reload the service there",
+            "systemctl reload webhookd",
         )
 
 
