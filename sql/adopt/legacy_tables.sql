@@ -29,7 +29,14 @@ DECLARE
         "circuit_open_seconds": {"type": "double precision",
             "check": "circuit_open_seconds > 0 AND circuit_open_seconds < 'Infinity'"},
         "created_at":   {"type": "timestamp with time zone", "null": "now()", "default": "now()",
-                         "required": true}},
+                         "required": true},
+        "name":         {"type": "text"},
+        "uid":          {"type": "text"},
+        "tenant":       {"type": "text", "null": "'default'", "default": "'default'",
+                         "required": true},
+        "labels":       {"type": "jsonb"},
+        "max_retries": "ours", "retry_factor": "ours", "old_secret": "ours",
+        "old_secret_until": "ours"},
      "alert_delivery_queue": {
         "delivery_id":  {"type": "bigint", "required": true},
         "alert_id":     {"type": "bigint"},
@@ -48,7 +55,7 @@ DECLARE
         "delivered_at": {"type": "timestamp with time zone"},
         "first_attempted_at": "ours", "attempts": "ours", "routed": "ours", "lease_token": "ours",
         "lease_until": "ours", "leased_by": "ours", "leases_lost": "ours", "status": "ours",
-        "ended_at": "ours"},
+        "ended_at": "ours", "body_bytes": "ours"},
      "alert_delivery_log": {
         "log_id":       {"type": "bigint", "required": true},
         "delivery_id":  {"type": "bigint"},
@@ -78,7 +85,9 @@ DECLARE
         "last_failure_at": {"type": "timestamp with time zone"},
         "response_time_sum_ms": "ours", "circuit_state": "ours", "circuit_epoch": "ours",
         "circuit_until": "ours", "hold_until": "ours", "tokens": "ours", "tokens_at": "ours",
-        "in_flight": "ours", "runnable_at": "ours", "blocked_by": "ours"}}
+        "in_flight": "ours", "runnable_at": "ours", "blocked_by": "ours",
+        "failing_since": "ours", "blocked_reason": "ours", "exchange_seconds": "ours",
+        "slow": "ours"}}
     $json$;
     -- The types that can become each of our types without an unnoticed loss (a number out of range
     -- is an error).

@@ -87,9 +87,9 @@ ALTER TABLE pggit.installation ADD COLUMN max_body_bytes bigint NOT NULL DEFAULT
 ALTER TABLE pggit.alert_delivery_queue ADD COLUMN body_bytes bigint;
 
 -- Every delivery gets its id from this sequence, in the trigger: an id that a producer chose could
--- be another producer's next one, or one that receivers have seen. The column has no default, or
--- each insert would take two numbers. It goes on after the highest id in use; ids beyond 2^62, which
--- nothing but a mistake reaches, are not followed.
+-- be another producer's next one, or one that receivers have seen. The default is for sessions whose
+-- triggers are off; in others it would take a second number. The sequence goes on after the highest
+-- id in use; ids beyond 2^62, which nothing but a mistake reaches, are not followed.
 DO $$
 DECLARE
     highest bigint;
@@ -104,6 +104,9 @@ BEGIN
     ALTER TABLE pggit.alert_delivery_queue
         ALTER COLUMN delivery_id DROP IDENTITY IF EXISTS, ALTER COLUMN delivery_id DROP DEFAULT;
     CREATE SEQUENCE pggit.delivery_ids OWNED BY pggit.alert_delivery_queue.delivery_id;
+    ALTER TABLE pggit.alert_delivery_queue ALTER COLUMN delivery_id SET DEFAULT
+        CASE WHEN current_setting('session_replication_role') = 'replica'
+             THEN nextval('pggit.delivery_ids') END;
     IF highest > 0 THEN
         PERFORM setval('pggit.delivery_ids', highest);
     END IF;

@@ -18,6 +18,7 @@ COLUMNS = {
         "status": "text",
         "retry_count": "integer",
         "max_retries": "integer",
+        "body_bytes": "bigint",
         "next_retry_at": "timestamp with time zone",
         "worker_id": "text",
         "created_at": "timestamp with time zone",
@@ -60,6 +61,12 @@ COLUMNS = {
         "retry_max_seconds": "double precision",
         "circuit_failure_threshold": "integer",
         "circuit_open_seconds": "double precision",
+        "old_secret": "text",
+        "old_secret_until": "timestamp with time zone",
+        "name": "text",
+        "uid": "text",
+        "tenant": "text",
+        "labels": "jsonb",
     },
 }
 VIEWS = {
@@ -114,7 +121,14 @@ def test_an_insert_needs_no_more_than_webhook_id_and_body(database: Database) ->
         "created_at <= now()"
         " FROM pggit.alert_delivery_queue"
     )
-    assert (status, same, retries, most, due, created) == ("pending", "pending", 0, 3, True, True)
+    assert (status, same, retries, most, due, created) == (
+        "pending",
+        "pending",
+        0,
+        None,
+        True,
+        True,
+    )
 
 
 def test_a_registration_needs_no_more_than_id_and_url_and_leaves_the_rest_to_the_configuration(
@@ -129,6 +143,7 @@ def test_a_registration_needs_no_more_than_id_and_url_and_leaves_the_rest_to_the
         "webhook_id": 7,
         "url": "https://receiver.example/",
         "enabled": True,
+        "tenant": "default",
     }
     assert lane(database, 7)["health_status"] == "unknown"
 
@@ -146,12 +161,17 @@ def test_nulls_and_a_status_that_no_producer_can_mean_are_read_as_the_defaults(
     assert len(worker.take_all()) == 2
 
 
-def test_an_unknown_status_is_refused(database: Database) -> None:
+def test_an_unknown_status_is_refused_of_who_may_write_it(database: Database) -> None:
+    unknown = (
+        "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, delivery_status) "
+        "VALUES (1, '{}', 'sent')"
+    )
     with pytest.raises(psycopg.errors.CheckViolation):
-        database.execute(
-            "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, delivery_status) "
-            "VALUES (1, '{}', 'sent')"
-        )
+        database.import_rows(unknown)
+    database.execute(unknown)  # a producer's status is ignored
+    assert database.execute("SELECT delivery_status FROM pggit.alert_delivery_queue") == [
+        ("pending",)
+    ]
 
 
 NONSENSE = [

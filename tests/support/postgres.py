@@ -52,11 +52,17 @@ class Database:
         """
         return psycopg.connect(self.dsn, autocommit=autocommit, **options)
 
-    def execute(self, statement: str, params: Any = None) -> list[tuple[Any, ...]]:
+    def import_rows(self, statement: str, params: Any = None) -> None:
+        """Run an INSERT into the queue whose engine columns are kept, such as finished rows."""
+        self.execute(statement, params, options="-c webhookd.import=on")
+
+    def execute(
+        self, statement: str, params: Any = None, *, options: str = ""
+    ) -> list[tuple[Any, ...]]:
         """Run one statement, or several without parameters, by itself and return the last one's
-        rows.
+        rows. *options*: of the session, as libpq takes them.
         """
-        with self.connect() as connection:
+        with self.connect(options=options) as connection:
             cursor = connection.execute(statement.encode(), params)
             while cursor.nextset():
                 pass

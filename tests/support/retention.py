@@ -49,6 +49,7 @@ def finished(
         " FROM generate_series(1, %(count)s), LATERAL (SELECT now() - %(days)s * interval '1 "
         "day' AS at) t RETURNING delivery_id",
         {"status": status, "count": count, "days": days},
+        options="-c webhookd.import=on",
     )
     return [row[0] for row in rows]
 

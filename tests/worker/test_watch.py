@@ -300,7 +300,7 @@ def test_other_statements_that_make_rows_claimable_notify_too(
         "INSERT INTO pggit.webhooks (webhook_id, url, enabled) VALUES (1, "
         "'https://example.com/', false)"
     )
-    database.execute(
+    database.import_rows(
         "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, delivery_status, "
         "next_retry_at)"
         " VALUES (1, '{}', 'failed', now()), (1, '{}', 'retrying', now() + interval '1 hour')"

@@ -30,6 +30,9 @@ from webhookd.transport.resolver import LookupFailed, Resolver
 PAUSED_REASON = "paused by operator"
 HIDDEN_SECRET = "whsec_(hidden)"
 
+HIGHEST_ID = 2**53  # the greatest that JSON readers with floats keep exact; a CHECK says so, too
+_HIGHEST_FOLLOWED = 2**52
+_IDS_SKIPPED = 100_000  # at most, since deliveries name them; a second
 _SECRET_BYTES = 32
 _LOOKUP_S = 3.0
 
@@ -152,7 +155,9 @@ def add(connection: Connection, new: NewWebhook, config: Config) -> int:
             f"--id {new.webhook_id} is taken: `webhookd webhook show {new.webhook_id}` shows by "
             "whom"
         )
-    database.fetch(connection, "webhook_advance_identity", webhook_id=webhook_id)
+    database.fetch(
+        connection, "webhook_advance_identity", webhook_id=webhook_id, highest=_HIGHEST_FOLLOWED
+    )
     return webhook_id
 
 
@@ -305,7 +310,7 @@ def _insert(connection: Connection, webhook_id: int, row: Mapping[str, Any]) -> 
 
 def _insert_with_next_id(connection: Connection, row: Mapping[str, Any]) -> int:
     while True:
-        following = database.fetch_one(connection, "webhook_next_id")
+        following = database.fetch_one(connection, "webhook_next_id", skipped=_IDS_SKIPPED)
         assert following is not None
         # Another session may take the same id between the two statements; then the insert finds it
         # taken, and the next round asks again.

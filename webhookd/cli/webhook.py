@@ -24,7 +24,7 @@ def webhook() -> None:
 @click.option(
     "--id",
     "webhook_id",
-    type=click.IntRange(1, 2**63 - 1),
+    type=click.IntRange(1, 2**53),
     metavar="N",
     help="Its id. Default: the next free id.",
 )
