@@ -3,6 +3,7 @@
 -- locked when its lane was read, or its INSERT was open while its webhook was registered). At most
 -- one probe of the queue for a registered webhook, and none for others: a million ids that nobody
 -- registered cost nothing. LIMIT keeps the probes; a semi-join could read all that waits.
+-- Held lanes (`blocked_reason`) have no timer on purpose.
 -- The rows in quarantine, which are few, are read one by one: a parked lane keeps none of them
 -- waiting, only a missing one does.
 SELECT w.webhook_id
@@ -11,7 +12,7 @@ SELECT w.webhook_id
  CROSS JOIN LATERAL (SELECT FROM pggit.alert_delivery_queue q
                       WHERE q.webhook_id = w.webhook_id AND {routed:q}
                       LIMIT 1) waiting
- WHERE h.webhook_id IS NULL OR (w.enabled AND h.runnable_at IS NULL)
+ WHERE h.webhook_id IS NULL OR (w.enabled AND h.runnable_at IS NULL AND h.blocked_reason IS NULL)
  UNION ALL
 SELECT w.webhook_id
   FROM pggit.webhooks w

@@ -30,8 +30,7 @@ from webhookd.transport.resolver import LookupFailed, Resolver
 PAUSED_REASON = "paused by operator"
 HIDDEN_SECRET = "whsec_(hidden)"
 
-HIGHEST_ID = 2**53  # the greatest that JSON readers with floats keep exact; a CHECK says so, too
-_HIGHEST_FOLLOWED = 2**52
+_HIGHEST_FOLLOWED = 2**52  # of the ids given by hand; the sequence has as many left
 _IDS_SKIPPED = 100_000  # at most, since deliveries name them; a second
 _SECRET_BYTES = 32
 _LOOKUP_S = 3.0

@@ -26,6 +26,7 @@ WORKER_SILENT_AFTER_S = 20.0
 WORKER_DEAD_AFTER_S = 60.0
 
 # What `disabled_reason` says of a webhook whose receiver answered 410.
+MAX_WEBHOOK_ID = 2**53  # a JSON reader with floats keeps it exact; a CHECK of the registry says so
 GONE_REASON = "410 Gone"
 
 

@@ -181,9 +181,7 @@ class ResultWriter:
             if settlement.disables_webhook
         ]
         if gone:
-            cursor.execute(
-                self._disable, {"webhook_ids": number_array(gone), "reason": GONE_REASON}
-            )
+            self._disable_gone(cursor, gone)
         runnable = [lane.runnable_at - now for lane in after if lane.runnable_at is not None]
         return RecordOutcome(
             accepted=[result for result, _ in accepted],
@@ -193,6 +191,14 @@ class ResultWriter:
             ],
             next_look_s=min(runnable, default=math.inf),
         )
+
+    def _disable_gone(self, cursor: psycopg.Cursor[TupleRow], webhook_ids: Sequence[int]) -> None:
+        # A row that is older than a CHECK which it breaks cannot be changed. The results stand all
+        # the same: its webhook stays enabled, and `webhookd doctor` names it.
+        with suppress(psycopg.errors.CheckViolation), cursor.connection.transaction():
+            cursor.execute(
+                self._disable, {"webhook_ids": number_array(webhook_ids), "reason": GONE_REASON}
+            )
 
     def _held(
         self, cursor: psycopg.Cursor[TupleRow], results: Sequence[Result]

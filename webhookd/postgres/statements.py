@@ -12,7 +12,13 @@ from importlib.resources import files
 
 from webhookd.core.lane import BlockedBy
 from webhookd.core.lifecycle import QUARANTINE_AFTER
-from webhookd.core.model import GONE_REASON, WORKER_DEAD_AFTER_S, WORKER_SILENT_AFTER_S, Status
+from webhookd.core.model import (
+    GONE_REASON,
+    MAX_WEBHOOK_ID,
+    WORKER_DEAD_AFTER_S,
+    WORKER_SILENT_AFTER_S,
+    Status,
+)
 from webhookd.postgres import batches, rows
 
 
@@ -39,6 +45,7 @@ FRAGMENTS = (
             f" WHEN NOT @enabled THEN '{BlockedBy.PAUSED}' END"
         ),
         "queue_causes": f"ARRAY[{_texts(['due', 'scheduled', *BlockedBy])}]",
+        "possible_id": f"@webhook_id BETWEEN 1 AND {MAX_WEBHOOK_ID}",
         "gone_reason": f"'{GONE_REASON}'",
         "silent_after": f"interval '{WORKER_SILENT_AFTER_S:g} seconds'",
         "dead_after": f"interval '{WORKER_DEAD_AFTER_S:g} seconds'",
