@@ -12,7 +12,6 @@ from webhookd.postgres import session, statements
 from webhookd.postgres.arrays import number_array
 from webhookd.postgres.rows import lane_of
 
-
 PARKED_AT_ONCE = 10_000  # rows; some 50 ms
 
 

@@ -50,7 +50,7 @@ def test_deliveries_for_a_webhook_that_answered_410(patient: Database) -> None:
 
 def test_deliveries_for_an_id_that_cannot_be_registered(patient: Database) -> None:
     insert(patient, 0)
-    assert_found_and_fixed(patient, "waiting", "webhook 0", "below 1")
+    assert_found_and_fixed(patient, "waiting", "webhook 0", "only ids from 1")
 
 
 def test_circuits_that_are_open(patient: Database) -> None:
