@@ -271,7 +271,7 @@ INSERT INTO pggit.watch DEFAULT VALUES;
 
 -----------------------------------------------------------------------------------------------
 -- What PUBLIC may execute: wake() alone, which the triggers call and which does what every role may
--- do, a NOTIFY (docs/operations.md, "Rights"). Roles that can use the rest of it so far, since
+-- do, a NOTIFY (docs/rights.md). Roles that can use the rest of it so far, since
 -- they may read or write what it works on, go on.
 
 DO $$
