@@ -48,7 +48,7 @@ ALTER TABLE pggit.webhooks
     ADD COLUMN IF NOT EXISTS uid text,
     ADD COLUMN IF NOT EXISTS tenant text NOT NULL DEFAULT 'default',
     ADD COLUMN IF NOT EXISTS labels jsonb;
-CREATE UNIQUE INDEX webhooks_uid ON pggit.webhooks (tenant, uid);
+ALTER TABLE pggit.webhooks ADD CONSTRAINT uid_is_unique_in_its_tenant UNIQUE (tenant, uid);
 
 -- What cannot be meant is refused where it is written. NOT VALID: rows that exist stay as they are,
 -- and are checked when they are next changed. The name of a constraint is what people read.
@@ -160,9 +160,10 @@ END $$;
 -- looks for new rows never meet it. The registration makes its lane runnable, and the sweep finds
 -- rows that were inserted while it committed.
 --
--- A definer's function, since a producer may neither read the registry nor use the sequence.
+-- A definer's function, since a producer may neither read the registry nor use the sequence. STABLE
+-- saves each row a snapshot: the registry is read as the INSERT sees it.
 CREATE OR REPLACE FUNCTION pggit.fill_in_defaults() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF NEW.delivery_status = 'pending' AND NEW.retry_count = 0 AND NEW.attempts = 0
        AND NEW.leases_lost = 0 AND NOT NEW.routed

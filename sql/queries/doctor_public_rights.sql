@@ -19,5 +19,7 @@ SELECT 'every role may execute ' || p.oid::regprocedure || ' with the rights of 
        format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', p.oid::regprocedure)
   FROM pg_proc p
  WHERE p.pronamespace = 'pggit'::regnamespace AND p.prosecdef
+   -- An older schema grants it; the migration takes it away.
+   AND EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = p.pronamespace AND c.relname = 'watch')
    AND EXISTS (SELECT FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
                 WHERE a.grantee = 0 AND a.privilege_type = 'EXECUTE')

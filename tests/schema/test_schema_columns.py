@@ -252,7 +252,7 @@ def test_a_uid_is_unique_in_its_tenant(database: Database) -> None:
     add = "INSERT INTO pggit.webhooks (url, uid, tenant) VALUES ('https://a.example/', %s, %s)"
     for uid, tenant in (("a", "acme"), ("a", "globex"), (None, "acme"), (None, "acme")):
         database.execute(add, [uid, tenant])
-    with pytest.raises(psycopg.errors.UniqueViolation):
+    with pytest.raises(psycopg.errors.UniqueViolation, match="uid_is_unique_in_its_tenant"):
         database.execute(add, ["a", "acme"])
 
 

@@ -52,17 +52,18 @@ class Database:
         """
         return psycopg.connect(self.dsn, autocommit=autocommit, **options)
 
-    def import_rows(self, statement: str, params: Any = None) -> None:
+    def import_rows(self, statement: str, params: Any = None) -> list[tuple[Any, ...]]:
         """Run an INSERT into the queue whose engine columns are kept, such as finished rows."""
-        self.execute(statement, params, options="-c webhookd.import=on")
+        return self._execute(statement, params, options="-c webhookd.import=on")
 
-    def execute(
-        self, statement: str, params: Any = None, *, options: str = ""
-    ) -> list[tuple[Any, ...]]:
+    def execute(self, statement: str, params: Any = None) -> list[tuple[Any, ...]]:
         """Run one statement, or several without parameters, by itself and return the last one's
-        rows. *options*: of the session, as libpq takes them.
+        rows.
         """
-        with self.connect(options=options) as connection:
+        return self._execute(statement, params)
+
+    def _execute(self, statement: str, params: Any, **options: str) -> list[tuple[Any, ...]]:
+        with self.connect(**options) as connection:
             cursor = connection.execute(statement.encode(), params)
             while cursor.nextset():
                 pass
