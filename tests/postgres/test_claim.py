@@ -87,11 +87,9 @@ def test_a_claim_takes_no_more_than_its_limit(database: Database, worker: Engine
     assert len(worker.take_all()) == 120 - 78
 
 
-SECRET = format_secret(b"k" * 32)
-
-
 def test_a_claim_carries_all_that_a_sender_needs(database: Database, worker: Engine) -> None:
-    register(database, 1, secret=SECRET, timeout_seconds=2.5, headers='{"x-team": "billing"}')
+    secret = format_secret(b"k" * 32)
+    register(database, 1, secret=secret, timeout_seconds=2.5, headers='{"x-team": "billing"}')
     [delivery_id] = insert(database, 1)
     [claimed] = worker.take()
     assert claimed.delivery_id == delivery_id
@@ -103,7 +101,7 @@ def test_a_claim_carries_all_that_a_sender_needs(database: Database, worker: Eng
         claimed.leases_lost,
         claimed.age_s,
     ) == (0, 3, 0, 0, 0.0)
-    assert claimed.settings.secret == SECRET
+    assert claimed.settings.secret == secret
     assert claimed.settings.headers == '{"x-team": "billing"}'
     assert claimed.settings.timeout_s == 2.5
     assert claimed.settings.circuit_threshold == ROOMY.circuit_threshold
@@ -365,7 +363,6 @@ def test_the_rate_over_two_claimers_holds_exactly(
 def test_webhooks_that_were_numbered_from_zero_or_below_go_on(
     database: Database, worker: Engine
 ) -> None:
-    """New ones are refused; these were registered before the CHECK."""
     drop_checks(database)
     register(database, 0, -3, -(2**62))
     inserted = [insert(database, webhook_id)[0] for webhook_id in (0, -3, -(2**62))]

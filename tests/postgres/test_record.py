@@ -25,6 +25,7 @@ from tests.support.engine import (
     not_allowed,
     recorded_ids,
     register,
+    statuses,
     timed_out,
 )
 from tests.support.postgres import Database

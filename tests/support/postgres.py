@@ -62,7 +62,7 @@ class Database:
         """
         return self._execute(statement, params)
 
-    def _execute(self, statement: str, params: Any, **options: str) -> list[tuple[Any, ...]]:
+    def _execute(self, statement: str, params: Any, **options: Any) -> list[tuple[Any, ...]]:
         with self.connect(**options) as connection:
             cursor = connection.execute(statement.encode(), params)
             while cursor.nextset():
