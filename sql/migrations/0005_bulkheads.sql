@@ -66,18 +66,16 @@ ALTER TABLE pggit.webhooks
              ELSE old_secret IS NULL END) NOT VALID,
     ADD CONSTRAINT headers_are_at_most_16_kib CHECK (octet_length(headers::text) <= 16384)
         NOT VALID,
-    ADD CONSTRAINT headers_are_at_most_64_names CHECK (
-        jsonb_array_length(jsonb_path_query_array(headers, 'strict $.keyvalue()', '{}', true)) <= 64)
-        NOT VALID,
+    ADD CONSTRAINT headers_are_at_most_64_names CHECK (jsonb_array_length(
+        jsonb_path_query_array(headers, 'strict $.keyvalue()', '{}', true)) <= 64) NOT VALID,
     ADD CONSTRAINT name_is_at_most_200_characters CHECK (char_length(name) <= 200) NOT VALID,
     ADD CONSTRAINT uid_is_at_most_255_characters CHECK (char_length(uid) <= 255) NOT VALID,
     ADD CONSTRAINT tenant_is_1_to_100_characters CHECK (char_length(tenant) BETWEEN 1 AND 100)
         NOT VALID,
     ADD CONSTRAINT labels_are_an_object CHECK (jsonb_typeof(labels) = 'object') NOT VALID,
     ADD CONSTRAINT labels_are_at_most_4_kib CHECK (octet_length(labels::text) <= 4096) NOT VALID,
-    ADD CONSTRAINT labels_are_at_most_64_names CHECK (
-        jsonb_array_length(jsonb_path_query_array(labels, 'strict $.keyvalue()', '{}', true)) <= 64)
-        NOT VALID;
+    ADD CONSTRAINT labels_are_at_most_64_names CHECK (jsonb_array_length(
+        jsonb_path_query_array(labels, 'strict $.keyvalue()', '{}', true)) <= 64) NOT VALID;
 
 -----------------------------------------------------------------------------------------------
 -- What producers may write, and how large. body_bytes: bytes of message_body as text; NULL: not
@@ -87,15 +85,16 @@ ALTER TABLE pggit.installation ADD COLUMN max_body_bytes bigint NOT NULL DEFAULT
 ALTER TABLE pggit.alert_delivery_queue ADD COLUMN body_bytes bigint;
 
 -- Every delivery gets its id from this sequence, in the trigger: an id that a producer chose could
--- be another producer's next one, or one that receivers have seen. The default is for sessions whose
--- triggers are off; in others it would take a second number. The sequence goes on after the highest
--- id in use; ids beyond 2^62, which nothing but a mistake reaches, are not followed.
+-- be another producer's next one, or one that receivers have seen. The default is for sessions
+-- whose triggers are off; in others it would take a second number. The sequence goes on after the
+-- highest id in use; ids beyond 2^62, which nothing but a mistake reaches, are not followed.
 DO $$
 DECLARE
     highest bigint;
 BEGIN
     SELECT max(known) INTO highest
-      FROM (SELECT max(delivery_id) FROM pggit.alert_delivery_queue WHERE delivery_id < 1::bigint << 62
+      FROM (SELECT max(delivery_id) FROM pggit.alert_delivery_queue
+             WHERE delivery_id < 1::bigint << 62
              UNION ALL
             SELECT pg_sequence_last_value(
                 pg_get_serial_sequence('pggit.alert_delivery_queue', 'delivery_id')::regclass)
@@ -147,7 +146,7 @@ BEGIN
     RAISE EXCEPTION USING ERRCODE = 'check_violation', CONSTRAINT = 'body_is_at_most_max_body',
         SCHEMA = 'pggit', TABLE = 'alert_delivery_queue', COLUMN = 'message_body',
         MESSAGE = format('message_body is more than %s bytes as text, the --max-body of webhookd: '
-                         'send a reference to the data, or run the workers with a larger --max-body',
+                         'send a reference to the data, or give workers a larger --max-body',
                          most);
 END $$;
 

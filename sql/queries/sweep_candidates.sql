@@ -1,8 +1,8 @@
 -- Lanes whose state may be wrong: of a registered webhook and without a row of their own; with
 -- leases counted; or parked although rows wait that no timer brings up (a trigger was off, a row
 -- was locked when its lane was read, or its INSERT was open while its webhook was registered). At
--- most one probe of the queue for a registered webhook, and none for others: a million ids that nobody
--- registered cost nothing. LIMIT keeps the probes; a semi-join could read all that waits.
+-- most one probe of the queue for a registered webhook, and none for others: a million ids that
+-- nobody registered cost nothing. LIMIT keeps the probes; a semi-join could read all that waits.
 -- Held lanes (`blocked_reason`) have no timer on purpose.
 -- The rows in quarantine, which are few, are read one by one: a parked lane keeps none of them
 -- waiting, only a missing one does.
