@@ -201,6 +201,10 @@ def reset(connection: Connection, variant: Variant) -> None:
     for trigger in (*OURS, PLAIN):
         verb = "ENABLE" if trigger in variant.triggers else "DISABLE"
         connection.execute(f"ALTER TABLE {QUEUE} {verb} TRIGGER {trigger}".encode())
+    # What is left of the column's default without the trigger that numbers the rows.
+    numbered = "fill_in_defaults" in variant.triggers
+    default = "DROP DEFAULT" if numbered else "SET DEFAULT nextval('pggit.delivery_ids')"
+    connection.execute(f"ALTER TABLE {QUEUE} ALTER delivery_id {default}".encode())
     connection.execute(f"TRUNCATE {QUEUE}, pggit.alert_delivery_log".encode())
 
 

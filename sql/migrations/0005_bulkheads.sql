@@ -18,21 +18,6 @@ CREATE INDEX queue_retrying ON pggit.alert_delivery_queue (created_at)
     WHERE delivery_status = 'retrying';
 INSERT INTO pggit.chores (chore) VALUES ('disable'), ('give_up');
 
-CREATE OR REPLACE FUNCTION pggit.fill_in_defaults() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    IF (NEW.delivery_status = 'pending' AND NEW.next_retry_at IS NOT NULL
-        AND NEW.retry_count IS NOT NULL AND NEW.created_at IS NOT NULL AND NOT NEW.routed) THEN
-        RETURN NEW;
-    END IF;
-    NEW.delivery_status := CASE WHEN NEW.delivery_status IS NULL OR NEW.delivery_status = 'sending'
-                                THEN 'pending' ELSE NEW.delivery_status END;
-    NEW.next_retry_at := coalesce(NEW.next_retry_at, now());
-    NEW.retry_count := coalesce(NEW.retry_count, 0);
-    NEW.created_at := coalesce(NEW.created_at, now());
-    NEW.routed := false;
-    RETURN NEW;
-END $$;
-
 -- What an operator changes starts the time anew for which a webhook may fail (--disable-after).
 CREATE OR REPLACE FUNCTION pggit.reset_circuit() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -96,6 +81,34 @@ ALTER TABLE pggit.webhooks
     ADD COLUMN IF NOT EXISTS uid text,
     ADD COLUMN IF NOT EXISTS tenant text NOT NULL DEFAULT 'default',
     ADD COLUMN IF NOT EXISTS labels jsonb;
+ALTER TABLE pggit.webhooks ADD CONSTRAINT uid_is_unique_in_its_tenant UNIQUE (tenant, uid);
+
+-- What cannot be meant is refused where it is written. NOT VALID: rows that exist stay as they are,
+-- and are checked when they are next changed. The name of a constraint is what people read.
+ALTER TABLE pggit.webhooks
+    ADD CONSTRAINT webhook_id_is_from_1_to_2_pow_53
+        CHECK (webhook_id BETWEEN 1 AND 9007199254740992) NOT VALID,
+    ADD CONSTRAINT url_is_at_most_8_kib CHECK (octet_length(url) <= 8192) NOT VALID,
+    ADD CONSTRAINT secret_is_whsec_and_base64_of_24_to_64_bytes CHECK (
+        CASE WHEN secret ~ '^whsec_([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}[A-Za-z0-9+/=]=)?$'
+             THEN octet_length(decode(substr(secret, 7), 'base64')) BETWEEN 24 AND 64
+             ELSE secret IS NULL END) NOT VALID,
+    ADD CONSTRAINT old_secret_is_whsec_and_base64_of_24_to_64_bytes CHECK (
+        CASE WHEN old_secret ~ '^whsec_([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}[A-Za-z0-9+/=]=)?$'
+             THEN octet_length(decode(substr(old_secret, 7), 'base64')) BETWEEN 24 AND 64
+             ELSE old_secret IS NULL END) NOT VALID,
+    ADD CONSTRAINT headers_are_at_most_16_kib CHECK (octet_length(headers::text) <= 16384)
+        NOT VALID,
+    ADD CONSTRAINT headers_are_at_most_64_names CHECK (jsonb_array_length(
+        jsonb_path_query_array(headers, 'strict $.keyvalue()', '{}', true)) <= 64) NOT VALID,
+    ADD CONSTRAINT name_is_at_most_200_characters CHECK (char_length(name) <= 200) NOT VALID,
+    ADD CONSTRAINT uid_is_at_most_255_characters CHECK (char_length(uid) <= 255) NOT VALID,
+    ADD CONSTRAINT tenant_is_1_to_100_characters CHECK (char_length(tenant) BETWEEN 1 AND 100)
+        NOT VALID,
+    ADD CONSTRAINT labels_are_an_object CHECK (jsonb_typeof(labels) = 'object') NOT VALID,
+    ADD CONSTRAINT labels_are_at_most_4_kib CHECK (octet_length(labels::text) <= 4096) NOT VALID,
+    ADD CONSTRAINT labels_are_at_most_64_names CHECK (jsonb_array_length(
+        jsonb_path_query_array(labels, 'strict $.keyvalue()', '{}', true)) <= 64) NOT VALID;
 
 -----------------------------------------------------------------------------------------------
 -- What producers may write, and how large. body_bytes: bytes of message_body as text; NULL: not
@@ -104,21 +117,254 @@ ALTER TABLE pggit.webhooks
 ALTER TABLE pggit.installation ADD COLUMN max_body_bytes bigint NOT NULL DEFAULT 1048576;
 ALTER TABLE pggit.alert_delivery_queue ADD COLUMN body_bytes bigint;
 
+-- Every delivery gets its id from this sequence, in the trigger: an id that a producer chose could
+-- be another producer's next one, or one that receivers have seen. The default is for sessions
+-- whose triggers are off; in others it would take a second number. The sequence goes on after the
+-- highest id in use; ids beyond 2^62, which nothing but a mistake reaches, are not followed.
+DO $$
+DECLARE
+    highest bigint;
+BEGIN
+    SELECT max(known) INTO highest
+      FROM (SELECT max(delivery_id) FROM pggit.alert_delivery_queue
+             WHERE delivery_id < 1::bigint << 62
+             UNION ALL
+            SELECT pg_sequence_last_value(
+                pg_get_serial_sequence('pggit.alert_delivery_queue', 'delivery_id')::regclass)
+           ) AS ids (known)
+     WHERE known < 1::bigint << 62;
+    ALTER TABLE pggit.alert_delivery_queue
+        ALTER COLUMN delivery_id DROP IDENTITY IF EXISTS, ALTER COLUMN delivery_id DROP DEFAULT;
+    CREATE SEQUENCE pggit.delivery_ids OWNED BY pggit.alert_delivery_queue.delivery_id;
+    ALTER TABLE pggit.alert_delivery_queue ALTER COLUMN delivery_id SET DEFAULT
+        CASE WHEN current_setting('session_replication_role') = 'replica'
+             THEN nextval('pggit.delivery_ids') END;
+    IF highest > 0 THEN
+        PERFORM setval('pggit.delivery_ids', highest);
+    END IF;
+END $$;
+
+-- The bytes of a body as text; an error if they are more than --max-body. What a value takes in
+-- memory says little: it may be compressed, a character may become `\u0001`, and 1e131071 is 8
+-- bytes. So the text is only made once it cannot be many times longer than the limit.
+CREATE FUNCTION pggit.measure_body(body jsonb) RETURNS bigint
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    most   bigint := coalesce((SELECT max_body_bytes FROM pggit.installation), 1048576);
+    -- jsonb_path_query_first returns a copy that is not compressed.
+    stored bigint := pg_column_size(CASE WHEN pg_column_compression(body) IS NULL THEN body
+                                         ELSE jsonb_path_query_first(body, '$') END);
+    length bigint;
+    bytes  bigint := 0;
+BEGIN
+    -- The text of `[1, 1, ...]` is a quarter of what is stored, and no text is less.
+    IF stored <= 8 * most THEN
+        -- jsonb_path_query would take a time that grows with the square of the numbers.
+        FOR length IN
+            SELECT octet_length(n::text)
+              FROM jsonb_array_elements(jsonb_path_query_array(
+                       body, 'strict $.** ? (@.type() == "number")')) AS n
+             WHERE abs(n::numeric) >= 1e40 OR scale(n::numeric) > 40
+        LOOP
+            bytes := bytes + length;
+            EXIT WHEN bytes > most;
+        END LOOP;
+        IF bytes <= most THEN
+            bytes := octet_length(body::text);
+        END IF;
+        IF bytes <= most THEN
+            RETURN bytes;
+        END IF;
+    END IF;
+    RAISE EXCEPTION USING ERRCODE = 'check_violation', CONSTRAINT = 'body_is_at_most_max_body',
+        SCHEMA = 'pggit', TABLE = 'alert_delivery_queue', COLUMN = 'message_body',
+        MESSAGE = format('message_body is more than %s bytes as text, the --max-body of webhookd: '
+                         'send a reference to the data, or give workers a larger --max-body',
+                         most);
+END $$;
+
+-- A producer says what to send (webhook_id, message_body, alert_id), when and how often at most
+-- (next_retry_at, max_retries), and when it was made (created_at). All else is the engine's, and is
+-- ignored in an INSERT: a forged count or lease would hold up others. Who may UPDATE these columns
+-- can have them kept by `SET webhookd.import = 'on'`, to import a history.
+--
+-- A row of a webhook that is not registered counts as looked at (`routed`) from the start, so that
+-- looks for new rows never meet it. The registration makes its lane runnable, and the sweep finds
+-- rows that were inserted while it committed.
+--
+-- A definer's function, since a producer may neither read the registry nor use the sequence. STABLE
+-- saves each row a snapshot: the registry is read as the INSERT sees it.
+CREATE OR REPLACE FUNCTION pggit.fill_in_defaults() RETURNS trigger
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF NEW.delivery_status = 'pending' AND NEW.retry_count = 0 AND NEW.attempts = 0
+       AND NEW.leases_lost = 0 AND NOT NEW.routed
+       AND num_nonnulls(NEW.delivery_id, NEW.worker_id, NEW.attempted_at, NEW.delivered_at,
+                        NEW.first_attempted_at, NEW.ended_at, NEW.lease_token, NEW.lease_until,
+                        NEW.leased_by) = 0 THEN
+        NEW.delivery_id := nextval('pggit.delivery_ids');
+    ELSIF current_setting('webhookd.import', true) = 'on' AND has_column_privilege(
+            coalesce(nullif(current_setting('role'), 'none'), session_user::text)::name,
+            'pggit.alert_delivery_queue', 'delivery_status', 'UPDATE') THEN
+        IF NEW.delivery_id IS NULL THEN
+            NEW.delivery_id := nextval('pggit.delivery_ids');
+        ELSIF NEW.delivery_id < 1::bigint << 62 AND NEW.delivery_id
+              > coalesce(pg_sequence_last_value('pggit.delivery_ids'), 0) THEN
+            PERFORM setval('pggit.delivery_ids', NEW.delivery_id);
+        END IF;
+        IF NEW.delivery_status IS NULL
+           OR (NEW.delivery_status = 'sending' AND NEW.lease_until IS NULL) THEN
+            NEW.delivery_status := 'pending';  -- without a lease it would be nobody's for ever
+        END IF;
+        NEW.retry_count := coalesce(NEW.retry_count, 0);
+        NEW.attempts := coalesce(NEW.attempts, 0);
+        NEW.leases_lost := coalesce(NEW.leases_lost, 0);
+        NEW.routed := coalesce(NEW.routed, false);
+    ELSE
+        NEW.delivery_id := nextval('pggit.delivery_ids');
+        NEW.delivery_status := 'pending';
+        NEW.retry_count := 0;
+        NEW.attempts := 0;
+        NEW.leases_lost := 0;
+        NEW.routed := false;
+        NEW.worker_id := NULL;
+        NEW.attempted_at := NULL;
+        NEW.delivered_at := NULL;
+        NEW.first_attempted_at := NULL;
+        NEW.ended_at := NULL;
+        NEW.lease_token := NULL;
+        NEW.lease_until := NULL;
+        NEW.leased_by := NULL;
+    END IF;
+    IF NEW.next_retry_at IS NULL THEN
+        NEW.next_retry_at := now();
+    END IF;
+    IF NEW.created_at IS NULL THEN
+        NEW.created_at := now();
+    END IF;
+    IF NOT NEW.routed THEN
+        NEW.routed := NOT EXISTS (SELECT FROM pggit.webhooks w
+                                   WHERE w.webhook_id = NEW.webhook_id);
+    END IF;
+    -- So small a body is 50 MB of text at the worst, and with the least possible limit 64 KB.
+    IF pg_column_size(NEW.message_body) <= 4096
+       AND pg_column_compression(NEW.message_body) IS NULL THEN
+        NEW.body_bytes := octet_length(NEW.message_body::text);
+        IF NEW.body_bytes <= 65536 THEN
+            RETURN NEW;
+        END IF;
+    END IF;
+    NEW.body_bytes := pggit.measure_body(NEW.message_body);
+    RETURN NEW;
+END $$;
+
+CREATE FUNCTION pggit.measure_new_body() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    NEW.body_bytes := pggit.measure_body(NEW.message_body);
+    RETURN NEW;
+END $$;
+CREATE TRIGGER measure_new_body BEFORE UPDATE OF message_body ON pggit.alert_delivery_queue
+    FOR EACH ROW EXECUTE FUNCTION pggit.measure_new_body();
+
+-- As before, and rows of a webhook that is not registered are not new ones (see fill_in_defaults).
+-- A definer's function, since the operator who changes the row may not read the registry.
+CREATE OR REPLACE FUNCTION pggit.requeue() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    NEW.lease_token := NULL;
+    NEW.lease_until := NULL;
+    NEW.leased_by := NULL;
+    IF NEW.delivery_status = 'sending' THEN
+        NEW.delivery_status := 'pending';  -- without a lease it would be nobody's for ever
+    END IF;
+    IF NEW.delivery_status IN ('pending', 'retrying') THEN
+        NEW.routed := NOT EXISTS (SELECT FROM pggit.webhooks w
+                                   WHERE w.webhook_id = NEW.webhook_id);
+        NEW.leases_lost := 0;
+        NEW.next_retry_at := coalesce(NEW.next_retry_at, now());
+        NEW.delivered_at := NULL;
+        NEW.ended_at := NULL;
+        IF OLD.delivery_status IN ('delivered', 'failed') THEN
+            NEW.first_attempted_at := NULL;
+        END IF;
+        PERFORM pggit.wake();
+    ELSIF NEW.delivery_status <> OLD.delivery_status THEN
+        NEW.ended_at := now();
+    END IF;
+    RETURN NEW;
+END $$;
+
+-----------------------------------------------------------------------------------------------
+-- The lock under which the duty to be notified changes hands: this row, FOR UPDATE. An advisory
+-- lock could be taken, and kept, by every role that may connect.
+
+CREATE TABLE pggit.watch (only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row));
+INSERT INTO pggit.watch DEFAULT VALUES;
+
+-----------------------------------------------------------------------------------------------
+-- What PUBLIC may execute: wake() alone, which the triggers call and which does what every role may
+-- do, a NOTIFY (docs/rights.md). Roles that can use the rest of it so far, since
+-- they may read or write what it works on, go on.
+
+DO $$
+DECLARE
+    rule   record;
+    grantee text;
+BEGIN
+    FOR rule IN
+        SELECT f.signature, f.relation::regclass AS relation, f.privilege
+          FROM (VALUES
+            ('pggit.get_ready_deliveries(integer)', 'pggit.alert_delivery_queue', 'UPDATE'),
+            ('pggit.count_pending_by_status()', 'pggit.alert_delivery_queue', 'SELECT'),
+            ('pggit.get_webhook_decrypted(bigint)', 'pggit.webhooks', 'SELECT'),
+            ('pggit.update_webhook_health(bigint, integer, integer, text)',
+             'pggit.webhook_health_metrics', 'UPDATE')) AS f (signature, relation, privilege)
+    LOOP
+        EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', rule.signature);
+        FOR grantee IN
+            SELECT DISTINCT CASE WHEN a.grantee = 0 THEN 'PUBLIC'
+                                 ELSE quote_ident(pg_get_userbyid(a.grantee)) END
+              FROM pg_class c
+             CROSS JOIN LATERAL (
+                SELECT unnest(c.relacl)
+                 UNION ALL
+                SELECT unnest(t.attacl) FROM pg_attribute t WHERE t.attrelid = c.oid) AS l (acl)
+             CROSS JOIN LATERAL aclexplode(ARRAY[l.acl]) AS a
+             WHERE c.oid = rule.relation AND a.privilege_type = rule.privilege
+               AND a.grantee <> c.relowner
+        LOOP
+            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', rule.signature, grantee);
+        END LOOP;
+    END LOOP;
+END $$;
+REVOKE EXECUTE ON FUNCTION pggit.measure_body(jsonb), pggit.fill_in_defaults(),
+    pggit.measure_new_body(), pggit.requeue(), pggit.reset_circuit(), pggit.wake_after_insert()
+    FROM PUBLIC;
+
+-- A role of their own that workers connect as may use what is new as it may use the queue.
+DO $$
+DECLARE
+    worker text;
+BEGIN
+    FOR worker IN
+        SELECT DISTINCT CASE WHEN a.grantee = 0 THEN 'PUBLIC'
+                             ELSE quote_ident(pg_get_userbyid(a.grantee)) END
+          FROM pg_class c
+         CROSS JOIN LATERAL aclexplode(c.relacl) AS a
+         WHERE c.oid = 'pggit.webhook_health_metrics'::regclass
+           AND a.privilege_type = 'INSERT' AND a.grantee <> c.relowner
+    LOOP
+        EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON pggit.watch TO %s', worker);
+        EXECUTE format('GRANT UPDATE (max_body_bytes) ON pggit.installation TO %s', worker);
+    END LOOP;
+END $$;
+
 -----------------------------------------------------------------------------------------------
 -- Poison: bodies that are huge as text, or that cannot be read at all.
 
 -- One worker of the fleet at a time tries rows in quarantine: not before last_run_at.
 INSERT INTO pggit.chores (chore) VALUES ('measure_bodies'), ('quarantine');
-
--- A body that changes has to be measured again.
-CREATE FUNCTION pggit.forget_body_bytes() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    NEW.body_bytes := NULL;
-    RETURN NEW;
-END $$;
-CREATE TRIGGER forget_body_bytes BEFORE UPDATE OF message_body ON pggit.alert_delivery_queue
-    FOR EACH ROW WHEN (NEW.body_bytes IS NOT DISTINCT FROM OLD.body_bytes)
-    EXECUTE FUNCTION pggit.forget_body_bytes();
 
 -- Measure the bodies of those rows that wait, one at a time, for a tenth of a second: then the rest
 -- is for another call. A claim takes only rows whose body_bytes it knows, so no claim reads a body
@@ -213,11 +459,12 @@ END $$;
 -- Retries, for senders other than webhookd. Last, because it reads columns of other sections.
 
 -- Whoever asks sends by itself, so it gets a number: the row's, the webhook's, or that of the
--- newest worker's options. The last number is the default of --max-retries.
+-- newest worker's options. The last number is the default of --max-retries. A definer's function:
+-- who could call it so far need not be able to read the registry and the workers.
 CREATE OR REPLACE FUNCTION pggit.get_ready_deliveries(p_limit integer DEFAULT 10)
 RETURNS TABLE (delivery_id bigint, alert_id bigint, webhook_id bigint, message_body jsonb,
                retry_count integer, max_retries integer)
-LANGUAGE sql VOLATILE AS $$
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT q.delivery_id, q.alert_id, q.webhook_id, q.message_body, q.retry_count,
            coalesce(q.max_retries,
                     (SELECT w.max_retries FROM pggit.webhooks w

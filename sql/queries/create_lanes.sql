@@ -5,4 +5,6 @@ SELECT missing.webhook_id, now()
   FROM unnest(%(webhook_ids)s::bigint[]) AS missing (webhook_id)
  WHERE NOT EXISTS (SELECT FROM pggit.webhook_health_metrics h
                     WHERE h.webhook_id = missing.webhook_id)
+   AND (NOT %(registered_only)s
+        OR EXISTS (SELECT FROM pggit.webhooks w WHERE w.webhook_id = missing.webhook_id))
 ON CONFLICT (webhook_id) DO NOTHING

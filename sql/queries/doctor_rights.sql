@@ -38,3 +38,10 @@ SELECT role, 'SELECT and UPDATE on pggit.wake_flag',
  WHERE c.relnamespace = 'pggit'::regnamespace AND c.relname = 'wake_flag'
    AND NOT (has_sequence_privilege(role, c.oid, 'SELECT')
             AND has_sequence_privilege(role, c.oid, 'UPDATE'))
+ UNION ALL
+SELECT role, 'UPDATE (max_body_bytes) on pggit.installation',
+       format('GRANT UPDATE (max_body_bytes) ON pggit.installation TO %%I', role)
+  FROM worker, pg_class c
+  JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'max_body_bytes'
+ WHERE c.relnamespace = 'pggit'::regnamespace AND c.relname = 'installation'
+   AND NOT has_column_privilege(role, a.attrelid, a.attnum, 'UPDATE')

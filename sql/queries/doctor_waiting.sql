@@ -32,7 +32,7 @@ WITH RECURSIVE new (webhook_id, oldest, routed) AS (
      GROUP BY webhook_id
 ), judged AS (
     SELECT l.webhook_id, l.oldest,
-           CASE WHEN w.webhook_id IS NULL AND l.webhook_id < 1 THEN 'impossible'
+           CASE WHEN w.webhook_id IS NULL AND NOT {possible_id:l} THEN 'impossible'
                 WHEN NOT w.enabled AND w.disabled_reason = {gone_reason} THEN 'gone'
                 WHEN {barred:w} IS NOT NULL THEN {barred:w}
                 -- Workers know of a row, but of no time at which to look at it.

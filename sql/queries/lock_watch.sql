@@ -1,3 +1,7 @@
--- The flag, and who holds the duty to be notified, change under this lock, one change at a time.
--- The number is webhookd's own ("webh" in ASCII).
-SELECT pg_advisory_xact_lock(2003132008)
+-- The flag, and who holds the duty to be notified, change under this lock, one change at a time: a
+-- row that only workers may lock. Where somebody removed it, it is made again; then the INSERT is
+-- what others wait for.
+WITH missing AS (
+    INSERT INTO pggit.watch DEFAULT VALUES ON CONFLICT DO NOTHING
+)
+SELECT FROM pggit.watch FOR UPDATE

@@ -68,7 +68,7 @@ def test_a_worker_whose_memory_passes_the_limit_finishes_what_it_has_and_is_repl
             noticed.wait(20)
             peer.send(OK)
 
-    options = ("--worker-max-rss", "128M", "--timeout", "30")
+    options = ("--worker-max-rss", "128M", "--timeout", "30", "--max-body", "100M")
     with (
         Receiver(answer_once_noticed) as receiver,
         Daemon(database.dsn, *options, workers=1) as daemon,
@@ -114,7 +114,7 @@ def test_large_bodies_are_claimed_by_their_bytes_even_where_they_are_stored_comp
 ) -> None:
     with (
         HeadsOnly(answer_after(0.3)) as receiver,
-        Daemon(database.dsn, "--timeout", "30", workers=1) as daemon,
+        Daemon(database.dsn, "--timeout", "30", "--max-body", "10M", workers=1) as daemon,
     ):
         register(database, receiver)
         wait_until_ready(database, workers=1)

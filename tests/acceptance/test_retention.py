@@ -28,7 +28,7 @@ def value(database: Database, statement: str) -> int:
 def test_rows_are_removed_while_workers_deliver_and_are_killed(database: Database) -> None:
     with Receiver(answer_ok) as receiver:
         register(database, receiver, count=1, first=1)
-        database.execute(FINISHED, [40_000])
+        database.import_rows(FINISHED, [40_000])
         kept = (
             "--keep-delivered",
             str(6 * SECONDS),

@@ -6,7 +6,16 @@ import time
 
 import pytest
 
-from tests.support.engine import Engine, answered, insert, let_pass, register, timed_out, unseen
+from tests.support.engine import (
+    Engine,
+    answered,
+    drop_checks,
+    insert,
+    let_pass,
+    register,
+    timed_out,
+    unseen,
+)
 from tests.support.explained import explained, left_s, names, only, set_lane
 from tests.support.postgres import Database
 from webhookd.admin import facts
@@ -203,6 +212,7 @@ def test_a_name_whose_address_is_not_allowed_says_that_a_retry_alone_is_no_help(
 def test_headers_or_a_secret_that_cannot_be_sent_say_that_a_retry_alone_is_no_help(
     database: Database, enlisted: Engine, column: str, value: str, words: str, command: str
 ) -> None:
+    drop_checks(database)
     register(database, 1, **{column: value})
     [delivery_id] = insert(database, 1)
     database.execute("UPDATE pggit.alert_delivery_queue SET max_retries = 0")

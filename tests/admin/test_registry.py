@@ -7,7 +7,7 @@ import pytest
 from standardwebhooks import Webhook as Verifier
 
 from tests.support.daemon import answer_ok, headers_of
-from tests.support.engine import insert, register
+from tests.support.engine import drop_checks, insert, register
 from tests.support.postgres import Database
 from tests.support.receivers import Receiver, answering
 from webhookd.admin import database as admin_database
@@ -15,6 +15,8 @@ from webhookd.admin import registry
 from webhookd.admin.limits import KINDS, LimitInForce
 from webhookd.admin.registry import NewWebhook
 from webhookd.config.load import DEFAULTS, Config
+from webhookd.core.model import MAX_WEBHOOK_ID
+from webhookd.core.signing import format_secret
 from webhookd.errors import UnusableError, WebhookdError
 from webhookd.postgres.rows import LIMITS
 
@@ -73,13 +75,44 @@ def test_ids_are_given_in_turn_and_one_that_anything_names_is_never_given_again(
     assert [add(), add(7), add()] == [1, 7, 8]
     with pytest.raises(UnusableError, match="--id 7 is taken"):
         add(7)
-    insert(database, 20)
-    assert add() == 21
+    insert(database, 9)
+    insert(database, 2**63 - 2)
+    assert add() == 10
     # The table's own sequence follows, so that a plain INSERT without an id still works.
     [(drawn,)] = database.execute(
         f"INSERT INTO pggit.webhooks (url) VALUES ('{TARGET}') RETURNING webhook_id"
     )
-    assert drawn > 21
+    assert drawn == 11
+
+
+def test_deliveries_keep_nobody_from_registering(
+    database: Database, connection: admin_database.Connection, config: Config
+) -> None:
+    """However many ids they name, and wherever an id was given by hand."""
+    assert registry.add(connection, NewWebhook(TARGET, MAX_WEBHOOK_ID), config) == MAX_WEBHOOK_ID
+    database.execute(
+        "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body)"
+        " SELECT n, '{}' FROM generate_series(1, 3000) n"
+    )
+    assert registry.add(connection, NewWebhook(TARGET), config) == 3001
+    database.execute(
+        "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body)"
+        " SELECT n, '{}' FROM generate_series(3002, 110000) n"
+    )
+    assert registry.add(connection, NewWebhook(TARGET), config) == 3002 + 100_000
+
+
+def test_what_a_check_refuses_is_one_line_without_the_row(
+    database: Database, config: Config
+) -> None:
+    secret = format_secret(b"k" * 32)
+    with (
+        pytest.raises(UnusableError) as refused,
+        admin_database.connect(config) as connection,
+    ):
+        headers = {f"x-{number}": "1" for number in range(65)}
+        registry.add(connection, NewWebhook(TARGET, secret=secret, headers=headers), config)
+    assert str(refused.value) == "refused: the headers are at most 64 names"
 
 
 @pytest.mark.parametrize(
@@ -217,6 +250,7 @@ def test_a_row_that_workers_could_not_use_is_not_tested_either(
     columns: dict[str, str],
     words: str,
 ) -> None:
+    drop_checks(database)
     row = {"webhook_id": 1, "url": "https://127.0.0.1:1/", **columns}
     names, places = ", ".join(row), ", ".join(["%s"] * len(row))
     database.execute(f"INSERT INTO pggit.webhooks ({names}) VALUES ({places})", list(row.values()))

@@ -218,6 +218,8 @@ BAD: list[tuple[str, Any, str]] = [
     ("worker_max_rss", "200", "at least 128M"),
     ("worker_max_rss", "-1G", "at least 128M"),
     ("worker_max_rss", "1T", "with a unit: K, M, G"),
+    ("max_body", "0", "must be an amount of memory of at least 64K"),
+    ("max_body", "63K", "at least 64K"),
     ("worker_max_deliveries", "-1", "a whole number from 0"),
     ("node", "a/b", "A-Z a-z 0-9"),
     ("node", "a" * 65, "1 to 64"),

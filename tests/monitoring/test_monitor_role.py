@@ -76,9 +76,10 @@ def run_script(dsn: str, *options: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def monitored(database: Database) -> Database:
     """A database with one webhook and one delivery of each status, and the role."""
-    database.execute(
+    database.import_rows(
         "INSERT INTO pggit.webhooks (webhook_id, url, secret, headers)"
-        " VALUES (1, 'https://example.com/token', 'whsec_x', '{}');"
+        " VALUES (1, 'https://example.com/token', 'whsec_' || encode(repeat('x', 24)::bytea,"
+        " 'base64'), '{}');"
         "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, delivery_status)"
         " SELECT 1, '{}', unnest(ARRAY['pending', 'retrying', 'delivered', 'failed']);"
     )

@@ -77,7 +77,7 @@ def filled(embedded_server: Server) -> Iterator[Database]:
     database.execute(
         f"INSERT INTO pggit.webhooks (webhook_id, url) VALUES ({WEBHOOK}, 'https://127.0.0.1:1/')"
     )
-    database.execute(
+    database.import_rows(
         "INSERT INTO pggit.alert_delivery_queue (delivery_id, webhook_id, message_body)"
         f" VALUES ({DELIVERY}, {WEBHOOK}, '{{\"type\": \"invoice.paid\"}}'), (1, 9, '{{}}')"
     )

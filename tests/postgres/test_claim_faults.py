@@ -218,7 +218,7 @@ def test_a_row_due_at_an_infinite_time_stops_nobody(database: Database, when: st
         "INSERT INTO pggit.webhooks (webhook_id, url, enabled) VALUES (1, 'x', true), (2, 'x', "
         "false)"
     )
-    database.execute(
+    database.import_rows(
         "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, next_retry_at, "
         "first_attempted_at)"
         f" SELECT n, '1', '{when}', '{when}' FROM generate_series(1, 2) n"

@@ -236,6 +236,7 @@ def test_many_lanes_take_their_time_without_any_past(
     limits = horizon.Horizon()
     assert not alarmed(limits, 0.02, lanes=100)
     # Nor do marks stay because it takes long to find them for many webhooks.
+    register(database, *range(1, 2001))
     database.execute(
         "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body) SELECT n, '{}' FROM "
         "generate_series(1, 2000) n"

@@ -73,7 +73,7 @@ def populate(database: Database) -> None:
         " SELECT n, 'https://receiver.example/', 100000 FROM generate_series(1, %s) n",
         [WEBHOOKS],
     )
-    database.execute(
+    database.import_rows(
         "INSERT INTO pggit.alert_delivery_queue"
         " (webhook_id, message_body, delivery_status, attempts, created_at, next_retry_at, "
         "delivered_at)"

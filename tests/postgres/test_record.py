@@ -26,6 +26,7 @@ from tests.support.engine import (
     recorded_ids,
     register,
     short_of_memory,
+    statuses,
     timed_out,
 )
 from tests.support.postgres import Database
@@ -163,6 +164,26 @@ def test_a_410_fails_the_delivery_and_disables_the_webhook(
     assert worker.take_all() == []
     assert delivery(database, waiting)["delivery_status"] == "pending"
     assert lane(database, 1)["blocked_by"] == "paused"
+
+
+def test_a_410_of_a_webhook_whose_row_breaks_a_later_check_is_recorded_all_the_same(
+    database: Database, worker: Engine
+) -> None:
+    claimed = claim_one(database, worker)
+    checks = "ADD CONSTRAINT broken CHECK (webhook_id > 1) NOT VALID"
+    database.execute(f"ALTER TABLE pggit.webhooks {checks}")
+    register(database, 2)
+    insert(database, 2)
+    [other] = worker.take_all()
+    assert len(worker.finish([claimed, other], answered(410)).accepted) == 2
+    assert statuses(database) == {"failed": 2}
+    # None of the batch is disabled now; the other one is with its next 410.
+    insert(database, 2)
+    worker.finish(worker.take_all(), answered(410))
+    assert database.execute("SELECT webhook_id, enabled FROM pggit.webhooks ORDER BY 1") == [
+        (1, True),
+        (2, False),
+    ]
 
 
 def test_a_410_does_not_wait_for_a_registry_row_that_an_operator_holds(

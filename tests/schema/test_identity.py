@@ -11,7 +11,7 @@ from webhookd.schema.migrate import check, migrate
 
 
 def fill(database: Database) -> None:
-    database.execute("""
+    database.import_rows("""
         INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, delivery_status) VALUES
             (1, '{}', 'pending'), (1, '{}', 'retrying'), (2, '{}', 'delivered'),
             (2, '{}', 'failed'), (3, '{}', 'pending');

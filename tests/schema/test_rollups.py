@@ -38,8 +38,9 @@ def in_the_queue(database: Database) -> tuple[int, ...]:
     )[0]
 
 
+IMPORT = "SET webhookd.import = 'on'; "
 CHANGES = (
-    "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, delivery_status)"
+    f"{IMPORT}INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, delivery_status)"
     " SELECT 1, '{}', (ARRAY['pending', 'delivered', 'failed', 'retrying'])[1 + n % 4] FROM "
     "generate_series(1, 40) n",
     *(
@@ -57,11 +58,11 @@ CHANGES = (
     " WHERE delivery_status = 'sending'",
     "UPDATE pggit.alert_delivery_queue SET delivery_status = 'pending', routed = true WHERE "
     "delivery_status = 'failed'",
-    "INSERT INTO pggit.alert_delivery_queue (delivery_id, webhook_id, message_body, "
+    f"{IMPORT}INSERT INTO pggit.alert_delivery_queue (delivery_id, webhook_id, message_body, "
     "delivery_status)"
     " SELECT delivery_id, 1, '{}', 'delivered' FROM pggit.alert_delivery_queue ON CONFLICT DO "
     "NOTHING",
-    "INSERT INTO pggit.alert_delivery_queue (delivery_id, webhook_id, message_body, "
+    f"{IMPORT}INSERT INTO pggit.alert_delivery_queue (delivery_id, webhook_id, message_body, "
     "delivery_status)"
     " SELECT delivery_id, 1, '{}', 'delivered' FROM pggit.alert_delivery_queue"
     " ON CONFLICT (delivery_id) DO UPDATE SET delivery_status = excluded.delivery_status",
@@ -205,6 +206,7 @@ def long_history(embedded_server: Any) -> Iterator[Database]:
     register(database, *range(1, 51))
     database.execute(
         f"""
+        {IMPORT}
         INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, delivery_status, routed,
                                                 created_at)
         SELECT 1 + n % 50, '{{}}', CASE WHEN n % 100 = 0 THEN 'failed' ELSE 'delivered' END, false,

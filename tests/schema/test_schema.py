@@ -78,7 +78,7 @@ def test_functions_keep_the_names_and_types_of_their_parameters(database: Databa
 
 
 def test_get_ready_deliveries_returns_what_is_due_the_oldest_first(database: Database) -> None:
-    database.execute(
+    database.import_rows(
         "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, alert_id, created_at, "
         "next_retry_at, delivery_status)"
         " SELECT 1, '{}', n, now() - n * interval '1 min', now() + CASE WHEN n = 5 THEN interval "

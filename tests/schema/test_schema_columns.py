@@ -18,6 +18,7 @@ COLUMNS = {
         "status": "text",
         "retry_count": "integer",
         "max_retries": "integer",
+        "body_bytes": "bigint",
         "next_retry_at": "timestamp with time zone",
         "worker_id": "text",
         "created_at": "timestamp with time zone",
@@ -62,6 +63,12 @@ COLUMNS = {
         "retry_max_seconds": "double precision",
         "circuit_failure_threshold": "integer",
         "circuit_open_seconds": "double precision",
+        "old_secret": "text",
+        "old_secret_until": "timestamp with time zone",
+        "name": "text",
+        "uid": "text",
+        "tenant": "text",
+        "labels": "jsonb",
     },
 }
 VIEWS = {
@@ -157,12 +164,17 @@ def test_nulls_and_a_status_that_no_producer_can_mean_are_read_as_the_defaults(
     assert sorted(delivery.max_retries for delivery in claimed) == [3, STANDARD.max_retries]
 
 
-def test_an_unknown_status_is_refused(database: Database) -> None:
+def test_an_unknown_status_is_refused_of_who_may_write_it(database: Database) -> None:
+    unknown = (
+        "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, delivery_status) "
+        "VALUES (1, '{}', 'sent')"
+    )
     with pytest.raises(psycopg.errors.CheckViolation):
-        database.execute(
-            "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, delivery_status) "
-            "VALUES (1, '{}', 'sent')"
-        )
+        database.import_rows(unknown)
+    database.execute(unknown)  # a producer's status is ignored
+    assert database.execute("SELECT delivery_status FROM pggit.alert_delivery_queue") == [
+        ("pending",)
+    ]
 
 
 NONSENSE = [
@@ -181,6 +193,74 @@ NONSENSE = [
     "circuit_open_seconds = 0",
     "headers = '[]'",
 ]
+
+
+# What the registry bounds, with the name of its constraint, and what is just allowed.
+BOUNDS = {
+    "webhook_id_is_from_1_to_2_pow_53": ("webhook_id = 1 + (1::bigint << 53)", "webhook_id = 1"),
+    "url_is_at_most_8_kib": ("url = repeat('x', 8193)", "url = repeat('x', 8192)"),
+    "secret_is_whsec_and_base64_of_24_to_64_bytes": (
+        "secret = 'whsec_' || encode(repeat('x', 23)::bytea, 'base64')",
+        "secret = 'whsec_' || replace(encode(repeat('x', 64)::bytea, 'base64'), chr(10), '')",
+    ),
+    "old_secret_is_whsec_and_base64_of_24_to_64_bytes": (
+        "old_secret = 'hunter2'",
+        "old_secret = 'whsec_' || encode(repeat('x', 24)::bytea, 'base64')",
+    ),
+    "headers_are_at_most_16_kib": (
+        "headers = jsonb_build_object('a', repeat('x', 16376))",
+        "headers = jsonb_build_object('a', repeat('x', 16375))",
+    ),
+    "headers_are_at_most_64_names": (
+        "headers = (SELECT jsonb_object_agg(n, '') FROM generate_series(1, 65) n)",
+        "headers = (SELECT jsonb_object_agg(n, '') FROM generate_series(1, 64) n)",
+    ),
+    "name_is_at_most_200_characters": ("name = repeat('ü', 201)", "name = repeat('ü', 200)"),
+    "uid_is_at_most_255_characters": ("uid = repeat('ü', 256)", "uid = repeat('ü', 255)"),
+    "tenant_is_1_to_100_characters": ("tenant = ''", "tenant = repeat('x', 100)"),
+    "labels_are_an_object": ("labels = '[]'", "labels = '{}'"),
+    "labels_are_at_most_4_kib": (
+        "labels = jsonb_build_object('a', repeat('x', 4088))",
+        "labels = jsonb_build_object('a', repeat('x', 4087))",
+    ),
+    "labels_are_at_most_64_names": (
+        "labels = (SELECT jsonb_object_agg(n, '') FROM generate_series(1, 65) n)",
+        "labels = (SELECT jsonb_object_agg(n, '') FROM generate_series(1, 64) n)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_what_the_registry_bounds_is_refused_by_the_name_of_the_bound(
+    database: Database, name: str
+) -> None:
+    register(database, 1)
+    refused, allowed = BOUNDS[name]
+    database.execute(f"UPDATE pggit.webhooks SET {allowed}")
+    with pytest.raises(psycopg.errors.CheckViolation) as violated:
+        database.execute(f"UPDATE pggit.webhooks SET {refused}")
+    assert violated.value.diag.constraint_name == name
+
+
+def test_a_secret_is_refused_in_every_form_that_cannot_sign(database: Database) -> None:
+    register(database, 1)
+    base64 = "eHh4eHh4eHh4eHh4eHh4eHh4eHh4eHh4"
+    for secret in (
+        *("", "whsec_", base64, f"WHSEC_{base64}", f"whsec_ {base64}", f"whsec_{base64}\n"),
+        *(f"whsec_{base64}=", f"whsec_{base64[:-1]}", f"whsec_{base64[:-1]}-"),
+        *(f"whsec_{base64[:-4]}=eHh4", f"whsec_{base64[:-4]}===="),
+    ):
+        with pytest.raises(psycopg.errors.CheckViolation):
+            database.execute("UPDATE pggit.webhooks SET secret = %s", [secret])
+    database.execute("UPDATE pggit.webhooks SET secret = %s", [f"whsec_{base64}"])
+
+
+def test_a_uid_is_unique_in_its_tenant(database: Database) -> None:
+    add = "INSERT INTO pggit.webhooks (url, uid, tenant) VALUES ('https://a.example/', %s, %s)"
+    for uid, tenant in (("a", "acme"), ("a", "globex"), (None, "acme"), (None, "acme")):
+        database.execute(add, [uid, tenant])
+    with pytest.raises(psycopg.errors.UniqueViolation, match="uid_is_unique_in_its_tenant"):
+        database.execute(add, ["a", "acme"])
 
 
 def test_a_setting_that_means_nothing_is_refused(database: Database) -> None:

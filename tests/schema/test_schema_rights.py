@@ -1,27 +1,15 @@
 """Which grants a producer and an operator need in SQL."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import psycopg
 import pytest
 
 from tests.support.engine import Engine, insert, register
-from tests.support.listening import Connection, heard, watched
+from tests.support.listening import heard, watched
 from tests.support.postgres import Database, Server
+from tests.support.roles import acting
 from tests.support.seed_statements import LOAD, RESET
 
 pytestmark = pytest.mark.every_postgres
-
-
-@contextmanager
-def acting(database: Database, server: Server, *grants: str) -> Iterator[Connection]:
-    """A connection of a role that has USAGE on the schema and *grants*, and owns nothing."""
-    role = server.create_role()
-    for grant in ("USAGE ON SCHEMA pggit", *grants):
-        database.execute(f'GRANT {grant} TO "{role}"')
-    with database.connect(user=role) as connection:
-        yield connection
 
 
 def test_a_producer_needs_usage_of_the_schema_and_insert_on_the_queue(

@@ -120,7 +120,7 @@ def random_body(rng: random.Random, depth: int = 0) -> str:
 
 
 def test_bodies_arrive_byte_for_byte(storm: Storm) -> None:
-    with HashingSink() as sink, Daemon(storm.database.dsn) as daemon:
+    with HashingSink() as sink, Daemon(storm.database.dsn, "--max-body", "64M") as daemon:
         storm.register(
             sink,
             settings="timeout_seconds = 60,"

@@ -65,11 +65,18 @@ class Database:
         """
         return psycopg.connect(self.dsn, autocommit=autocommit, **options)
 
+    def import_rows(self, statement: str, params: Any = None) -> list[tuple[Any, ...]]:
+        """Run an INSERT into the queue whose engine columns are kept, such as finished rows."""
+        return self._execute(statement, params, options="-c webhookd.import=on")
+
     def execute(self, statement: str, params: Any = None) -> list[tuple[Any, ...]]:
         """Run one statement, or several without parameters, by itself and return the last one's
         rows.
         """
-        with self.connect() as connection:
+        return self._execute(statement, params)
+
+    def _execute(self, statement: str, params: Any, **options: Any) -> list[tuple[Any, ...]]:
+        with self.connect(**options) as connection:
             cursor = connection.execute(statement.encode(), params)
             while cursor.nextset():
                 pass

@@ -41,7 +41,7 @@ def finished(
     database: Database, count: int, *, days: float, status: str = "delivered"
 ) -> list[int]:
     """Insert deliveries that were finished so many days ago."""
-    rows = database.execute(
+    rows = database.import_rows(
         "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, delivery_status, "
         "attempts, created_at, attempted_at,"
         " delivered_at) SELECT 1, '{\"n\": 1}', %(status)s, 1, at, at, CASE WHEN %(status)s = "

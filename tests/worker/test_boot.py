@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from tests.support.postgres import Database
+from tests.support.postgres import Database, Server
 from webhookd.config.load import Config
 from webhookd.lifeline import Lifeline
 from webhookd.worker.boot import wait_for_database
@@ -68,3 +68,23 @@ def test_it_leaves_when_it_is_told_to(
     threading.Timer(0.5, stop.set).start()
     assert wait_for_database(Config(dsn=dsn), supervisor.lifeline, stop) is None
     assert time.monotonic() - began < 30
+
+
+def test_it_keeps_the_largest_body_in_the_database_and_boots_without_that_right(
+    database: Database, server: Server, supervisor: Supervisor
+) -> None:
+    stored = "SELECT max_body_bytes FROM pggit.installation"
+
+    def boot(dsn: str, max_body: int) -> None:
+        config = Config(dsn=dsn, max_body=max_body)
+        assert wait_for_database(config, supervisor.lifeline, threading.Event())
+
+    boot(database.dsn, 200_000)
+    assert database.execute(stored) == [(200_000,)]
+    role = server.create_role()
+    database.execute(
+        f"GRANT USAGE ON SCHEMA pggit TO {role}; GRANT SELECT ON ALL TABLES IN SCHEMA pggit"
+        f" TO {role}"
+    )
+    boot(server.dsn(database.name, user=role), 300_000)
+    assert database.execute(stored) == [(200_000,)]

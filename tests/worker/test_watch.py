@@ -47,6 +47,19 @@ def test_only_one_of_three_has_the_duty(database: Database, join: Join) -> None:
     assert first.take(), "taking it again is harmless"
 
 
+def test_the_lock_of_the_duty_is_a_row_that_is_made_again_where_it_is_missing(
+    database: Database, join: Join
+) -> None:
+    first, second = join(), join()
+    database.execute("TRUNCATE pggit.watch")
+    assert first.take()
+    assert database.execute("SELECT count(*) FROM pggit.watch") == [(1,)]
+    with database.connect() as stranger:  # once any role could hold the duty up
+        stranger.execute("SELECT pg_advisory_lock(2003132008)")
+        first.duty.lower(first.connection)
+        assert not second.take()
+
+
 def test_a_worker_keeps_the_duty_with_the_flag_down(database: Database, join: Join) -> None:
     first, second = join(), join()
     first.take()
@@ -300,7 +313,7 @@ def test_other_statements_that_make_rows_claimable_notify_too(
         "INSERT INTO pggit.webhooks (webhook_id, url, enabled) VALUES (1, "
         "'https://example.com/', false)"
     )
-    database.execute(
+    database.import_rows(
         "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, delivery_status, "
         "next_retry_at)"
         " VALUES (1, '{}', 'failed', now()), (1, '{}', 'retrying', now() + interval '1 hour')"

@@ -70,6 +70,10 @@ def connect(config: Config) -> Iterator[Connection]:
             # The schema may be too old, and then this raises the error that workers raise.
             migrate.check(connection)
             raise
+        except (errors.CheckViolation, errors.UniqueViolation) as error:
+            # The name says what may be there. The error's detail holds the row with its secret.
+            name = error.diag.constraint_name or "constraint"
+            raise UnusableError(f"refused: the {name.replace('_', ' ')}") from error
 
 
 @contextmanager

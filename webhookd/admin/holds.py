@@ -14,7 +14,7 @@ from webhookd.core.breaker import Breaker, CircuitState
 from webhookd.core.bucket import Bucket
 from webhookd.core.lane import Admission, BlockedBy, Lane, admit
 from webhookd.core.lifecycle import QUARANTINE_AFTER
-from webhookd.core.model import GONE_REASON, WebhookSettings
+from webhookd.core.model import GONE_REASON, MAX_WEBHOOK_ID, WebhookSettings
 from webhookd.text import shown
 
 SWEEP_S = 30.0  # workers look this often for rows that no timer leads to
@@ -24,10 +24,10 @@ def of_registry(facts: Facts) -> Iterator[Reason]:
     """Yield why the registry lets nothing be sent to the webhook."""
     webhook_id = facts.row.webhook_id
     resume = (f"webhookd webhook resume {webhook_id}",)
-    if facts.settings is None and webhook_id < 1:
+    if facts.settings is None and not 1 <= webhook_id <= MAX_WEBHOOK_ID:
         text = (
-            f"Webhook {webhook_id} cannot be registered, since ids begin at 1. Correct its "
-            "webhook_id, or give it up:"
+            f"Webhook {webhook_id} cannot be registered, since ids are 1 to {MAX_WEBHOOK_ID}. "
+            "Correct its webhook_id, or give it up:"
         )
         give_up = (
             "UPDATE pggit.alert_delivery_queue SET delivery_status = 'failed' WHERE delivery_id = "

@@ -33,6 +33,8 @@ PAUSED_REASON = "paused by operator"
 HIDDEN_SECRET = "whsec_(hidden)"
 
 _LOCALHOST = re.compile(r"(.*\.)?localhost\.?")  # these names are loopback anywhere (RFC 6761, 6.3)
+_HIGHEST_FOLLOWED = 2**52  # of the ids given by hand; the sequence has as many left
+_IDS_SKIPPED = 100_000  # at most, since deliveries name them; a second
 _SECRET_BYTES = 32
 _LOOKUP_S = 3.0
 
@@ -164,7 +166,9 @@ def add(connection: Connection, new: NewWebhook, config: Config) -> int:
             f"--id {new.webhook_id} is taken: `webhookd webhook show {new.webhook_id}` shows by "
             "whom"
         )
-    database.fetch(connection, "webhook_advance_identity", webhook_id=webhook_id)
+    database.fetch(
+        connection, "webhook_advance_identity", webhook_id=webhook_id, highest=_HIGHEST_FOLLOWED
+    )
     return webhook_id
 
 
@@ -325,7 +329,7 @@ def _insert(connection: Connection, webhook_id: int, row: Mapping[str, Any]) -> 
 
 def _insert_with_next_id(connection: Connection, row: Mapping[str, Any]) -> int:
     while True:
-        following = database.fetch_one(connection, "webhook_next_id")
+        following = database.fetch_one(connection, "webhook_next_id", skipped=_IDS_SKIPPED)
         assert following is not None
         # Another session may take the same id between the two statements; then the insert finds it
         # taken, and the next round asks again.

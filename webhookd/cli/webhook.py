@@ -11,6 +11,7 @@ from click.core import ParameterSource
 from webhookd.cli.limits import limit_options, own_limits
 from webhookd.cli.options import connection_options, egress_options, load_settings
 from webhookd.config.kinds import Seconds
+from webhookd.core.model import MAX_WEBHOOK_ID
 from webhookd.errors import UnusableError, WebhookdError
 from webhookd.text import shown
 
@@ -27,7 +28,7 @@ def webhook() -> None:
 @click.option(
     "--id",
     "webhook_id",
-    type=click.IntRange(1, 2**63 - 1),
+    type=click.IntRange(1, MAX_WEBHOOK_ID),
     metavar="N",
     help="Its id. Default: the next free id.",
 )

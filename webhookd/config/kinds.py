@@ -143,14 +143,16 @@ class Seconds(Kind):
 
 
 class Bytes(Kind):
-    """An amount of memory, at least *least*, or 0: a number of bytes, or a number with the unit K,
-    M or G (of 1024).
+    """An amount of memory, at least *least*, or 0 if *zero*: a number of bytes, or a number with
+    the unit K, M or G (of 1024).
     """
 
-    def __init__(self, least: int) -> None:
-        amount = f"an amount of memory of at least {least >> 20}M"
-        super().__init__(f"0, or {amount}, in bytes or with a unit: K, M, G", "BYTES")
+    def __init__(self, least: int, *, zero: bool = True) -> None:
+        low = f"{least >> 20}M" if least >= 1 << 20 else f"{least >> 10}K"
+        amount = f"{'0, or ' if zero else ''}an amount of memory of at least {low}"
+        super().__init__(f"{amount}, in bytes or with a unit: K, M, G", "BYTES")
         self._least = least
+        self._zero = zero
 
     def parse(self, raw: object) -> int:
         unit = 1
@@ -159,7 +161,7 @@ class Bytes(Kind):
         ):
             raw, unit = match[1], _UNITS_BYTES[match[2].upper()]
         value = int(_number(raw) * unit)
-        if value != 0 and not self._least <= value < 1 << 60:
+        if not (self._zero and value == 0) and not self._least <= value < 1 << 60:
             raise ValueError
         return value
 

@@ -193,6 +193,12 @@ class Config:
     circuit_open: float = _option(
         60.0, _DELIVERY, Seconds(), "Time that an open circuit waits before its probe."
     )
+    max_body: int = _option(
+        1 << 20,
+        _DELIVERY,
+        Bytes(least=64 << 10, zero=False),
+        "An INSERT with a longer body is refused. Workers keep it in the database: give it to all.",
+    )
     keep_delivered: float = _option(
         7.0,
         _RETENTION,

@@ -30,6 +30,7 @@ WORKER_DEAD_AFTER_S = 60.0
 LARGEST_BODY_BYTES = 64 << 20
 
 # What `disabled_reason` says of a webhook whose receiver answered 410.
+MAX_WEBHOOK_ID = 2**53  # a JSON reader with floats keeps it exact; a CHECK of the registry says so
 GONE_REASON = "410 Gone"
 
 

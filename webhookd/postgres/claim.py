@@ -33,7 +33,7 @@ from webhookd.postgres import session, statements
 from webhookd.postgres.arrays import number_array
 from webhookd.postgres.batches import admission_parameters
 from webhookd.postgres.horizon import Horizon
-from webhookd.postgres.lanes import make_lanes
+from webhookd.postgres.lanes import make_lanes, park_unregistered
 from webhookd.postgres.rows import (
     ClaimContext,
     before_lane,
@@ -248,8 +248,9 @@ class Claimer:
         self._make_lanes_at = now + MAKE_LANES_EVERY_S
         # The claim is committed: if this raised, its deliveries would wait for their leases to end.
         with suppress(psycopg.OperationalError):
-            if make_lanes(connection, webhook_ids):
+            if make_lanes(connection, webhook_ids, registered_only=True):
                 self._make_lanes_at = -math.inf
+            park_unregistered(connection, webhook_ids)
 
     def _settings_of(
         self, cursor: psycopg.Cursor[TupleRow], lanes: Sequence[Lane]

@@ -12,8 +12,12 @@ from webhookd.postgres import session, statements
 from webhookd.postgres.arrays import number_array
 from webhookd.postgres.rows import lane_of
 
+PARKED_AT_ONCE = 10_000  # rows; some 50 ms
 
-def make_lanes(connection: session.Connection, webhook_ids: Sequence[int]) -> bool:
+
+def make_lanes(
+    connection: session.Connection, webhook_ids: Sequence[int], *, registered_only: bool = False
+) -> bool:
     """Make lanes for webhooks that have none, in a transaction of its own; the next look finds
     them. Blocks for 50 ms at most; raises `psycopg.Error`.
 
@@ -25,11 +29,24 @@ def make_lanes(connection: session.Connection, webhook_ids: Sequence[int]) -> bo
             connection, durable=False, lock_timeout_s=session.SHORT_LOCK_TIMEOUT_S
         ) as cursor:
             cursor.execute(
-                statements.load("create_lanes"), {"webhook_ids": number_array(webhook_ids)}
+                statements.load("create_lanes"),
+                {"webhook_ids": number_array(webhook_ids), "registered_only": registered_only},
             )
     except psycopg.errors.LockNotAvailable:
         return False
     return True
+
+
+def park_unregistered(connection: session.Connection, webhook_ids: Sequence[int]) -> None:
+    """Have looks for new rows no longer meet those of webhooks that are neither registered nor have
+    a lane, from the lowest of *webhook_ids* on: `PARKED_AT_ONCE` rows at most.
+
+    Blocks for one statement; raises `psycopg.Error`.
+    """
+    connection.execute(
+        statements.load("park_unregistered"),
+        {"first": min(webhook_ids), "rows": PARKED_AT_ONCE},
+    )
 
 
 def restore_lanes(connection: session.Connection, webhook_ids: Sequence[int]) -> None:

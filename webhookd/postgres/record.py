@@ -182,11 +182,9 @@ class ResultWriter:
             for result, settlement in accepted
             if settlement.disables_webhook
         ]
-        disabled: list[tuple[int]] = []
+        disabled: Sequence[TupleRow] = []
         if gone:
-            disabled = cursor.execute(
-                self._disable, {"webhook_ids": number_array(gone), "reason": GONE_REASON}
-            ).fetchall()
+            disabled = self._disable_gone(cursor, gone)
         runnable = [lane.runnable_at - now for lane in after if lane.runnable_at is not None]
         return RecordOutcome(
             accepted=[result for result, _ in accepted],
@@ -197,6 +195,18 @@ class ResultWriter:
             next_look_s=min(runnable, default=math.inf),
             disabled=[webhook_id for (webhook_id,) in disabled],
         )
+
+    def _disable_gone(
+        self, cursor: psycopg.Cursor[TupleRow], webhook_ids: Sequence[int]
+    ) -> Sequence[TupleRow]:
+        """Return the webhooks that are disabled now and were not before."""
+        # A row that is older than a CHECK which it breaks cannot be changed. The results stand all
+        # the same: its webhook stays enabled, and `webhookd doctor` names it.
+        with suppress(psycopg.errors.CheckViolation), cursor.connection.transaction():
+            return cursor.execute(
+                self._disable, {"webhook_ids": number_array(webhook_ids), "reason": GONE_REASON}
+            ).fetchall()
+        return []
 
     def _held(
         self, cursor: psycopg.Cursor[TupleRow], results: Sequence[Result]

@@ -15,6 +15,7 @@ from webhookd.core.lifecycle import QUARANTINE_AFTER
 from webhookd.core.model import (
     GONE_REASON,
     LARGEST_BODY_BYTES,
+    MAX_WEBHOOK_ID,
     WORKER_DEAD_AFTER_S,
     WORKER_SILENT_AFTER_S,
     Status,
@@ -52,6 +53,7 @@ FRAGMENTS = (
             f" WHEN NOT @enabled THEN '{BlockedBy.PAUSED}' END"
         ),
         "queue_causes": f"ARRAY[{_texts(['due', 'scheduled', *BlockedBy])}]",
+        "possible_id": f"@webhook_id BETWEEN 1 AND {MAX_WEBHOOK_ID}",
         "gone_reason": f"'{GONE_REASON}'",
         "silent_after": f"interval '{WORKER_SILENT_AFTER_S:g} seconds'",
         "dead_after": f"interval '{WORKER_DEAD_AFTER_S:g} seconds'",

@@ -15,7 +15,7 @@ from webhookd.core.backoff import GrowingPause
 from webhookd.errors import UnusableError, first_line
 from webhookd.lifeline import Lifeline
 from webhookd.metrics.discovery import TargetGroups
-from webhookd.postgres import session
+from webhookd.postgres import session, statements
 from webhookd.schema import migrate
 from webhookd.transport.background import in_background
 from webhookd.worker.chores.targets import TargetsReader
@@ -81,7 +81,8 @@ def wait_for_database(config: Config, lifeline: Lifeline, stop: threading.Event)
         lifeline.beat()
         try:
             asked = in_background(
-                partial(_check_installation, config.dsn, lifeline.name), name="webhookd-boot"
+                partial(_check_installation, config.dsn, lifeline.name, config.max_body),
+                name="webhookd-boot",
             )
             # Connecting may take longer than the heartbeat timeout, hence in another thread.
             while not asked.done() and not stop.is_set():
@@ -98,9 +99,18 @@ def wait_for_database(config: Config, lifeline: Lifeline, stop: threading.Event)
     return None
 
 
-def _check_installation(dsn: str, worker_name: str) -> str:
+def _check_installation(dsn: str, worker_name: str, max_body: int) -> str:
     with session.connect(dsn, application_name=f"webhookd/{worker_name}/boot") as connection:
         migrate.check(connection)
+        _store_max_body(connection, max_body)
         row = connection.execute("SELECT installation_id FROM pggit.installation").fetchone()
         assert row is not None
         return f"wh_{row[0].hex[:16]}"
+
+
+def _store_max_body(connection: session.Connection, max_body: int) -> None:
+    try:
+        connection.execute(statements.load("store_max_body"), {"max_body": max_body})
+    except psycopg.errors.InsufficientPrivilege as error:
+        # Deliveries do not depend on it; `webhookd doctor` prints the GRANT.
+        log.warning("--max-body was not stored", error=first_line(error))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.doctor import assert_found_and_fixed, findings, insert, register, run, wrong
+from tests.support.engine import drop_checks
 from tests.support.postgres import Database
 from webhookd.admin.doctor import queue
 from webhookd.admin.doctor.findings import Severity
@@ -49,7 +50,7 @@ def test_deliveries_for_a_webhook_that_answered_410(patient: Database) -> None:
 
 def test_deliveries_for_an_id_that_cannot_be_registered(patient: Database) -> None:
     insert(patient, 0)
-    assert_found_and_fixed(patient, "waiting", "webhook 0", "below 1")
+    assert_found_and_fixed(patient, "waiting", "webhook 0", "only ids from 1")
 
 
 def test_circuits_that_are_open(patient: Database) -> None:
@@ -258,6 +259,7 @@ def test_a_port_that_is_not_allowed(patient: Database) -> None:
 def test_a_secret_that_cannot_sign(patient: Database) -> None:
     register(patient, secret=format_secret(b"k" * 32))
     assert wrong(patient) == []
+    drop_checks(patient)
     patient.execute("UPDATE pggit.webhooks SET secret = 'whsec_tooshort'")
     assert_found_and_fixed(patient, "secrets", "webhook 1")
 

@@ -198,7 +198,7 @@ def test_rights_are_judged_for_the_role_that_workers_connect_as(
 )
 def test_rights_that_producers_lack(patient: Database, grant: str) -> None:
     patient.execute(f"REVOKE {grant} FROM PUBLIC")
-    assert_found_and_fixed(patient, "rights", "PUBLIC lacks")
+    assert_found_and_fixed(patient, "rights", "PUBLIC: roles that insert lack")
 
 
 def test_a_role_without_any_right_gets_notes_and_no_fault(

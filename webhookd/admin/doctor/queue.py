@@ -9,6 +9,7 @@ from psycopg import errors
 
 from webhookd.admin.doctor.findings import Finding, error, note, warning
 from webhookd.admin.doctor.installation import Installation
+from webhookd.core.model import MAX_WEBHOOK_ID
 from webhookd.postgres.retention import Keep, Reference, removals
 from webhookd.postgres.rows import defaults_of, settings_of
 from webhookd.transport import request
@@ -31,11 +32,12 @@ def waiting(installation: Installation) -> Iterator[Finding]:
         match row["cause"]:
             case "impossible":
                 yield warning(
-                    f"deliveries wait for {which}, and ids below 1 cannot be registered: correct "
-                    "their webhook_id, or give them up",
+                    f"deliveries wait for {which}, and only ids from 1 to {MAX_WEBHOOK_ID} can be "
+                    "registered: correct their webhook_id, or give them up",
                     commands.sql(
                         "UPDATE pggit.alert_delivery_queue SET delivery_status = 'failed'"
-                        " WHERE webhook_id < 1 AND delivery_status IN ('pending', 'retrying')"
+                        f" WHERE webhook_id NOT BETWEEN 1 AND {MAX_WEBHOOK_ID}"
+                        " AND delivery_status IN ('pending', 'retrying')"
                     ),
                 )
             case "unregistered":

@@ -139,7 +139,7 @@ def vacuum(installation: Installation) -> Iterator[Finding]:
 
 def rights(installation: Installation) -> Iterator[Finding]:
     """Whether the workers' role may do what they do, and whether every role may insert without
-    further rights.
+    further rights, and may not act with the owner's.
     """
     lacked = defaultdict(list)
     for row in installation.rows("doctor_rights", tables=_schema(installation).tables):
@@ -152,7 +152,7 @@ def rights(installation: Installation) -> Iterator[Finding]:
         )
     for row in installation.rows("doctor_public_rights"):
         yield error(
-            f"PUBLIC lacks {row['what']}: inserts of applications fail",
+            f"rights of PUBLIC: {row['what']}",
             installation.commands.sql(row["command"]),
         )
 

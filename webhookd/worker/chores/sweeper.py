@@ -1,9 +1,11 @@
 """Repairs what no notification reports."""
 
+import time
 from typing import ClassVar
 
 from webhookd.postgres import lanes, statements
 from webhookd.worker.chores.chore import Pool
+from webhookd.worker.chores.rest import rest
 from webhookd.worker.wakeup import WakeReason, WakeupPipe
 
 LANES_AT_ONCE = 1000  # lanes that one transaction locks
@@ -24,7 +26,10 @@ class Sweeper:
         self._wakeup = wakeup
 
     def run(self, pool: Pool) -> None:
-        """Sweep once. Blocks for some statements on one connection."""
+        """Sweep once. Blocks for some statements on one connection; the longer they took, the
+        longer all workers rest.
+        """
+        began = time.monotonic()
         try:
             with pool.connection() as connection:
                 connection.execute(statements.load("sweep_workers"))
@@ -35,3 +40,4 @@ class Sweeper:
         finally:
             # Also after a failure: the dispatcher then looks for rows that it was not notified of.
             self._wakeup.wake(WakeReason.SWEEP)
+            rest(pool, self.name, began=began)
