@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_commands import assert_refused, webhookd
+from tests.support.engine import drop_checks
 from tests.support.postgres import Database, Server
 from tests.support.waiting import eventually
 
@@ -103,6 +104,7 @@ def test_a_limit_of_a_webhook_may_be_larger_than_the_services(database: Database
 def test_a_secret_that_was_written_wrongly_with_sql_is_one_line_and_nothing_is_sent(
     database: Database,
 ) -> None:
+    drop_checks(database)  # a row from before them
     database.execute(
         "INSERT INTO pggit.webhooks (webhook_id, url, secret) VALUES (5, 'https://127.0.0.1:1/', "
         "'hunter2')"
