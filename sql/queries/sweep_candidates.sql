@@ -1,7 +1,8 @@
 -- Lanes whose state may be wrong: without a row of their own; with leases counted; or parked
 -- although rows wait that no timer brings up (a trigger was off, or a row was locked when its lane
 -- was read). One probe a lane with routed rows. The rows in quarantine, which are few, are read one
--- by one: a parked lane keeps none of them waiting, only a missing one does.
+-- by one: a parked lane keeps none of them waiting, only a missing one does. Held lanes have no
+-- timer on purpose; the chore HeldLanes looks after them.
 WITH RECURSIVE lane (webhook_id) AS (
     (SELECT q.webhook_id
        FROM pggit.alert_delivery_queue q
@@ -21,7 +22,7 @@ SELECT l.webhook_id
   LEFT JOIN pggit.webhook_health_metrics h USING (webhook_id)
   LEFT JOIN pggit.webhooks w USING (webhook_id)
  WHERE h.webhook_id IS NULL
-    OR (w.enabled AND h.runnable_at IS NULL)
+    OR (w.enabled AND h.runnable_at IS NULL AND h.blocked_reason IS NULL)
     OR (w.enabled AND h.blocked_by IS NULL AND h.runnable_at > now()
         AND EXISTS (SELECT FROM pggit.alert_delivery_queue q
                      WHERE q.webhook_id = l.webhook_id AND {routed:q}

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from unittest.mock import patch
 from uuid import uuid4
 
+from tests.support.engine import allow_all
 from tests.support.postgres import Database
 from tests.support.receivers import Receiver, answering
 from tests.support.waiting import eventually
@@ -176,7 +177,9 @@ class Stage:
         self.duty = duty(
             listener, worker_id="test", incarnation=incarnation, metrics_address="127.0.0.1:1"
         )
-        claimer = CuedClaimer(worker_id="test", incarnation=incarnation, defaults=DEFAULTS)
+        claimer = CuedClaimer(
+            worker_id="test", incarnation=incarnation, defaults=DEFAULTS, judge=allow_all
+        )
         self.duty.cues = claimer.cues = self.cues
         self.dispatcher = Dispatcher(
             self.pool,

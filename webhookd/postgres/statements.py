@@ -38,6 +38,7 @@ FRAGMENTS = (
             f"CASE WHEN @webhook_id IS NULL THEN '{BlockedBy.UNREGISTERED}'"
             f" WHEN NOT @enabled THEN '{BlockedBy.PAUSED}' END"
         ),
+        "configuration": f"'{BlockedBy.CONFIGURATION}'",
         "queue_causes": f"ARRAY[{_texts(['due', 'scheduled', *BlockedBy])}]",
         "gone_reason": f"'{GONE_REASON}'",
         "silent_after": f"interval '{WORKER_SILENT_AFTER_S:g} seconds'",

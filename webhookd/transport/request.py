@@ -1,7 +1,8 @@
 """The request that goes out for one delivery: our headers, the webhook's own, and the signature.
 
 This is the one place that knows which headers webhookd sends. Workers, `webhookd webhook test`,
-the registration of webhooks and the doctor all use it, so they cannot disagree.
+the registration of webhooks and the doctor all use it, so they cannot disagree. It also says why
+no request to a webhook can be sent (`refusal`); a worker holds such a webhook's deliveries.
 """
 
 import json
@@ -13,7 +14,7 @@ from typing import NamedTuple
 from webhookd import __version__
 from webhookd.core.model import WebhookSettings
 from webhookd.core.signing import parse_secret, sign
-from webhookd.transport.egress import NotAllowed
+from webhookd.transport.egress import Egress, NotAllowed, is_address
 
 USER_AGENT = f"webhookd/{__version__}"
 
@@ -84,6 +85,27 @@ def build_request(
         signature = sign(key, message_id=message_id, timestamp=timestamp, body=body)
         lines += f"webhook-signature: {signature}\r\n"
     return Request(fixed + lines.encode("ascii"), body)
+
+
+def refusal(settings: WebhookSettings, egress: Egress) -> str | None:
+    """Return why no request to this webhook can be sent under the options in *egress*, in one line
+    without a secret and without the URL's query; None: one can be sent.
+
+    What a name resolves to may change at any time: it is judged at each connection, not here.
+    """
+    return next((reason for _, reason in refusals(settings, egress)), None)
+
+
+def refusals(settings: WebhookSettings, egress: Egress) -> Iterator[tuple[str, str]]:
+    """Yield all such reasons, each with the column of the webhook's row."""
+    try:
+        host = egress.target(settings.url).host
+        if is_address(host):
+            egress.check_address(host)
+    except NotAllowed as reason:
+        yield "url", str(reason)
+    for column, why in unusable(settings):
+        yield column, why if column == "headers" else f"the secret cannot be used: {why}"
 
 
 def unusable(settings: WebhookSettings) -> Iterator[tuple[str, str]]:

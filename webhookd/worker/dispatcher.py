@@ -23,6 +23,7 @@ from webhookd.metrics.counters import Metrics
 from webhookd.postgres.claim import Claim, Claimer, ClaimInDoubtError
 from webhookd.postgres.session import Connection
 from webhookd.worker.events import Events
+from webhookd.worker.held import HeldLog
 from webhookd.worker.recorder import Recorder
 from webhookd.worker.senders import SenderPool
 
@@ -55,6 +56,7 @@ class Dispatcher:
         self._senders = senders
         self._recorder = recorder
         self._metrics = metrics
+        self._held_log = HeldLog()
         self._events = events
         self._duty = events.duty
         self._beat = beat
@@ -211,6 +213,7 @@ class Dispatcher:
         self._recorder.note_claimed(len(claim.deliveries))
         self._senders.submit(claim.deliveries)
         self._metrics.claimed(len(claim.deliveries))
+        self._held_log.note(claim.held)
         for webhook_id in claim.rate_limited:
             self._metrics.rate_limited(webhook_id, now=now)
         if not self._database_up:
