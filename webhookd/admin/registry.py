@@ -24,7 +24,7 @@ from webhookd.postgres.arrays import number_array
 from webhookd.postgres.rows import defaults_of, settings_of
 from webhookd.transport.client import Transport
 from webhookd.transport.egress import Egress, NotAllowed, is_address
-from webhookd.transport.request import Request, build_request, parse_headers
+from webhookd.transport.request import Request, build_request, checked_target, parse_headers
 from webhookd.transport.resolver import LookupFailed, Resolver
 
 PAUSED_REASON = "paused by operator"
@@ -50,7 +50,9 @@ class NewWebhook:
 
 @dataclass(frozen=True, slots=True)
 class WebhookSummary:
-    """A line of the list. *waiting*: deliveries that are not finished."""
+    """A line of the list. *waiting*: deliveries that are not finished. *blocked_reason*: why the
+    webhook is held; None: it is not.
+    """
 
     webhook_id: int
     url: str
@@ -60,6 +62,7 @@ class WebhookSummary:
     circuit_state: str
     consecutive_failures: int
     waiting: int
+    blocked_reason: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,7 @@ class Health:
     circuit_until: Instant | None
     hold_until: Instant | None
     blocked_by: str | None
+    blocked_reason: str | None
     in_flight: int | None
     waiting: int
 
@@ -288,12 +292,9 @@ def _egress(config: Config) -> Egress:
 def _target_host(url: str, egress: Egress) -> str:
     """Return the host in *url*; raise `UnusableError` for a URL that cannot be delivered to."""
     try:
-        host = egress.target(url).host
-        if is_address(host):
-            egress.check_address(host)
+        return checked_target(url, egress).host
     except NotAllowed as error:
         raise UnusableError(f"URL cannot be delivered to: {error}") from error
-    return host
 
 
 def _insert(connection: Connection, webhook_id: int, row: Mapping[str, Any]) -> bool:

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +10,9 @@ from webhookd.cli.limits import limit_options, own_limits
 from webhookd.cli.options import connection_options, egress_options, load_settings
 from webhookd.errors import UnusableError, WebhookdError
 from webhookd.text import shown
+
+if TYPE_CHECKING:
+    from webhookd.admin.registry import WebhookSummary
 
 _LISTED = 1000
 
@@ -123,7 +126,7 @@ def list_(ctx: click.Context, /, limit: int | None, as_json: bool, **_: object) 
             (
                 one.webhook_id,
                 one.url,
-                "enabled" if one.enabled else f"disabled: {one.disabled_reason or '-'}",
+                _state(one),
                 one.health_status,
                 one.circuit_state,
                 one.consecutive_failures,
@@ -136,6 +139,12 @@ def list_(ctx: click.Context, /, limit: int | None, as_json: bool, **_: object) 
         click.echo(
             f"webhookd: there are more than {limit}: give --limit, or --json for all", err=True
         )
+
+
+def _state(one: "WebhookSummary") -> str:
+    if not one.enabled:
+        return f"disabled: {one.disabled_reason or '-'}"
+    return f"held: {one.blocked_reason}" if one.blocked_reason else "enabled"
 
 
 @webhook.command()

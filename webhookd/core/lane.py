@@ -1,9 +1,9 @@
 """A lane: one webhook's backlog, and the rules that say how many of its rows may be claimed now.
 
 The rules are the circuit, the tokens, the in-flight limit, the hold that a receiver asked for, and
-whether a request can be sent at all. A worker locks a lane's row, loads it into this value, applies `admit` or `settle_lane` and stores the
-result, all in one transaction; so the rules are here and nowhere else. Times are the database's, in
-epoch seconds.
+whether a request can be sent at all. A worker locks a lane's row, loads it into this value, applies
+`admit` or `settle_lane` and stores the result, all in one transaction; so the rules are here and
+nowhere else. Times are the database's, in epoch seconds.
 """
 
 import math

@@ -20,7 +20,6 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from webhookd.core.lane import (
-    Admission,
     BlockedBy,
     Lane,
     admit,

@@ -2,9 +2,9 @@
 
 A claim that looks at such a lane holds it: `blocked_by` is `configuration`, `blocked_reason` says
 why, and no timer leads to the lane. A change of the row makes it runnable (the trigger
-`unpark_lane`), and so does a worker whose options allow the request (the chore `HeldLanes`). Neither
-ends the hold: the next claim judges again, and it alone stores that a lane is held or is not. So
-each change is found once, by one worker, which logs it.
+`unpark_lane`), and so does a worker whose options allow the request (the chore `HeldLanes`).
+Neither ends the hold: the next claim judges again, and it alone stores that a lane is held or is
+not. So each change is found once, by one worker, which logs it.
 """
 
 from collections.abc import Sequence

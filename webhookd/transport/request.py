@@ -14,7 +14,7 @@ from typing import NamedTuple
 from webhookd import __version__
 from webhookd.core.model import WebhookSettings
 from webhookd.core.signing import parse_secret, sign
-from webhookd.transport.egress import Egress, NotAllowed, is_address
+from webhookd.transport.egress import Egress, NotAllowed, Target, is_address
 
 USER_AGENT = f"webhookd/{__version__}"
 
@@ -99,19 +99,24 @@ def refusal(settings: WebhookSettings, egress: Egress) -> str | None:
 def refusals(settings: WebhookSettings, egress: Egress) -> Iterator[tuple[str, str]]:
     """Yield all such reasons, each with the column of the webhook's row."""
     try:
-        host = egress.target(settings.url).host
-        if is_address(host):
-            egress.check_address(host)
+        checked_target(settings.url, egress)
     except NotAllowed as reason:
         yield "url", str(reason)
-    for column, why in unusable(settings):
-        yield column, why if column == "headers" else f"the secret cannot be used: {why}"
+    yield from unusable(settings)
+
+
+def checked_target(url: str, egress: Egress) -> Target:
+    """Return the parts of *url*. Raise `NotAllowed` where no request can be sent there: as
+    `Egress.target` does, and for an address in it that is not allowed.
+    """
+    target = egress.target(url)
+    if is_address(target.host):
+        egress.check_address(target.host)
+    return target
 
 
 def unusable(settings: WebhookSettings) -> Iterator[tuple[str, str]]:
-    """Yield what keeps every request to this webhook from being sent: the column of its row, and
-    the reason in one line, without a value of it.
-    """
+    """Yield those reasons that hold under any options."""
     try:
         parse_headers(settings.headers)
     except NotAllowed as reason:
@@ -120,7 +125,7 @@ def unusable(settings: WebhookSettings) -> Iterator[tuple[str, str]]:
         if settings.secret is not None:
             parse_secret(settings.secret)
     except ValueError as reason:
-        yield "secret", str(reason)
+        yield "secret", f"the secret cannot be used: {reason}"
 
 
 @lru_cache(maxsize=4096)  # a webhook's are the same for each of its deliveries
