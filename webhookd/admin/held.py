@@ -36,8 +36,9 @@ def missing_option(reason: str) -> str | None:
     return f"{option[0]} {value[1]}" if value else option[0]
 
 
-def correction(settings: WebhookSettings, reason: str) -> str:
-    """Return the statement that corrects the row; its value is for the operator to write."""
+def showing(settings: WebhookSettings, reason: str) -> str:
+    """Return the statement that shows what has to be corrected. No statement that corrects it can
+    be given: what is right only the operator knows.
+    """
     column = column_of(settings, reason)
-    value = {"url": "'https://...'", "headers": "NULL", "secret": "'whsec_...'"}[column]
-    return f"UPDATE pggit.webhooks SET {column} = {value} WHERE webhook_id = {settings.webhook_id}"
+    return f"SELECT {column} FROM pggit.webhooks WHERE webhook_id = {settings.webhook_id}"

@@ -86,15 +86,16 @@ def of_configuration(settings: WebhookSettings, refusal: str) -> Reason:
         f"Webhook {webhook_id} is held: {refusal}. Nothing is attempted, spent or failed; its "
         "deliveries go out once "
     )
-    if held.column_of(settings, refusal) == "secret":
+    column = held.column_of(settings, refusal)
+    if column == "secret":
         text += "it has a new secret. Give that to the receiver:"
         run = (f"webhookd webhook rotate-secret {webhook_id}",)
         return Reason("held", text, math.inf, run)
     if option := held.missing_option(refusal):
-        text += f"the service runs with {option}, or once its URL is another:"
+        text += f"the service runs with {option}, or once its url is corrected:"
     else:
-        text += "its row is corrected:"
-    return Reason("held", text, math.inf, sql=(held.correction(settings, refusal),))
+        text += f"its {column} {'are' if column == 'headers' else 'is'} corrected:"
+    return Reason("held", text, math.inf, sql=(held.showing(settings, refusal),))
 
 
 def _obstacle(

@@ -262,23 +262,24 @@ def targets(installation: Installation) -> Iterator[Finding]:
         yield note(f"only the newest {MOST_WEBHOOKS:,} enabled webhooks were examined")
     commands = installation.commands
     for one, webhooks in _refused(installation, rows, "url").items():
-        first, which = webhooks[0], _some([item.webhook_id for item in webhooks], len(webhooks))
+        which = _some([item.webhook_id for item in webhooks], len(webhooks))
         option = held.missing_option(one.reason)
+        pause = commands.webhookd(f"webhook pause {webhooks[0].webhook_id}")
         if one.is_held:
-            either = f"; if it may be sent, start the service with {option}" if option else ""
+            either = (
+                f"; if it may be sent, start the service with {option}"
+                if option
+                else "; correct pggit.webhooks.url, or pause the webhook"
+            )
             yield error(
                 f"{which} {_are(webhooks)} held, nothing is sent there: {one.reason}{either}",
-                commands.start(option)
-                if option
-                else commands.sql(held.correction(first, one.reason)),
+                commands.start(option) if option else pause,
             )
         else:
             yield warning(
                 f"{which} would be held under the options in force here: {one.reason}"
                 + ("; if the service has that option, give it to doctor too" if option else ""),
-                commands.webhookd(f"doctor {option}")
-                if option
-                else commands.sql(held.correction(first, one.reason)),
+                commands.webhookd(f"doctor {option}") if option else pause,
             )
 
 
@@ -301,8 +302,8 @@ def headers(installation: Installation) -> Iterator[Finding]:
         which = _some([item.webhook_id for item in webhooks], len(webhooks))
         yield error(
             f"{which} {_are(webhooks)} held, nothing is sent there: {one.reason}; correct "
-            "pggit.webhooks.headers",
-            installation.commands.sql(held.correction(webhooks[0], one.reason)),
+            "pggit.webhooks.headers, or pause the webhook",
+            installation.commands.webhookd(f"webhook pause {webhooks[0].webhook_id}"),
         )
 
 
