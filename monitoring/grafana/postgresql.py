@@ -216,8 +216,8 @@ DASHBOARD = dashboard(
             (8, 14, 8, 8),
             "Webhooks Held Back",
             "Why nothing is sent to a webhook, and for how long. `webhookd webhook resume` resumes"
-            " a paused one, `webhookd webhook add URL --id` registers an unregistered one, `webhookd"
-            " doctor` says how to correct a held one.",
+            " a paused one, `webhookd webhook add URL --id` registers an unregistered one, and"
+            " `webhookd doctor` says how to correct a held one.",
             sql(
                 f"""
                 SELECT h.webhook_id,

@@ -21,13 +21,13 @@ from tests.support.engine import (
 )
 from tests.support.plans import counted
 from tests.support.postgres import Database
-from webhookd.core.model import WebhookSettings
+from tests.support.values import settings as settings_of
 from webhookd.postgres.held import HeldChange, count_held, held_webhooks_after, look_at_held
 from webhookd.transport.egress import Egress
 from webhookd.transport.request import refusal
 from webhookd.worker.judge import Judge
 
-PLAIN = WebhookSettings(1, "https://a.example/", True, None, None, 5.0, 1, 0.0, 1, 1.0, 1.0, 1, 1.0)
+PLAIN = settings_of(url="https://a.example/")
 STRICT = Egress(allow_http=False)
 OPEN = Egress(allow_http=True, networks=["0.0.0.0/0"])
 
