@@ -15,6 +15,8 @@ from webhookd.postgres import session as store
 from webhookd.postgres.claim import Claimer
 from webhookd.postgres.record import ResultWriter
 from webhookd.postgres.rows import defaults_of
+from webhookd.transport.egress import Egress
+from webhookd.worker.judge import Judge
 
 LIMIT = 200  # rows a claim
 CLAIMS, FIRST_CLAIMS = 25, 5  # the first ones prepare statements and warm caches
@@ -40,7 +42,12 @@ def probe(dsn: str, connection: Connection, level: Level) -> Claims:
     seconds.
     """
     worker, defaults = "probe", defaults_of(Config())
-    claimer = Claimer(worker_id=worker, incarnation=uuid4(), defaults=defaults)
+    claimer = Claimer(
+        worker_id=worker,
+        incarnation=uuid4(),
+        defaults=defaults,
+        judge=Judge(Egress(allow_http=True, networks=["127.0.0.0/8"])),
+    )
     recorder = ResultWriter(worker_id=worker, defaults=defaults)
     statements = Statements(connection)
     times_ms: list[float] = []

@@ -40,12 +40,13 @@ CAUSES = {
     "rate": "yellow",
     "in_flight": PURPLE,
     "paused": GREY,
+    "configuration": "dark-orange",
     "unregistered": "dark-red",
 }
 WHAT_CAUSES_MEAN = (
     "What waits, and for what. due: for a worker; scheduled: for its next try; circuit, hold,"
-    " rate, in_flight: its webhook is held back; paused, unregistered: an operator must resume or"
-    " register the webhook."
+    " rate, in_flight: its webhook is held back; paused, unregistered, configuration: an operator"
+    " must resume, register or correct the webhook, or the service's options."
 )
 
 OF_WEBHOOK = [

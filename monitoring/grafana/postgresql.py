@@ -216,17 +216,20 @@ DASHBOARD = dashboard(
             (8, 14, 8, 8),
             "Webhooks Held Back",
             "Why nothing is sent to a webhook, and for how long. `webhookd webhook resume` resumes"
-            " a paused one, `webhookd webhook add URL --id` registers an unregistered one.",
+            " a paused one, `webhookd webhook add URL --id` registers an unregistered one, and"
+            " `webhookd doctor` says how to correct a held one.",
             sql(
                 f"""
                 SELECT h.webhook_id,
                        CASE WHEN w.webhook_id IS NULL THEN 'not registered'
                             WHEN NOT w.enabled
                             THEN 'paused' || coalesce(': ' || w.disabled_reason, '')
+                            WHEN h.blocked_reason IS NOT NULL
+                            THEN 'held: ' || h.blocked_reason
                             WHEN h.circuit_state <> 'closed'
                             THEN 'circuit ' || replace(h.circuit_state, '_', ' ')
                             ELSE 'Retry-After' END AS held_back,
-                       CASE WHEN w.enabled
+                       CASE WHEN w.enabled AND h.blocked_reason IS NULL
                             THEN greatest(0, extract(
                                 epoch FROM greatest(h.circuit_until, h.hold_until) - now()))::float8
                        END AS for_another,
@@ -234,7 +237,7 @@ DASHBOARD = dashboard(
                   FROM pggit.webhook_health_metrics h
                   LEFT JOIN pggit.webhooks w USING (webhook_id)
                  WHERE (NOT w.enabled OR h.circuit_state <> 'closed' OR h.hold_until > now()
-                        OR h.blocked_by = 'unregistered')
+                        OR h.blocked_by = 'unregistered' OR h.blocked_reason IS NOT NULL)
                    AND h.{CHOSEN_SQL}
                  ORDER BY h.consecutive_failures DESC, h.webhook_id
                  LIMIT 100

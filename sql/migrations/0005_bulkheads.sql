@@ -18,30 +18,6 @@ CREATE INDEX queue_retrying ON pggit.alert_delivery_queue (created_at)
     WHERE delivery_status = 'retrying';
 INSERT INTO pggit.chores (chore) VALUES ('disable'), ('give_up');
 
--- What an operator changes starts the time anew for which a webhook may fail (--disable-after).
-CREATE OR REPLACE FUNCTION pggit.reset_circuit() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    NEW.circuit_state := 'closed';
-    NEW.circuit_epoch := OLD.circuit_epoch + 1;
-    NEW.circuit_until := NULL;
-    NEW.hold_until := NULL;
-    NEW.failing_since := NULL;
-    NEW.runnable_at := now();
-    NEW.blocked_by := NULL;
-    PERFORM pggit.wake();
-    RETURN NEW;
-END $$;
-CREATE OR REPLACE FUNCTION pggit.unpark_lane() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    INSERT INTO pggit.webhook_health_metrics AS lane (webhook_id, runnable_at)
-        VALUES (NEW.webhook_id, now())
-        ON CONFLICT (webhook_id)
-        DO UPDATE SET runnable_at = now(), blocked_by = NULL, failing_since = NULL;
-    PERFORM pggit.wake();
-    RETURN NULL;
-END $$;
-
 -----------------------------------------------------------------------------------------------
 -- Held lanes: the webhook's row, or the options in force, rule out every request.
 
@@ -50,6 +26,41 @@ ALTER TABLE pggit.webhook_health_metrics
     DROP CONSTRAINT webhook_health_metrics_blocked_by_check,
     ADD CONSTRAINT blocked_by_is_known CHECK (blocked_by IN (
         'unregistered', 'paused', 'configuration', 'circuit', 'hold', 'rate', 'in_flight'));
+-- `blocked_reason` is NULL unless `blocked_by` is 'configuration'. Not (webhook_id, blocked_by):
+-- that changes with each claim of a busy lane, and an index with it would cost a new entry each
+-- time.
+CREATE INDEX lane_held ON pggit.webhook_health_metrics (webhook_id)
+    WHERE blocked_reason IS NOT NULL;
+
+-- Registered, enabled, changed: workers look at the lane again. A held lane stays held until then:
+-- the look finds out whether the change was enough, and says so once. What an operator changes also
+-- starts the time anew for which a webhook may fail (--disable-after).
+CREATE OR REPLACE FUNCTION pggit.unpark_lane() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO pggit.webhook_health_metrics AS lane (webhook_id, runnable_at)
+        VALUES (NEW.webhook_id, now())
+        ON CONFLICT (webhook_id) DO UPDATE
+            SET runnable_at = now(), failing_since = NULL,
+                blocked_by = CASE WHEN lane.blocked_by = 'configuration' THEN lane.blocked_by END;
+    PERFORM pggit.wake();
+    RETURN NULL;
+END $$;
+
+-- As before, but a reset does not end what the configuration holds: the next look decides.
+CREATE OR REPLACE FUNCTION pggit.reset_circuit() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.circuit_state := 'closed';
+    NEW.circuit_epoch := OLD.circuit_epoch + 1;
+    NEW.circuit_until := NULL;
+    NEW.hold_until := NULL;
+    NEW.failing_since := NULL;
+    NEW.runnable_at := now();
+    NEW.blocked_by := CASE WHEN OLD.blocked_by = 'configuration' THEN OLD.blocked_by END;
+    PERFORM pggit.wake();
+    RETURN NEW;
+END $$;
+
 -- The options of a running worker that decide about delivery. Commands judge by them.
 ALTER TABLE pggit.workers ADD COLUMN options jsonb NOT NULL DEFAULT '{}';
 

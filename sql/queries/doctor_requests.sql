@@ -1,6 +1,8 @@
--- The newest of the enabled webhooks that are signed or have headers of their own.
-SELECT webhook_id, {settings_columns}
-  FROM pggit.webhooks
- WHERE enabled AND (secret IS NOT NULL OR headers IS NOT NULL)
- ORDER BY webhook_id DESC
+-- The newest of the enabled webhooks, each after the reason why workers hold it (NULL: they do
+-- not).
+SELECT h.blocked_reason, w.webhook_id, {settings_columns:w}
+  FROM pggit.webhooks w
+  LEFT JOIN pggit.webhook_health_metrics h USING (webhook_id)
+ WHERE w.enabled
+ ORDER BY w.webhook_id DESC
  LIMIT %(limit)s

@@ -35,6 +35,7 @@ WITH RECURSIVE new (webhook_id, oldest, routed) AS (
            CASE WHEN w.webhook_id IS NULL AND NOT {possible_id:l} THEN 'impossible'
                 WHEN NOT w.enabled AND w.disabled_reason = {gone_reason} THEN 'gone'
                 WHEN {barred:w} IS NOT NULL THEN {barred:w}
+                WHEN h.blocked_reason IS NOT NULL THEN 'blocked'  -- another check reports it
                 -- Workers know of a row, but of no time at which to look at it.
                 WHEN l.oldest_routed < now() - interval '60 seconds' AND h.runnable_at IS NULL
                      THEN 'parked'

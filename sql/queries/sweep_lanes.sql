@@ -2,7 +2,8 @@
 -- look at the parked ones.
 UPDATE pggit.webhook_health_metrics h
    SET in_flight = coalesce(c.leases, 0),
-       runnable_at = CASE WHEN w.enabled AND (h.runnable_at IS NULL OR h.blocked_by IS NULL)
+       runnable_at = CASE WHEN w.enabled AND h.blocked_reason IS NULL
+                               AND (h.runnable_at IS NULL OR h.blocked_by IS NULL)
                           THEN least(h.runnable_at, now())
                           ELSE h.runnable_at END
   FROM unnest(%(webhook_ids)s::bigint[]) AS s (webhook_id)
@@ -13,5 +14,5 @@ UPDATE pggit.webhook_health_metrics h
   LEFT JOIN pggit.webhooks w USING (webhook_id)
  WHERE h.webhook_id = s.webhook_id
    AND (h.in_flight <> coalesce(c.leases, 0)
-        OR (w.enabled
+        OR (w.enabled AND h.blocked_reason IS NULL
             AND (h.runnable_at IS NULL OR (h.blocked_by IS NULL AND h.runnable_at > now()))))

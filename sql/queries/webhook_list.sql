@@ -4,7 +4,7 @@ SELECT w.webhook_id, w.url, w.enabled, w.disabled_reason,
        coalesce(h.health_status, 'unknown') AS health_status,
        coalesce(h.circuit_state, 'closed') AS circuit_state,
        coalesce(h.consecutive_failures, 0) AS consecutive_failures,
-       coalesce(q.waiting, 0) AS waiting
+       coalesce(q.waiting, 0) AS waiting, h.blocked_reason
   FROM pggit.webhooks w
   LEFT JOIN pggit.webhook_health_metrics h USING (webhook_id)
   LEFT JOIN (SELECT webhook_id, count(*) AS waiting

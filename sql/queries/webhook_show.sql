@@ -8,7 +8,7 @@ SELECT w.webhook_id IS NOT NULL AS registered,
        h.avg_response_time_ms::float8,
        h.consecutive_failures, h.last_check_at, h.last_success_at, h.last_failure_at,
        coalesce(h.circuit_state, 'closed') AS circuit_state,
-       h.circuit_until, h.hold_until, h.blocked_by, h.in_flight,
+       h.circuit_until, h.hold_until, h.blocked_by, h.blocked_reason, h.in_flight,
        (SELECT count(*) FROM pggit.alert_delivery_queue q
          WHERE q.webhook_id = %(webhook_id)s AND {undelivered:q}) AS waiting
   FROM (VALUES (%(webhook_id)s::bigint)) AS wanted (webhook_id)

@@ -2,14 +2,12 @@
 tables, is told.
 """
 
-import time
-
 import pytest
 
 from tests.support.engine import (
     Engine,
     answered,
-    drop_checks,
+    engine,
     insert,
     let_pass,
     register,
@@ -19,8 +17,8 @@ from tests.support.engine import (
 from tests.support.explained import explained, left_s, names, only, set_lane
 from tests.support.postgres import Database
 from webhookd.admin import facts
-from webhookd.core.answer import Answer, AnswerKind
-from webhookd.core.model import Attempted
+from webhookd.transport.egress import Egress
+from webhookd.worker.judge import Judge
 
 # The webhook
 
@@ -187,44 +185,73 @@ def test_a_failed_delivery_whose_webhook_was_disabled_says_both(
     assert only(explained(database, waiting), "gone").text == gone.text
 
 
-def test_a_name_whose_address_is_not_allowed_says_that_a_retry_alone_is_no_help(
+@pytest.mark.parametrize(
+    ("column", "value", "words", "ends", "command"),
+    [
+        (
+            "url",
+            "http://receiver.example/",
+            "held: http is not allowed",
+            "the service runs with --allow-http, or",
+            "SELECT url FROM ",
+        ),
+        (
+            "url",
+            "https://10.0.0.1/",
+            "held: the address 10.0.0.1 is private",
+            "the service runs with --allow-network 10.0.0.1, or",
+            "SELECT url FROM ",
+        ),
+        ("url", "receiver", "held: the URL", "once its url is corrected", "SELECT url FROM "),
+        (
+            "headers",
+            '{"Host": "x"}',
+            "held: the header 'Host'",
+            "once its headers are corrected",
+            "SELECT headers FROM ",
+        ),
+        (
+            "secret",
+            "hunter2",
+            "held: the secret cannot be used: a secret starts with whsec_",
+            "once it has a new secret",
+            "webhookd webhook rotate-secret 1",
+        ),
+    ],
+)
+def test_a_held_webhook_says_why_and_what_ends_it(
+    database: Database,
+    enlisted: Engine,
+    column: str,
+    value: str,
+    words: str,
+    ends: str,
+    command: str,
+) -> None:
+    register(database, 1)
+    database.execute(f"UPDATE pggit.webhooks SET {column} = %s", [value])
+    [delivery_id] = insert(database, 1)
+    # No worker has looked at it: only what no option changes is known.
+    assert names(explained(database, delivery_id)) == ["free" if column == "url" else "held"]
+    with engine(database, judge=Judge(Egress(allow_http=False))) as strict:
+        assert strict.take() == []
+    held = only(explained(database, delivery_id), "held")
+    assert words in held.text and ends in held.text and "hunter2" not in held.text
+    assert any(command in line for line in (*held.run, *held.sql))
+    assert held.until_at == "never"
+
+
+def test_a_delivery_that_failed_says_that_a_retry_would_be_held(
     database: Database, enlisted: Engine
 ) -> None:
     register(database, 1)
     [delivery_id] = insert(database, 1)
-    database.execute("UPDATE pggit.alert_delivery_queue SET max_retries = 0")
-    refusal = "a.example: the address 10.0.0.1 is private; --allow-network permits such targets"
-    enlisted.finish(
-        enlisted.take(),
-        Attempted(Answer(AnswerKind.NO_ANSWER, 0.0, error=refusal), time.monotonic()),
-    )
-    failed = only(explained(database, delivery_id), "failed")
-    assert "start the service with --allow-network first" in failed.text
-
-
-@pytest.mark.parametrize(
-    ("column", "value", "words", "command"),
-    [
-        ("headers", '{"Host": "x"}', "the header 'Host'", "SELECT headers FROM "),
-        ("secret", "hunter2", "a secret starts with whsec_", "webhookd webhook rotate-secret 1"),
-    ],
-)
-def test_headers_or_a_secret_that_cannot_be_sent_say_that_a_retry_alone_is_no_help(
-    database: Database, enlisted: Engine, column: str, value: str, words: str, command: str
-) -> None:
-    drop_checks(database)
-    register(database, 1, **{column: value})
-    [delivery_id] = insert(database, 1)
-    database.execute("UPDATE pggit.alert_delivery_queue SET max_retries = 0")
-    refused = Answer(AnswerKind.NO_ANSWER, 0.0, error="cannot be used")
-    enlisted.finish(enlisted.take(), Attempted(refused, time.monotonic()))
-    failed, unusable = explained(database, delivery_id)
-    assert "A retry fails again until the webhook's row is corrected" in failed.text
-    assert (unusable.name, unusable.until) == (column, None)
-    assert words in unusable.text and value not in unusable.text
-    assert any(command in line for line in (*unusable.run, *unusable.sql))
-    database.execute(f"UPDATE pggit.webhooks SET {column} = NULL")
-    assert "fails again" not in only(explained(database, delivery_id), "failed").text
+    enlisted.finish(enlisted.take(), answered(410))
+    database.execute("UPDATE pggit.webhooks SET enabled = true, secret = 'hunter2'")
+    failed, held = explained(database, delivery_id)
+    assert (failed.name, held.name, held.until) == ("failed", "held", None)
+    database.execute("UPDATE pggit.webhooks SET secret = NULL")
+    only(explained(database, delivery_id), "failed")
 
 
 def test_an_id_that_no_webhook_can_have_is_not_to_be_registered(

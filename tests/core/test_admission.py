@@ -67,6 +67,7 @@ lane_states = st.builds(
     health=st.just("unknown"),
 )
 wishes = st.integers(1, 5)
+refusals = st.sampled_from([None, None, None, "http is not allowed"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class Room:
     tokens: float
 
     @classmethod
-    def of(cls, lane: Lane, setting: WebhookSettings | None) -> "Room":
+    def of(cls, lane: Lane, setting: WebhookSettings | None, refusal: str | None = None) -> "Room":
         if setting is None:
             return cls([("unregistered", None)], 0, 0)
         rows = setting.max_in_flight - lane.in_flight
@@ -88,6 +89,7 @@ class Room:
         circuit_until = lane.breaker.next_probe_at or 0.0
         found: list[tuple[bool, str, float | None]] = [
             (not setting.enabled, "paused", None),
+            (refusal is not None, "configuration", None),
             ((lane.hold_until or 0.0) > NOW, "hold", lane.hold_until),
             (
                 lane.breaker.state is not CircuitState.CLOSED and circuit_until > NOW,
@@ -106,16 +108,18 @@ class Room:
 
 def the_first_block_is_named_with_its_end(core: ModuleType, how: settings) -> None:
     @how
-    @given(lane_states, st.one_of(registered, registered, st.none()), wishes)
-    def holds(lane: Lane, setting: WebhookSettings | None, wish: int) -> None:
-        blocks = Room.of(lane, setting).blocks
-        admission = core.admit(lane, setting, now=NOW, wish=wish)
+    @given(lane_states, st.one_of(registered, registered, st.none()), wishes, refusals)
+    def holds(lane: Lane, setting: WebhookSettings | None, wish: int, refusal: str | None) -> None:
+        blocks = Room.of(lane, setting, refusal).blocks
+        admission = core.admit(lane, setting, now=NOW, wish=wish, refusal=refusal)
         assert (admission.quota == 0) == bool(blocks)
         if blocks:
             assert (admission.blocked_by, admission.runnable_at, admission.probe) == (
                 *blocks[0],
                 False,
             )
+        # The reason comes with this block and with no other.
+        assert admission.refusal == (refusal if admission.blocked_by == "configuration" else None)
 
     holds()
 
@@ -229,20 +233,25 @@ def test_a_planted_mutant_is_caught_by_its_property(mutant: Mutant) -> None:
 
 
 @given(
-    st.lists(st.tuples(lane_states, st.one_of(st.none(), registered)), max_size=6),
+    st.lists(st.tuples(lane_states, st.one_of(st.none(), registered), refusals), max_size=6),
     st.integers(1, 12),
 )
 def test_a_limit_is_shared_by_lanes_and_never_exceeded(
-    pairs: list[tuple[Lane, WebhookSettings | None]], limit: int
+    states: list[tuple[Lane, WebhookSettings | None, str | None]], limit: int
 ) -> None:
-    locked = [replace(lane, webhook_id=number) for number, (lane, _) in enumerate(pairs)]
-    of_webhook = {number: item for number, (_, item) in enumerate(pairs) if item is not None}
-    given_out = lanes.admit_all(locked, of_webhook, now=NOW, limit=limit, lease_s=40.0)
+    locked = [replace(lane, webhook_id=number) for number, (lane, *_) in enumerate(states)]
+    of_webhook = {number: item for number, (_, item, _) in enumerate(states) if item is not None}
+    refused = {number: why for number, (*_, why) in enumerate(states) if why is not None}
+    given_out = lanes.admit_all(
+        locked, of_webhook, now=NOW, limit=limit, lease_s=40.0, refusals=refused
+    )
     quotas = [admission.quota for admission in given_out]
     assert sum(quotas) <= limit
     assert len(given_out) == len(locked) or sum(quotas) == limit
     for number, (lane, admission) in enumerate(zip(locked, given_out, strict=False)):
         share = math.ceil((limit - sum(quotas[:number])) / (len(locked) - number))
-        alone = lanes.admit(lane, of_webhook.get(number), now=NOW, wish=share)
+        alone = lanes.admit(
+            lane, of_webhook.get(number), now=NOW, wish=share, refusal=refused.get(number)
+        )
         assert replace(admission, runnable_at=None) == replace(alone, runnable_at=None)
         assert admission.runnable_at == (NOW + 40.0 if alone.probe else alone.runnable_at)

@@ -97,6 +97,7 @@ class Backlog(RuleBasedStateMachine):
         self.flying: list[Delivery] = []
         self.ended: list[tuple[Delivery, Outcome]] = []
         self.reset_generation = 0
+        self.refusal: str | None = None
         self.look(3)
         while rows == 6 and self.flying and self.lane.breaker.state is CircuitState.CLOSED:
             self.claims_end(0, [bad], 0.0)
@@ -118,7 +119,9 @@ class Backlog(RuleBasedStateMachine):
         asked = self.lane.runnable_at is not None and self.lane.runnable_at <= self.now
         if not (self.new or asked):
             return
-        admission = self.core.admit(self.lane, self.settings, now=self.now, wish=wish)
+        admission = self.core.admit(
+            self.lane, self.settings, now=self.now, wish=wish, refusal=self.refusal
+        )
         if admission.probe:
             admission = Admission(1, BlockedBy.CIRCUIT, self.now + LEASE_S, probe=True)
         due = sorted([at for at in self.waiting if at <= self.now] + self.new)[: admission.quota]
@@ -170,13 +173,31 @@ class Backlog(RuleBasedStateMachine):
             breaker=closed,
             hold_until=None,
             runnable_at=self.now,
-            blocked_by=None,
+            blocked_by=BlockedBy.CONFIGURATION if is_held(self.lane) else None,
             health="healthy",
         )
         self.reset_generation = closed.generation
 
+    @rule(refusal=st.sampled_from([None, None, "http is not allowed"]))
+    def options_change(self, refusal: str | None) -> None:
+        self.refusal = refusal
+        if refusal is None and is_held(self.lane):
+            self.lane = replace(self.lane, runnable_at=self.now)
+            self.look(3)
+
     def outcomes(self) -> list[Outcome]:
         return [outcome for _, outcome in self.ended]
+
+
+def is_held(lane: Lane) -> bool:
+    return lane.blocked_by == BlockedBy.CONFIGURATION
+
+
+def a_held_lane_stays_held(backlog: Backlog) -> None:
+    """Whatever becomes of the claims made before: only a look ends it."""
+    before, lane = backlog.before, backlog.lane
+    if is_held(before):
+        assert (lane.blocked_by, lane.runnable_at) == (before.blocked_by, before.runnable_at)
 
 
 def every_claim_that_ends_makes_room(backlog: Backlog) -> None:
@@ -185,7 +206,7 @@ def every_claim_that_ends_makes_room(backlog: Backlog) -> None:
 
 def waiting_rows_are_looked_at_in_time(backlog: Backlog) -> None:
     """When they are due, or when the last thing that blocks their lane ends."""
-    if not backlog.waiting:
+    if not backlog.waiting or is_held(backlog.lane):
         return
     lane, settings_ = backlog.lane, backlog.settings
     latest = max(
@@ -202,7 +223,8 @@ def waiting_rows_are_looked_at_in_time(backlog: Backlog) -> None:
 def an_open_circuit_parks_the_lane(backlog: Backlog) -> None:
     breaker = backlog.lane.breaker
     if (
-        breaker.state is CircuitState.OPEN
+        not is_held(backlog.lane)
+        and breaker.state is CircuitState.OPEN
         and breaker.generation != backlog.before.breaker.generation
     ):
         assert breaker.next_probe_at == backlog.now + OPEN_S
@@ -216,7 +238,7 @@ def an_open_circuit_parks_the_lane(backlog: Backlog) -> None:
 
 def a_hold_parks_the_lane(backlog: Backlog) -> None:
     before, lane = backlog.before, backlog.lane
-    if lane.hold_until != before.hold_until:
+    if lane.hold_until != before.hold_until and not is_held(lane):
         assert (lane.runnable_at, lane.blocked_by) == (lane.hold_until, BlockedBy.HOLD)
 
 
@@ -293,6 +315,7 @@ def health_follows_the_circuit(backlog: Backlog) -> None:
 SETTLE: dict[str, Callable[[Backlog], None]] = {
     holds.__name__: holds
     for holds in (
+        a_held_lane_stays_held,
         every_claim_that_ends_makes_room,
         waiting_rows_are_looked_at_in_time,
         an_open_circuit_parks_the_lane,

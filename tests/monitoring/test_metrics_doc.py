@@ -11,7 +11,7 @@ from tests.monitoring.doc_tables import METRICS, MetricEntry, code, metrics
 from webhookd.config.load import Config
 from webhookd.metrics.counters import Metrics
 from webhookd.metrics.counts import AttemptStatus, ObservedAttempt, QueueCounts
-from webhookd.metrics.declarations import ALL
+from webhookd.metrics.declarations import ALL, HELD_WEBHOOKS
 from webhookd.metrics.exposition import Exposition
 
 # As many webhooks as a worker shows at the defaults: all places taken, and `other`.
@@ -25,6 +25,7 @@ def exposition() -> str:
         ObservedAttempt(webhook_id, AttemptStatus.DELIVERED, 0.1) for webhook_id in range(SHOWN)
     )
     counts.set_queue(QueueCounts(0, {}, 0.0))
+    counts.set(HELD_WEBHOOKS, 0)
     return Exposition(counts).render("")[1].decode()
 
 

@@ -27,7 +27,8 @@ class Daemon:
     """`webhookd` with *arguments*, delivering to loopback. Context manager: stopped, and if need be
     killed, at the end.
 
-    *program* are Python's own arguments, for a program that runs webhookd with faults in it.
+    *reach*: the options that permit that. *program* are Python's own arguments, for a program that
+    runs webhookd with faults in it.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Daemon:
         *arguments: str,
         workers: int = 3,
         program: Sequence[str] = ("-m", "webhookd"),
+        reach: Sequence[str] = LOOPBACK,
     ) -> None:
         self._log = tempfile.NamedTemporaryFile(  # noqa: SIM115 (closed in __exit__)
             "w+", prefix="webhookd-", suffix=".log"
@@ -52,7 +54,7 @@ class Daemon:
             str(workers),
             "--metrics-port",
             "0",
-            *LOOPBACK,
+            *reach,
             *arguments,
         )
         self.process = subprocess.Popen(

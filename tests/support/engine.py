@@ -17,7 +17,15 @@ from psycopg import sql
 
 from tests.support.postgres import Database
 from webhookd.core.answer import Answer, AnswerKind, ShortageKind
-from webhookd.core.model import Attempted, Delivery, GivenBack, Outcome, Result, WebhookDefaults
+from webhookd.core.model import (
+    Attempted,
+    Delivery,
+    GivenBack,
+    Outcome,
+    Result,
+    WebhookDefaults,
+    WebhookSettings,
+)
 from webhookd.postgres import lanes, session, statements
 from webhookd.postgres.claim import Claim, Claimer
 from webhookd.postgres.record import RecordOutcome, ResultWriter
@@ -37,6 +45,10 @@ STANDARD = WebhookDefaults(
 )
 # The same without the two limits, for tests of something else.
 ROOMY = STANDARD._replace(rate=0.0, max_in_flight=100_000)
+
+
+def allow_all(settings: WebhookSettings) -> None:
+    """Judge a webhook: a request can be sent to each."""
 
 
 TEN_MINUTES_S = 600.0  # longer than any lease here
@@ -100,9 +112,10 @@ def engine(
     *,
     defaults: WebhookDefaults = ROOMY,
     mutate: Callable[[str, str], str] | None = None,
+    judge: Callable[[WebhookSettings], str | None] = allow_all,
 ) -> Iterator[Engine]:
     """Open a worker incarnation on *database*. *mutate* (name, text) -> text plants a fault in its
-    statements.
+    statements. *judge*: as `Claimer` takes it.
     """
     incarnation = uuid4()
     load = statements.load
@@ -113,7 +126,9 @@ def engine(
         return patch.object(statements, "load", lambda name: mutate(name, load(name)))
 
     with faults():
-        claimer = Claimer(worker_id=worker_id, incarnation=incarnation, defaults=defaults)
+        claimer = Claimer(
+            worker_id=worker_id, incarnation=incarnation, defaults=defaults, judge=judge
+        )
         recorder = ResultWriter(worker_id=worker_id, defaults=defaults)
     with session.connect(database.dsn, application_name=f"webhookd/{worker_id}/test") as connection:
         yield Engine(worker_id, incarnation, connection, claimer, recorder, faults)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
-from tests.support.engine import ROOMY, Engine
+from tests.support.engine import ROOMY, Engine, allow_all
 from webhookd.core.model import Delivery, Result
 from webhookd.postgres.claim import Claimer
 
@@ -25,7 +25,10 @@ class Worker:
         """Another process with the same name: nothing is left of the last one but its leases."""
         incarnation = uuid4()
         claimer = Claimer(
-            worker_id=self.engine.worker_id, incarnation=incarnation, defaults=DEFAULTS
+            worker_id=self.engine.worker_id,
+            incarnation=incarnation,
+            defaults=DEFAULTS,
+            judge=allow_all,
         )
         claimer._statements = self.engine.claimer._statements  # faults are planted in them
         self.engine = replace(self.engine, incarnation=incarnation, claimer=claimer)

@@ -12,6 +12,7 @@ from webhookd.metrics.counts import (
     QueueCounts,
     WakeupCause,
 )
+from webhookd.metrics.declarations import HELD_WEBHOOKS
 from webhookd.metrics.exposition import Exposition
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -62,5 +63,6 @@ def busy_metrics() -> Metrics:
     metrics.rate_limited(1001, now=50.0)
     metrics.circuit_opened(7)
     metrics.set_queue(QueueCounts(4, {QueueCause.DUE: 1, QueueCause.PAUSED: 9}, oldest_due_s=1.5))
+    metrics.set(HELD_WEBHOOKS, 1)
     metrics.set_health_check(lambda: True)
     return metrics

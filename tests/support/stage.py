@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from unittest.mock import patch
 from uuid import uuid4
 
+from tests.support.engine import allow_all
 from tests.support.postgres import Database
 from tests.support.receivers import Receiver, answering
 from tests.support.waiting import eventually
@@ -181,7 +182,9 @@ class Stage:
             metrics_address="127.0.0.1:1",
             options={},
         )
-        claimer = CuedClaimer(worker_id="test", incarnation=incarnation, defaults=DEFAULTS)
+        claimer = CuedClaimer(
+            worker_id="test", incarnation=incarnation, defaults=DEFAULTS, judge=allow_all
+        )
         self.duty.cues = claimer.cues = self.cues
         self.dispatcher = Dispatcher(
             self.pool,

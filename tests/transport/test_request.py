@@ -14,13 +14,14 @@ from standardwebhooks import Webhook
 from tests.support.values import settings as settings_of
 from webhookd import __version__
 from webhookd.core.signing import parse_secret, sign, verify
-from webhookd.transport.egress import NotAllowed
+from webhookd.transport.egress import Egress, NotAllowed
 from webhookd.transport.request import (
     build_request,
     header_lines,
     parse_headers,
+    refusal,
+    refusals,
     start_lines,
-    unusable,
 )
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -113,7 +114,7 @@ def test_an_old_secret_signs_nothing_alone() -> None:
 
 def test_an_old_secret_that_cannot_sign_is_found_before_a_request_is_built() -> None:
     settings = settings_of(secret=SECRET, old_secret="hunter2", old_secret_until_at=NOW + 10.0)
-    assert [column for column, _ in unusable(settings)] == ["secret"]
+    assert [column for column, _ in refusals(settings, Egress(allow_http=True))] == ["secret"]
     with pytest.raises(NotAllowed, match="secret cannot be used"):
         build_request(settings, message_id="wh_1_7", timestamp=NOW, body=BODY)
 
@@ -277,3 +278,41 @@ def test_a_refusal_is_the_same_for_registration_and_for_sending(
 ) -> None:
     with pytest.raises(NotAllowed, match="the header 'Host' is set by webhookd"):
         judge('{"Host": "a"}')
+
+
+PLAIN = settings_of(url="https://a.example/")
+STRICT, OPEN = Egress(allow_http=False), Egress(allow_http=True, networks=["127.0.0.0/8"])
+
+
+@pytest.mark.parametrize(
+    ("url", "strict", "lenient"),
+    [
+        ("https://a.example/?token=s3cr3t", None, None),
+        ("http://a.example/?token=s3cr3t", "--allow-http permits it", None),
+        ("https://127.0.0.1/?token=s3cr3t", "--allow-network permits such targets", None),
+        ("https://10.0.0.1/", "is private", "is private"),
+        ("https://u:s3cr3t@a.example/", "credentials", "credentials"),
+        ("htps://a.example/", "the scheme 'htps'", "the scheme 'htps'"),
+        ("a.example", "must start with https://", "must start with https://"),
+        ("https://a.example/" + "x" * 9000, "is longer than", "is longer than"),
+        ("https://localhost/", None, None),  # a name: what it resolves to is judged later
+    ],
+)
+def test_a_refusal_says_why_nothing_can_be_sent_under_these_options(
+    url: str, strict: str | None, lenient: str | None
+) -> None:
+    settings = PLAIN._replace(url=url)
+    for egress, words in ((STRICT, strict), (OPEN, lenient)):
+        reason = refusal(settings, egress)
+        assert (reason is None) == (words is None)
+        if reason is not None and words is not None:
+            assert words in reason and "s3cr3t" not in reason and reason.isprintable()
+
+
+def test_refusals_name_each_column_and_a_refusal_the_first() -> None:
+    settings = PLAIN._replace(url="http://a.example/", secret="hunter2", headers='{"Host": "x"}')
+    found = dict(refusals(settings, STRICT))
+    assert list(found) == ["url", "headers", "secret"]
+    assert refusal(settings, STRICT) == found["url"]
+    assert list(dict(refusals(settings, OPEN))) == ["headers", "secret"]
+    assert "hunter2" not in found["secret"]

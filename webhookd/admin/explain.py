@@ -3,11 +3,10 @@ its webhook.
 """
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from webhookd.admin import holds
+from webhookd.admin import held, holds
 from webhookd.admin.facts import MOST_AHEAD, Facts, Row
 from webhookd.admin.reason import Reason, counted, in_, instant, ordinal, rate, until
 from webhookd.core.backoff import backoff_s
@@ -15,7 +14,6 @@ from webhookd.core.lifecycle import GIVE_UP_AFTER, QUARANTINE_AFTER
 from webhookd.core.model import Status
 from webhookd.postgres.rows import retries_of
 from webhookd.text import duration, shown
-from webhookd.transport import request
 
 MOST_SHOWN = 12  # further attempts that are listed
 LONG_DUE_S = 30.0  # by then the sweep has found what no notification announced
@@ -27,12 +25,11 @@ def reasons(facts: Facts) -> list[Reason]:
         case Status.DELIVERED:
             return [_delivered(facts)]
         case Status.FAILED:
-            off = [reason for reason in holds.of_registry(facts) if not reason.sql]
-            return [
-                _failed(facts),
-                *_unusable(facts),
-                *(replace(reason, until=None) for reason in off),
+            off = [
+                *(reason for reason in holds.of_registry(facts) if not reason.sql),
+                *_held(facts),
             ]
+            return [_failed(facts), *(replace(reason, until=None) for reason in off)]
         case Status.SENDING:
             found = [_leased(facts), *_no_worker(facts), *_lost_leases(facts)]
         case _:
@@ -70,29 +67,14 @@ def _failed(facts: Facts) -> Reason:
     why = shown(facts.last_reason) if facts.last_reason else "the attempt log holds no reason"
     attempts = counted(row.attempts, "attempt", "attempts")
     text = f"It failed after {attempts} and is not tried again: {why}."
-    if option := re.search(r"--allow-\w+", why):
-        text += (
-            f" Nothing was sent. If it may be sent, start the service with {option[0]} first: "
-            "without that option a retry fails again."
-        )
-    if any(_unusable(facts)):
-        text += " A retry fails again until the webhook's row is corrected."
     return Reason("failed", text, run=(f"webhookd delivery retry {row.delivery_id}",))
 
 
-def _unusable(facts: Facts) -> Iterator[Reason]:
-    """Yield what in the webhook's row fails each of its deliveries before anything is sent."""
-    if facts.settings is None:
-        return
-    webhook_id = facts.row.webhook_id
-    for column, reason in request.unusable(facts.settings):
-        text = f"Nothing is sent to webhook {webhook_id}: its {column} cannot be used: {reason}."
-        if column == "secret":
-            text += " Make a new one first, and give it to the receiver:"
-            yield Reason(column, text, run=(f"webhookd webhook rotate-secret {webhook_id}",))
-        else:
-            row = f"SELECT {column} FROM pggit.webhooks WHERE webhook_id = {webhook_id}"
-            yield Reason(column, f"{text} Correct it first:", sql=(row,))
+def _held(facts: Facts) -> Iterator[Reason]:
+    """Yield why a delivery that is tried again would wait."""
+    settings = facts.settings
+    if settings is not None and (refusal := held.reason_of(settings, facts.refusal)) is not None:
+        yield holds.of_configuration(settings, refusal)
 
 
 def _leased(facts: Facts) -> Reason:

@@ -119,6 +119,7 @@ class Facts:
     """Everything that decides when a delivery is sent, as it was at *now*.
 
     *settings* None: the webhook is not registered; *lane* None: no worker has looked at it yet.
+    *refusal*: why it is held, as a worker found it by its options.
     *in_flight* counts its leases, *ahead* the deliveries that go first, up to `MOST_AHEAD`. *log*
     holds its attempts, the oldest first.
     """
@@ -128,6 +129,7 @@ class Facts:
     disabled_reason: str | None
     settings: WebhookSettings | None
     lane: Lane | None
+    refusal: str | None
     in_flight: int
     ahead: int
     workers: Sequence[Worker]
@@ -176,6 +178,7 @@ def read(connection: Connection, delivery_id: int, defaults: WebhookDefaults) ->
         disabled_reason=disabled_reason,
         settings=None if registered is None else settings_of(registered, defaults),
         lane=None if lane is None else lane_of(lane),
+        refusal=None if lane is None else lane[0],
         in_flight=leases[1] if leases else 0,
         ahead=ahead["ahead"] if ahead else 0,
         workers=[

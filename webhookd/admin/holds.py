@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+from webhookd.admin import held
 from webhookd.admin.facts import Facts
 from webhookd.admin.reason import Reason, in_, rate, until
 from webhookd.core.breaker import Breaker, CircuitState
@@ -60,6 +61,10 @@ def of_lane(facts: Facts) -> Iterator[Reason]:
     settings = facts.settings._replace(enabled=True)
     lane = _as_admitted(facts, settings)
     blocked = not facts.settings.enabled
+    refusal = held.reason_of(facts.settings, facts.refusal)
+    if refusal is not None:
+        blocked = True
+        yield of_configuration(facts.settings, refusal)
     while (admission := admit(lane, settings, now=facts.now, wish=1)).quota == 0:
         blocked = True
         reason, lane = _obstacle(facts, lane, settings, admission)
@@ -72,6 +77,25 @@ def of_lane(facts: Facts) -> Iterator[Reason]:
         yield Reason("probe_due", text)
     if not blocked:
         yield from _parked(facts)
+
+
+def of_configuration(settings: WebhookSettings, refusal: str) -> Reason:
+    """Return the reason that no request can be sent to the webhook, and what ends it."""
+    webhook_id = settings.webhook_id
+    text = (
+        f"Webhook {webhook_id} is held: {refusal}. Nothing is attempted, spent or failed; its "
+        "deliveries go out once "
+    )
+    column = held.column_of(settings, refusal)
+    if column == "secret":
+        text += "it has a new secret. Give that to the receiver:"
+        run = (f"webhookd webhook rotate-secret {webhook_id}",)
+        return Reason("held", text, math.inf, run)
+    if option := held.missing_option(refusal):
+        text += f"the service runs with {option}, or once its url is corrected:"
+    else:
+        text += f"its {column} {'are' if column == 'headers' else 'is'} corrected:"
+    return Reason("held", text, math.inf, sql=(held.showing(settings, refusal),))
 
 
 def _obstacle(

@@ -25,7 +25,7 @@ from webhookd.postgres.arrays import number_array
 from webhookd.postgres.rows import defaults_of, settings_of
 from webhookd.transport.client import Transport
 from webhookd.transport.egress import Egress, NotAllowed, Target, is_address
-from webhookd.transport.request import Request, build_request, parse_headers
+from webhookd.transport.request import Request, build_request, checked_target, parse_headers
 from webhookd.transport.resolver import LookupFailed, Resolver
 from webhookd.transport.shortage import Shortage
 
@@ -55,7 +55,9 @@ class NewWebhook:
 
 @dataclass(frozen=True, slots=True)
 class WebhookSummary:
-    """A line of the list. *waiting*: deliveries that are not finished."""
+    """A line of the list. *waiting*: deliveries that are not finished. *blocked_reason*: why the
+    webhook is held; None: it is not.
+    """
 
     webhook_id: int
     url: str
@@ -65,6 +67,7 @@ class WebhookSummary:
     circuit_state: str
     consecutive_failures: int
     waiting: int
+    blocked_reason: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,7 @@ class Health:
     circuit_until: Instant | None
     hold_until: Instant | None
     blocked_by: str | None
+    blocked_reason: str | None
     in_flight: int | None
     waiting: int
 
@@ -302,10 +306,8 @@ def _egress(config: Config) -> Egress:
 def _target(url: str, egress: Egress) -> Target:
     """Return the parts of *url*; raise `UnusableError` for a URL that cannot be delivered to."""
     try:
-        target = egress.target(url)
-        if is_address(target.host):
-            egress.check_address(target.host)
-        elif _LOCALHOST.fullmatch(target.host) and not _allows(egress, "::1"):
+        target = checked_target(url, egress)
+        if _LOCALHOST.fullmatch(target.host) and not _allows(egress, "::1"):
             egress.check_address("127.0.0.1")
     except NotAllowed as error:
         raise UnusableError(f"URL cannot be delivered to: {error}") from error

@@ -98,6 +98,15 @@ class Unregistered:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """A webhook that gets nothing: its row or the workers' options rule out every request."""
+
+    webhook_id: int
+    reason: str
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
 class Worker:
     """A registered worker, how long it has run, and when it reported last."""
 
@@ -136,6 +145,7 @@ class Report:
     attention: Sequence[Degraded]
     errors_1h: int
     circuits: Sequence[OpenCircuit]
+    held: Sequence[Held]
     unregistered: Sequence[Unregistered]
     workers: Sequence[Worker]
     disagreement: str | None
@@ -154,6 +164,7 @@ def read(connection: Connection) -> Report:
     degraded = database.fetch(connection, "status_attention", limit=MOST_ROWS)
     [errors] = database.fetch(connection, "status_errors")
     circuits = database.fetch(connection, "status_circuits", limit=MOST_ROWS)
+    held = database.fetch(connection, "status_held", limit=MOST_ROWS)
     unregistered = database.fetch(connection, "status_unregistered", limit=MOST_ROWS)
     workers = [Worker(**row) for row in database.fetch(connection, "status_workers")]
     [last_hour] = database.fetch(connection, "status_minutes")
@@ -165,6 +176,7 @@ def read(connection: Connection) -> Report:
         attention=[Degraded(**row) for row in degraded],
         errors_1h=errors["errors_1h"],
         circuits=[OpenCircuit(**row) for row in circuits],
+        held=[Held(**row) for row in held],
         unregistered=[Unregistered(**row) for row in unregistered],
         workers=workers,
         disagreement=fleet.disagreement(fleet.read(connection)),

@@ -15,7 +15,7 @@ from webhookd.text import duration
 if TYPE_CHECKING:
     from webhookd.admin.status import Baseline, Report
 
-_SECTIONS = ("waiting", "health", "attention", "circuits", "unregistered", "workers")
+_SECTIONS = ("waiting", "health", "attention", "circuits", "held", "unregistered", "workers")
 _NO_WORKER = "\nno worker is registered: `webhookd` is not running, or cannot reach this database"
 
 

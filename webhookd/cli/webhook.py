@@ -3,7 +3,7 @@
 import json
 import sys
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -14,6 +14,9 @@ from webhookd.config.kinds import Seconds
 from webhookd.core.model import MAX_WEBHOOK_ID
 from webhookd.errors import UnusableError, WebhookdError
 from webhookd.text import shown
+
+if TYPE_CHECKING:
+    from webhookd.admin.registry import WebhookSummary
 
 _LISTED = 1000
 
@@ -128,7 +131,7 @@ def list_(ctx: click.Context, /, limit: int | None, as_json: bool, **_: object) 
             (
                 one.webhook_id,
                 one.url,
-                "enabled" if one.enabled else f"disabled: {one.disabled_reason or '-'}",
+                _state(one),
                 one.health_status,
                 one.circuit_state,
                 one.consecutive_failures,
@@ -141,6 +144,12 @@ def list_(ctx: click.Context, /, limit: int | None, as_json: bool, **_: object) 
         click.echo(
             f"webhookd: there are more than {limit}: give --limit, or --json for all", err=True
         )
+
+
+def _state(one: "WebhookSummary") -> str:
+    if not one.enabled:
+        return f"disabled: {one.disabled_reason or '-'}"
+    return f"held: {one.blocked_reason}" if one.blocked_reason else "enabled"
 
 
 @webhook.command()

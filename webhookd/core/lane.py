@@ -1,9 +1,9 @@
 """A lane: one webhook's backlog, and the rules that say how many of its rows may be claimed now.
 
-The rules are the circuit, the tokens, the in-flight limit and the hold that a receiver asked for. A
-worker locks a lane's row, loads it into this value, applies `admit` or `settle_lane` and stores the
-result, all in one transaction; so the rules are here and nowhere else. Times are the database's, in
-epoch seconds.
+The rules are the circuit, the tokens, the in-flight limit, the hold that a receiver asked for, and
+whether a request can be sent at all. A worker locks a lane's row, loads it into this value, applies
+`admit` or `settle_lane` and stores the result, all in one transaction; so the rules are here and
+nowhere else. Times are the database's, in epoch seconds.
 """
 
 import math
@@ -27,6 +27,7 @@ class BlockedBy(StrEnum):
 
     UNREGISTERED = "unregistered"
     PAUSED = "paused"
+    CONFIGURATION = "configuration"  # the webhook's row or the options rule out every request
     CIRCUIT = "circuit"
     HOLD = "hold"
     RATE = "rate"
@@ -54,22 +55,31 @@ class Lane:
 @dataclass(frozen=True, slots=True)
 class Admission:
     """*quota* rows may be claimed now. *blocked_by* and *runnable_at* say what the lane waits for,
-    and until when, once these are claimed; with a quota of 0 they hold already.
+    and until when, once these are claimed; with a quota of 0 they hold already. *refusal*: why no
+    request can be sent, in one line; only where the configuration blocks the lane.
     """
 
     quota: int
     blocked_by: BlockedBy | None = None
     runnable_at: float | None = None
     probe: bool = False
+    refusal: str | None = None
 
 
-def admit(lane: Lane, settings: WebhookSettings | None, *, now: float, wish: int) -> Admission:
+def admit(
+    lane: Lane,
+    settings: WebhookSettings | None,
+    *,
+    now: float,
+    wish: int,
+    refusal: str | None = None,
+) -> Admission:
     """Return how many rows of *lane*, at most *wish* (>= 1), may be claimed at *now*. *settings*
-    None: the webhook is not registered.
+    None: the webhook is not registered. *refusal*: why no request can be sent to it; None: one can.
     """
     if settings is None:
         return Admission(0, BlockedBy.UNREGISTERED)
-    if (blocked := _blocked(lane, settings, now=now)) is not None:
+    if (blocked := _blocked(lane, settings, now=now, refusal=refusal)) is not None:
         return blocked
     if lane.breaker.blocked_until is not None:
         # One probe for all workers. The caller sets runnable_at: it knows when the lease ends.
@@ -96,10 +106,11 @@ def admit_all(
     now: float,
     limit: int,
     lease_s: float,
+    refusals: Mapping[int, str],
 ) -> list[Admission]:
     """Return an admission for each lane until *limit* rows are given away, in even shares; lanes
-    behind that have none, and stay as they are. *settings* are by webhook id; a probe ends with its
-    lease of *lease_s*.
+    behind that have none, and stay as they are. *settings* and *refusals* are by webhook id; a
+    probe ends with its lease of *lease_s*.
     """
     admissions: list[Admission] = []
     left = limit
@@ -107,7 +118,14 @@ def admit_all(
         if left == 0:
             break
         share = -(-left // (len(lanes) - len(admissions)))
-        admission = admit(lane, settings.get(lane.webhook_id), now=now, wish=share)
+        webhook_id = lane.webhook_id
+        admission = admit(
+            lane,
+            settings.get(webhook_id),
+            now=now,
+            wish=share,
+            refusal=refusals.get(webhook_id),
+        )
         if admission.probe:
             admission = replace(admission, runnable_at=now + lease_s)
         left -= admission.quota
@@ -115,9 +133,14 @@ def admit_all(
     return admissions
 
 
-def _blocked(lane: Lane, settings: WebhookSettings, *, now: float) -> Admission | None:
+def _blocked(
+    lane: Lane, settings: WebhookSettings, *, now: float, refusal: str | None
+) -> Admission | None:
     if not settings.enabled:
         return Admission(0, BlockedBy.PAUSED)
+    if refusal is not None:
+        # No timer ends this: the row or the options must change, and both make the lane runnable.
+        return Admission(0, BlockedBy.CONFIGURATION, refusal=refusal)
     if lane.hold_until is not None and lane.hold_until > now:
         return Admission(0, BlockedBy.HOLD, lane.hold_until)
     if lane.breaker.blocked_until is not None and lane.breaker.blocked_until > now:
@@ -131,6 +154,18 @@ def _blocked(lane: Lane, settings: WebhookSettings, *, now: float) -> Admission 
             lane.bucket.next_token_at(now, rate=settings.rate, burst=settings.burst),
         )
     return None
+
+
+def tokens_at(lane: Lane, settings: WebhookSettings | None, *, now: float) -> float | None:
+    """Return the lane's tokens at *now*, before anything is taken; None stays a full bucket."""
+    if settings is None or settings.rate == 0:
+        return None
+    return lane.bucket.level(now, rate=settings.rate, burst=settings.burst)
+
+
+def breaker_at_claim(lane: Lane, admission: Admission, *, lease_until: float) -> Breaker:
+    """Return the circuit that the claimed rows carry: where they are a probe, begun until then."""
+    return lane.breaker.begin_probe(lease_until=lease_until) if admission.probe else lane.breaker
 
 
 def settle_lane(
@@ -205,6 +240,10 @@ def _reschedule(lane: Lane, *, before: Lane, wake_at: float, now: float) -> Lane
 
     A time that is too early costs one look; one that is too late leaves due rows unsent.
     """
+    # Held: what ends earlier claims changes nothing. The next look at the lane, once the row or the
+    # options have changed, finds circuit and hold as they are then.
+    if lane.blocked_by is BlockedBy.CONFIGURATION:
+        return lane
     # A new hold: no look before it ends. (An old one already is in runnable_at.)
     if (
         lane.hold_until is not None
@@ -232,15 +271,3 @@ def _reschedule(lane: Lane, *, before: Lane, wake_at: float, now: float) -> Lane
     if wake_at < (math.inf if lane.runnable_at is None else lane.runnable_at):
         return replace(lane, runnable_at=wake_at)
     return lane
-
-
-def tokens_at(lane: Lane, settings: WebhookSettings | None, *, now: float) -> float | None:
-    """Return the lane's tokens at *now*, before anything is taken; None stays a full bucket."""
-    if settings is None or settings.rate == 0:
-        return None
-    return lane.bucket.level(now, rate=settings.rate, burst=settings.burst)
-
-
-def breaker_at_claim(lane: Lane, admission: Admission, lease_until: float) -> Breaker:
-    """Return the circuit that a claim until *lease_until* leaves: a probe begins one."""
-    return lane.breaker.begin_probe(lease_until=lease_until) if admission.probe else lane.breaker

@@ -52,6 +52,7 @@ class QueueCause(StrEnum):
     DUE = "due"
     SCHEDULED = "scheduled"
     PAUSED = "paused"
+    CONFIGURATION = "configuration"
     CIRCUIT = "circuit"
     HOLD = "hold"
     RATE = "rate"

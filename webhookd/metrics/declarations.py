@@ -118,6 +118,14 @@ OLDEST_DUE = Metric(
     absent_at_first=True,
 )
 
+HELD_WEBHOOKS = Metric(
+    "webhookd_held_webhooks",
+    Kind.GAUGE,
+    "Webhooks that get nothing because their row or the options in force rule out every request.",
+    merge=max,
+    absent_at_first=True,
+)
+
 # The worker. Its gauges that are 0 or 1 merge by min: one worker that fails must show.
 
 WORKER_HEALTH = Metric(
@@ -228,7 +236,7 @@ BUILD = Metric(
 )
 
 WEBHOOKS = (DELIVERIES, DELIVERY_DURATION, RATE_LIMIT_HITS, CIRCUIT_OPENS)
-QUEUE = (QUEUE_DEPTH, QUEUE_DEPTH_BY_CAUSE, OLDEST_DUE)
+QUEUE = (QUEUE_DEPTH, QUEUE_DEPTH_BY_CAUSE, OLDEST_DUE, HELD_WEBHOOKS)
 # Those whose number of series does not depend on the webhooks, in the order of the exposition.
 FIXED = (
     WORKER_HEALTH,

@@ -9,8 +9,8 @@ that has work.
 import math
 import secrets
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -20,7 +20,6 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from webhookd.core.lane import (
-    Admission,
     BlockedBy,
     Lane,
     admit,
@@ -32,6 +31,7 @@ from webhookd.core.model import Delivery, WebhookDefaults, WebhookSettings
 from webhookd.postgres import session, statements
 from webhookd.postgres.arrays import number_array
 from webhookd.postgres.batches import admission_parameters
+from webhookd.postgres.held import HeldChange, note_held
 from webhookd.postgres.horizon import Horizon
 from webhookd.postgres.lanes import make_lanes, park_unregistered
 from webhookd.postgres.rows import (
@@ -73,7 +73,8 @@ class Claim:
     *lanes* were looked at; *rate_limited* of them (webhook ids) kept due rows for lack of tokens.
     *full*: as many rows as were asked for, or as many bytes. *exhausted*: there were no further
     lanes with work. *contended*: other workers had lanes with new rows locked just then.
-    *unmeasured*: ids of due rows that stayed, because their bodies must be measured first.
+    *unmeasured*: ids of due rows that stayed, because their bodies must be measured first. *held*:
+    lanes that the configuration holds from now on, or no longer.
     """
 
     deliveries: Sequence[Delivery] = ()
@@ -83,6 +84,7 @@ class Claim:
     exhausted: bool = True
     contended: bool = False
     unmeasured: Sequence[int] = ()
+    held: Sequence[HeldChange] = ()
 
 
 class ClaimInDoubtError(psycopg.OperationalError):
@@ -115,15 +117,26 @@ class _Taken(NamedTuple):
     rate_limited: list[int]
     heavy: bool
     unmeasured: list[int]
+    held: list[HeldChange]
 
 
 class Claimer:
-    """Claims for one worker incarnation; used by the dispatcher's thread only."""
+    """Claims for one worker incarnation; used by the dispatcher's thread only. *judge* returns why
+    no request can be sent to a webhook, in one line; None: one can.
+    """
 
-    def __init__(self, *, worker_id: str, incarnation: UUID, defaults: WebhookDefaults) -> None:
+    def __init__(
+        self,
+        *,
+        worker_id: str,
+        incarnation: UUID,
+        defaults: WebhookDefaults,
+        judge: Callable[[WebhookSettings], str | None],
+    ) -> None:
         self.worker_id = worker_id
         self._incarnation = incarnation
         self._defaults = defaults
+        self._judge = judge
         self._make_lanes_at = -math.inf  # monotonic
         self.looked_at: list[int] = []  # the webhooks of the lanes that the last claim locked
         self.single = 0  # so many claims look at one lane each: see worker/poison.py
@@ -146,7 +159,7 @@ class Claimer:
         started = time.monotonic()
         lanes_wanted = 1 if self.single else math.ceil(limit / self._rows_per_lane)
         self.single, self.looked_at = max(0, self.single - 1), []
-        taken = _Taken([], [], False, [])
+        taken = _Taken([], [], False, [], [])
         with _transaction(connection, batch=True) as (cursor, deliveries):
             rows = cursor.execute(
                 self._statements["lock_lanes"],
@@ -176,6 +189,7 @@ class Claimer:
             exhausted=len(lanes) < lanes_wanted,
             contended=len(lanes) < new_lanes,
             unmeasured=taken.unmeasured,
+            held=taken.held,
         )
         self._widen_or_narrow(claim)
         return claim
@@ -194,7 +208,8 @@ class Claimer:
             of_webhook = self._settings_of(cursor, lanes)
             [lane] = self._recounted(cursor, lanes, of_webhook)
             settings = of_webhook.get(lane.webhook_id)
-            admission = admit(lane, settings, now=now, wish=1)
+            refusal = None if settings is None else self._judge(settings)
+            admission = admit(lane, settings, now=now, wish=1, refusal=refusal)
             context = self._context(of_webhook, started=started, now=now)
             claimed = cursor.execute(
                 self._statements["claim_quarantined"],
@@ -208,12 +223,14 @@ class Claimer:
                     **self._lease(context),
                 },
             ).fetchone()
-            breaker = breaker_at_claim(lane, admission, context.lease_until)
+            # What ends a hold makes the lane runnable, too: the look at the lane stores that.
+            changes = note_held(cursor, [(lane, admission)]) if refusal is not None else []
+            breaker = breaker_at_claim(lane, admission, lease_until=context.lease_until)
             if claimed is not None and (
                 delivery := delivery_of(claimed, of_webhook, {lane.webhook_id: breaker}, context)
             ):
                 deliveries.append(delivery)
-        return Claim(deliveries, lanes=1)
+        return Claim(deliveries, lanes=1, held=changes)
 
     def next_look(self, connection: session.Connection) -> NextLook:
         """Return when this worker must look again although nothing wakes it. Blocks for one
@@ -318,7 +335,11 @@ class Claimer:
     ) -> _Taken:
         """Take rows of the locked *lanes*."""
         now, lease_s = context.now, context.lease_s
-        admissions = admit_all(lanes, settings, now=now, limit=limit, lease_s=lease_s)
+        judged = {webhook_id: self._judge(of_one) for webhook_id, of_one in settings.items()}
+        refusals = {webhook_id: why for webhook_id, why in judged.items() if why is not None}
+        admissions = admit_all(
+            lanes, settings, now=now, limit=limit, lease_s=lease_s, refusals=refusals
+        )
         lanes = lanes[: len(admissions)]
         admitted = list(zip(lanes, admissions, strict=True))
         rows = cursor.execute(
@@ -335,15 +356,16 @@ class Claimer:
                 "rows_from": self._horizon.marks.rows,
             },
         ).fetchall()
+        changes = note_held(cursor, admitted)
         breakers = {
-            lane.webhook_id: breaker_at_claim(lane, admission, context.lease_until)
+            lane.webhook_id: breaker_at_claim(lane, admission, lease_until=context.lease_until)
             for lane, admission in admitted
         }
         claimed = [delivery_of(row, settings, breakers, context) for row in rows]
         deliveries = [delivery for delivery in claimed if delivery]
         taken = Counter(delivery.webhook_id for delivery in deliveries)
         if self._horizon.slow:
-            self._note_claims(admitted, rows, claimed, now=now)
+            self._horizon.note_claims(admitted, rows, claimed, now_at=now)
         out_of_tokens = [
             lane.webhook_id
             for lane, admission in admitted
@@ -352,26 +374,7 @@ class Claimer:
             if admission.blocked_by is BlockedBy.RATE and taken[lane.webhook_id] == admission.quota
         ]
         rate_limited = self._due_among(cursor, out_of_tokens) if out_of_tokens else []
-        return _Taken(deliveries, rate_limited, any(row[0] for row in rows), rows[0][2])
-
-    def _note_claims(
-        self,
-        admitted: Sequence[tuple[Lane, Admission]],
-        rows: Sequence[TupleRow],
-        claimed: Sequence[Delivery | None],
-        *,
-        now: float,
-    ) -> None:
-        """Tell the horizon where the claim began in each lane, and which ran out of rows."""
-        due: dict[int, list[float]] = defaultdict(list)  # in order, as the rows are
-        for (_, due_at, *_), delivery in zip(rows, claimed, strict=True):
-            if delivery is not None:
-                due[delivery.webhook_id].append(due_at)
-        for lane, admission in admitted:
-            if admission.quota:
-                of_lane = due[lane.webhook_id]
-                first_at = of_lane[0] if len(of_lane) == admission.quota else None
-                self._horizon.note_claim(lane.webhook_id, first_at, now_at=now)
+        return _Taken(deliveries, rate_limited, any(row[0] for row in rows), rows[0][2], changes)
 
     def _due_among(self, cursor: psycopg.Cursor[TupleRow], webhook_ids: Sequence[int]) -> list[int]:
         """Return which of these webhooks still have due rows."""

@@ -10,11 +10,16 @@ A low-water mark says below which instant nothing is left to find, so that a loo
 
 import math
 import time
+from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
 import psycopg
+from psycopg.rows import TupleRow
 
+from webhookd.core.lane import Admission, Lane
+from webhookd.core.model import Delivery
 from webhookd.postgres import session, statements
 
 SLOW_LOOK_S = 0.01  # for so many lanes:
@@ -94,6 +99,28 @@ class Horizon:
             min(first_at, now_at - MARGIN_S),
             expires if now < expires else now + FORGET_AFTER_S,
         )
+
+    def note_claims(
+        self,
+        admitted: Sequence[tuple[Lane, Admission]],
+        rows: Sequence[TupleRow],
+        claimed: Sequence[Delivery | None],
+        *,
+        now_at: float,
+    ) -> None:
+        """Take note of where one claim began in each lane, and which lanes ran out of rows.
+
+        *rows* are those of the statement `claim`, *claimed* what they hold, in the same order.
+        """
+        due: dict[int, list[float]] = defaultdict(list)  # in order, as the rows are
+        for (_, due_at, *_), delivery in zip(rows, claimed, strict=True):
+            if delivery is not None:
+                due[delivery.webhook_id].append(due_at)
+        for lane, admission in admitted:
+            if admission.quota:
+                of_lane = due[lane.webhook_id]
+                first_at = of_lane[0] if len(of_lane) == admission.quota else None
+                self.note_claim(lane.webhook_id, first_at, now_at=now_at)
 
     def note_look(self, seconds: float, *, lanes: int) -> None:
         """Take note of how long a look for the work of so many lanes took."""

@@ -52,6 +52,7 @@ FRAGMENTS = (
             f"CASE WHEN @webhook_id IS NULL THEN '{BlockedBy.UNREGISTERED}'"
             f" WHEN NOT @enabled THEN '{BlockedBy.PAUSED}' END"
         ),
+        "configuration": f"'{BlockedBy.CONFIGURATION}'",
         "queue_causes": f"ARRAY[{_texts(['due', 'scheduled', *BlockedBy])}]",
         "possible_id": f"@webhook_id BETWEEN 1 AND {MAX_WEBHOOK_ID}",
         "gone_reason": f"'{GONE_REASON}'",

@@ -1,7 +1,8 @@
 """The request that goes out for one delivery: our headers, the webhook's own, and the signature.
 
 This is the one place that knows which headers webhookd sends. Workers, `webhookd webhook test`,
-the registration of webhooks and the doctor all use it, so they cannot disagree.
+the registration of webhooks and the doctor all use it, so they cannot disagree. It also says why
+no request to a webhook can be sent (`refusal`); a worker holds such a webhook's deliveries.
 """
 
 import json
@@ -15,7 +16,7 @@ from webhookd import __version__
 from webhookd.cache import ByteCache
 from webhookd.core.model import WebhookSettings
 from webhookd.core.signing import parse_secret, sign
-from webhookd.transport.egress import NotAllowed
+from webhookd.transport.egress import Egress, NotAllowed, Target, is_address
 
 USER_AGENT = f"webhookd/{__version__}"
 
@@ -94,10 +95,36 @@ def build_request(
     return Request(fixed + lines.encode("ascii"), body)
 
 
-def unusable(settings: WebhookSettings) -> Iterator[tuple[str, str]]:
-    """Yield what keeps every request to this webhook from being sent: the column of its row, and
-    the reason in one line, without a value of it.
+def refusal(settings: WebhookSettings, egress: Egress) -> str | None:
+    """Return why no request to this webhook can be sent under the options in *egress*, in one line
+    without a secret and without the URL's query; None: one can be sent.
+
+    What a name resolves to may change at any time: it is judged at each connection, not here.
     """
+    return next((reason for _, reason in refusals(settings, egress)), None)
+
+
+def refusals(settings: WebhookSettings, egress: Egress) -> Iterator[tuple[str, str]]:
+    """Yield all such reasons, each with the column of the webhook's row."""
+    try:
+        checked_target(settings.url, egress)
+    except NotAllowed as reason:
+        yield "url", str(reason)
+    yield from unusable(settings)
+
+
+def checked_target(url: str, egress: Egress) -> Target:
+    """Return the parts of *url*. Raise `NotAllowed` where no request can be sent there: as
+    `Egress.target` does, and for an address in it that is not allowed.
+    """
+    target = egress.target(url)
+    if is_address(target.host):
+        egress.check_address(target.host)
+    return target
+
+
+def unusable(settings: WebhookSettings) -> Iterator[tuple[str, str]]:
+    """Yield those reasons that hold under any options."""
     try:
         parse_headers(settings.headers)
     except NotAllowed as reason:
@@ -106,7 +133,7 @@ def unusable(settings: WebhookSettings) -> Iterator[tuple[str, str]]:
         for secret in _secrets(settings, at=-math.inf):
             parse_secret(secret)
     except ValueError as reason:
-        yield "secret", str(reason)
+        yield "secret", f"the secret cannot be used: {reason}"
 
 
 def _secrets(settings: WebhookSettings, *, at: float) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from webhookd.postgres import bodies, quarantine
 from webhookd.postgres.claim import Claim, Claimer, ClaimInDoubtError
 from webhookd.postgres.session import Connection
 from webhookd.worker.events import Events
+from webhookd.worker.held import HeldLog
 from webhookd.worker.poison import BodyMeasurer, isolate
 from webhookd.worker.recorder import Recorder
 from webhookd.worker.senders import SenderPool
@@ -58,6 +59,7 @@ class Dispatcher:
         self._senders = senders
         self._recorder = recorder
         self._metrics = metrics
+        self._held_log = HeldLog()
         self._events = events
         self._duty = events.duty
         self._beat = beat
@@ -237,6 +239,7 @@ class Dispatcher:
         self._recorder.note_claimed(len(claim.deliveries))
         self._senders.submit(claim.deliveries)
         self._metrics.claimed(len(claim.deliveries))
+        self._held_log.note(claim.held)
         for webhook_id in claim.rate_limited:
             self._metrics.rate_limited(webhook_id, now=now)
         if not self._database_up:

@@ -41,6 +41,7 @@ from webhookd.worker.chores.depth import DepthCounter, DepthReader
 from webhookd.worker.chores.disabler import Disabler
 from webhookd.worker.chores.finished import FinishedCounts
 from webhookd.worker.chores.giver_up import GiverUp
+from webhookd.worker.chores.held import HeldLanes
 from webhookd.worker.chores.pruner import Pruner
 from webhookd.worker.chores.reaper import Reaper
 from webhookd.worker.chores.runner import ChoreRunner
@@ -50,6 +51,7 @@ from webhookd.worker.chores.targets import TargetsReader
 from webhookd.worker.circuits import LocalCircuits
 from webhookd.worker.dispatcher import Dispatcher
 from webhookd.worker.events import Events
+from webhookd.worker.judge import Judge
 from webhookd.worker.listener import Listener
 from webhookd.worker.recorder import Recorder
 from webhookd.worker.results import ResultQueue
@@ -130,16 +132,18 @@ class _Worker:
         self._wakeup = WakeupPipe()
         self._writer = ResultWriter(worker_id=lifeline.name, defaults=defaults)
         circuits, results = LocalCircuits(), ResultQueue()
+        egress = Egress(
+            config.allow_http,
+            config.allow_network,
+            denied=config.deny_network,
+            ports=config.allow_port,
+        )
         self._transport = Transport(
-            Egress(
-                config.allow_http,
-                config.allow_network,
-                denied=config.deny_network,
-                ports=config.allow_port,
-            ),
+            egress,
             connections_per_origin=config.threads,
             patient_lookups=max(1, config.threads // 4),
         )
+        self._judge = Judge(egress)
         runner = AttemptRunner(self._transport, circuits, installation=installation)
         self._senders = SenderPool(runner, results, max_threads=config.threads, wakeup=self._wakeup)
         self._recorder = Recorder(
@@ -162,7 +166,7 @@ class _Worker:
         )
         self._activity = ActivityWriter(metrics, worker_id=lifeline.name)
         self.targets = TargetsReader()
-        self._chores = self._make_chores(chores_stop)
+        self._chores = self._make_chores(chores_stop, defaults)
 
     def _make_dispatcher(self, defaults: WebhookDefaults) -> Dispatcher:
         config, lifeline = self._config, self._lifeline
@@ -179,7 +183,12 @@ class _Worker:
         )
         return Dispatcher(
             self._pool,
-            Claimer(worker_id=lifeline.name, incarnation=lifeline.incarnation, defaults=defaults),
+            Claimer(
+                worker_id=lifeline.name,
+                incarnation=lifeline.incarnation,
+                defaults=defaults,
+                judge=self._judge,
+            ),
             Events(duty, self._wakeup, self._metrics),
             self._senders,
             self._recorder,
@@ -187,7 +196,7 @@ class _Worker:
             beat=self._beat,
         )
 
-    def _make_chores(self, stop: threading.Event) -> ChoreRunner:
+    def _make_chores(self, stop: threading.Event, defaults: WebhookDefaults) -> ChoreRunner:
         retention = Retention(Keep.of(self._config), removed=self._metrics.removed)
         chores: tuple[Chore, ...] = (
             self._reaper,
@@ -197,6 +206,8 @@ class _Worker:
             UnusedEntries(),
             self._activity,
             DepthReader(self._metrics),
+            # Behind the reader, which withdraws all figures of the queue where a count is too old.
+            HeldLanes(self._judge, self._metrics, self._wakeup, defaults=defaults),
             self.targets,
             # Last: a count may take until the database cancels it, and a removal takes a second.
             # Nothing else waits for them.

@@ -256,6 +256,51 @@ def test_a_port_that_is_not_allowed(patient: Database) -> None:
     assert wrong(patient, allow_http=True, allow_port=(9000,)) == []
 
 
+@pytest.mark.parametrize(
+    ("url", "fleet", "options", "run"),
+    [
+        (
+            "http://receiver.example/",
+            "http is not allowed, only https; --allow-http permits it",
+            {},
+            "webhookd --allow-http --dsn",
+        ),
+        # The doctor was given what the fleet lacks: the fleet's own verdict counts.
+        (
+            "http://receiver.example/",
+            "http is not allowed, only https; --allow-http permits it",
+            {"allow_http": True},
+            "webhookd --allow-http --dsn",
+        ),
+        (
+            "https://10.1.2.3/",
+            "the address 10.1.2.3 is private; --allow-network permits such targets",
+            {},
+            "webhookd --allow-network 10.1.2.3 --dsn",
+        ),
+        (
+            "receiver",
+            "the URL must start with https://",
+            {},
+            "webhookd webhook pause 1 --dsn",
+        ),
+    ],
+)
+def test_a_webhook_that_workers_hold(
+    patient: Database, url: str, fleet: str, options: dict[str, Any], run: str
+) -> None:
+    register(patient, url)
+    patient.execute(
+        "UPDATE pggit.webhook_health_metrics SET blocked_by = 'configuration', runnable_at = NULL,"
+        " blocked_reason = %s",
+        [fleet],
+    )
+    (finding,) = wrong(patient, **options)
+    assert (finding.name, finding.severity) == ("targets", Severity.ERROR)
+    assert f"webhook 1 is held, nothing is sent there: {fleet}" in finding.detail
+    assert (finding.run or "").startswith(run)
+
+
 def test_a_secret_that_cannot_sign(patient: Database) -> None:
     register(patient, secret=format_secret(b"k" * 32))
     assert wrong(patient) == []

@@ -3,6 +3,9 @@
 MUTANTS = {
     "the_first_block_is_named_with_its_end": [
         ("if not settings.enabled:", "if False:"),
+        ("if refusal is not None:", "if False:"),
+        ("BlockedBy.CONFIGURATION, refusal=refusal)", "BlockedBy.CONFIGURATION)"),
+        ("BlockedBy.CONFIGURATION, refusal=", "BlockedBy.CONFIGURATION, now, refusal="),
         ("lane.hold_until > now:\n        return", "lane.hold_until >= now:\n        return"),
         ("BlockedBy.HOLD, lane.hold_until)\n    if", "BlockedBy.HOLD, now)\n    if"),
         ("lane.breaker.blocked_until > now:", "False:"),
@@ -34,6 +37,14 @@ MUTANTS = {
         ("if quota == room:", "if False:"),
         ("lane.bucket.take(quota, now,", "lane.bucket.take(0, now,"),
         ("return Admission(quota, None, now)", "return Admission(quota)"),
+    ],
+    "a_held_lane_stays_held": [
+        ("if lane.blocked_by is BlockedBy.CONFIGURATION:", "if False:"),
+        (
+            "if lane.blocked_by is BlockedBy.CONFIGURATION:\n        return lane",
+            "if lane.blocked_by is BlockedBy.CONFIGURATION:\n        return replace("
+            "lane, runnable_at=now)",
+        ),
     ],
     "every_claim_that_ends_makes_room": [
         ("lane.in_flight - len(settlements)", "lane.in_flight - 1"),

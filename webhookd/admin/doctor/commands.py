@@ -20,8 +20,8 @@ class Commands:
     them.
 
     *service*: what only the service takes besides, for all that the doctor was given. Without it a
-    service that is started again would refuse targets that it is meant to deliver to, and fail
-    their deliveries.
+    service that is started again would hold the deliveries to targets that it is meant to deliver
+    to.
     """
 
     database: str

@@ -1,19 +1,19 @@
 """Checks of what is in the queue, the lanes and the registry."""
 
-import re
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from psycopg import errors
 
+from webhookd.admin import held
 from webhookd.admin.doctor.findings import Finding, error, note, warning
 from webhookd.admin.doctor.installation import Installation
-from webhookd.core.model import MAX_WEBHOOK_ID
+from webhookd.core.model import MAX_WEBHOOK_ID, WebhookSettings
 from webhookd.postgres.retention import Keep, Reference, removals
 from webhookd.postgres.rows import defaults_of, settings_of
 from webhookd.transport import request
-from webhookd.transport.egress import Egress, NotAllowed, is_address
+from webhookd.transport.egress import Egress
 
 OVERDUE_S = 300.0
 HELD_S = 300.0
@@ -255,82 +255,87 @@ def retention(installation: Installation) -> Iterator[Finding]:
 
 
 def targets(installation: Installation) -> Iterator[Finding]:
-    """Whether every webhook's URL may be delivered to under the options of the running workers;
-    those that the doctor is given win.
+    """Whether requests may be sent to every webhook's URL: what workers hold, and what they would
+    hold with the doctor's own options. Give it those of the service.
     """
-    config = installation.config
-    egress = Egress(
-        config.allow_http,
-        config.allow_network,
-        denied=config.deny_network,
-        ports=config.allow_port,
-    )
-
-    def judge(url: str) -> None:
-        target = egress.target(url)
-        if is_address(target.host):
-            egress.check_address(target.host)
-
-    rows = installation.rows("doctor_urls", limit=MOST_WEBHOOKS + 1)
+    rows = installation.rows("doctor_requests", limit=MOST_WEBHOOKS + 1)
     if len(rows) > MOST_WEBHOOKS:
         yield note(f"only the newest {MOST_WEBHOOKS:,} enabled webhooks were examined")
-    for reason, ids in _refused(rows, "url", judge).items():
-        option = re.search(r"--allow-\w+", reason)
-        value = re.search(r"the (?:address|port) (\S+) is", reason)
-        allowed = f"{option[0]} {value[1]}" if option and value else option[0] if option else None
-        yield warning(
-            f"{_some(ids, len(ids))} cannot be delivered to under the options in force here: "
-            f"{reason}"
-            + ("; while no worker runs, give doctor the options of the service" if allowed else ""),
-            installation.commands.webhookd(
-                f"doctor {allowed}" if allowed else f"webhook pause {ids[0]}"
-            ),
-        )
+    commands = installation.commands
+    for one, webhooks in _refused(installation, rows, "url").items():
+        which = _some([item.webhook_id for item in webhooks], len(webhooks))
+        option = held.missing_option(one.reason)
+        pause = commands.webhookd(f"webhook pause {webhooks[0].webhook_id}")
+        if one.is_held:
+            either = (
+                f"; if it may be sent, start the service with {option}"
+                if option
+                else "; correct pggit.webhooks.url, or pause the webhook"
+            )
+            yield error(
+                f"{which} {_are(webhooks)} held, nothing is sent there: {one.reason}{either}",
+                commands.start(option) if option else pause,
+            )
+        else:
+            yield warning(
+                f"{which} would be held under the options in force here: {one.reason}"
+                + ("; if the service has that option, give it to doctor too" if option else ""),
+                commands.webhookd(f"doctor {option}") if option else pause,
+            )
 
 
 def secrets(installation: Installation) -> Iterator[Finding]:
     """Whether every secret can sign."""
-    for reason, ids in _unusable(installation, "secret").items():
+    rows = installation.rows("doctor_requests", limit=MOST_WEBHOOKS)
+    for one, webhooks in _refused(installation, rows, "secret").items():
+        which = _some([item.webhook_id for item in webhooks], len(webhooks))
         yield error(
-            f"the secret of {_some(ids, len(ids))} cannot be used, so nothing is sent there: "
-            f"{reason}",
-            installation.commands.webhookd(f"webhook rotate-secret {ids[0]}"),
+            f"{which} {_are(webhooks)} held, nothing is sent there: {one.reason}; a new one has to "
+            "be given to the receiver",
+            installation.commands.webhookd(f"webhook rotate-secret {webhooks[0].webhook_id}"),
         )
 
 
 def headers(installation: Installation) -> Iterator[Finding]:
     """Whether every webhook's headers can be sent, by the list that workers use."""
-    for reason, ids in _unusable(installation, "headers").items():
+    rows = installation.rows("doctor_requests", limit=MOST_WEBHOOKS)
+    for one, webhooks in _refused(installation, rows, "headers").items():
+        which = _some([item.webhook_id for item in webhooks], len(webhooks))
         yield error(
-            f"the headers of {_some(ids, len(ids))} cannot be sent, so nothing is sent there: "
-            f"{reason}; correct pggit.webhooks.headers, or pause the webhook",
-            installation.commands.webhookd(f"webhook pause {ids[0]}"),
+            f"{which} {_are(webhooks)} held, nothing is sent there: {one.reason}; correct "
+            "pggit.webhooks.headers, or pause the webhook",
+            installation.commands.webhookd(f"webhook pause {webhooks[0].webhook_id}"),
         )
 
 
-def _unusable(installation: Installation, column: str) -> dict[str, list[int]]:
-    """Return the webhooks that send nothing because of this *column* of their row, by reason."""
-    found: dict[str, list[int]] = {}
-    defaults = defaults_of(installation.config)
-    for row in installation.rows("doctor_requests", limit=MOST_WEBHOOKS):
-        settings = settings_of(tuple(row.values()), defaults)
-        for at_fault, reason in request.unusable(settings):
-            if at_fault == column:
-                found.setdefault(reason, []).append(settings.webhook_id)
-    return found
+class _Refusal(NamedTuple):
+    """*is_held*: workers hold these webhooks; else the doctor's own options would."""
+
+    reason: str
+    is_held: bool
 
 
 def _refused(
-    rows: list[dict[str, Any]], column: str, judge: Callable[[str], None]
-) -> dict[str, list[int]]:
-    """Return the webhooks that *judge* refuses (`NotAllowed` or ValueError), by its reason."""
-    refused: dict[str, list[int]] = {}
+    installation: Installation, rows: list[dict[str, Any]], column: str
+) -> dict[_Refusal, list[WebhookSettings]]:
+    """Return the webhooks to which nothing can be sent because of this *column* of their row."""
+    egress = Egress(installation.config.allow_http, installation.config.allow_network)
+    defaults = defaults_of(installation.config)
+    found: dict[_Refusal, list[WebhookSettings]] = {}
     for row in rows[:MOST_WEBHOOKS]:
-        try:
-            judge(row[column])
-        except (NotAllowed, ValueError) as reason:
-            refused.setdefault(str(reason), []).append(row["webhook_id"])
-    return refused
+        stored, *registry = row.values()
+        settings = settings_of(tuple(registry), defaults)
+        reason = dict(request.refusals(settings, egress)).get(column)
+        is_held = column != "url"  # no option changes what workers make of the others
+        if not is_held and stored and held.column_of(settings, stored) == "url":
+            reason, is_held = stored, True
+        if reason is not None:
+            found.setdefault(_Refusal(reason, is_held), []).append(settings)
+    return found
+
+
+def _are(webhooks: Sequence[object]) -> str:
+    return "is" if len(webhooks) == 1 else "are"
 
 
 def _some(webhook_ids: list[int], count: int) -> str:

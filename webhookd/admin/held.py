@@ -1,0 +1,44 @@
+"""What a held webhook needs: whether its row or the service's options have to change, and how."""
+
+import re
+
+from webhookd.core.model import WebhookSettings
+from webhookd.transport import request
+
+_OPTION = re.compile(r"--allow-\w+")
+# What the option has to name, as the reason says it.
+_VALUES = {
+    "--allow-network": re.compile(r"the address (\S+) is"),
+    "--allow-port": re.compile(r"\bport (\d+)"),
+}
+
+
+def reason_of(settings: WebhookSettings, stored: str | None) -> str | None:
+    """Return why nothing is sent to the webhook; None: something is, or a worker has to judge.
+
+    *stored* is what a worker found by its own options, which this process does not know. What no
+    option changes is judged here.
+    """
+    return stored or next((reason for _, reason in request.unusable(settings)), None)
+
+
+def column_of(settings: WebhookSettings, reason: str) -> str:
+    """Return the column of the webhook's row that *reason* is about."""
+    return next((column for column, why in request.unusable(settings) if why == reason), "url")
+
+
+def missing_option(reason: str) -> str | None:
+    """Return the option with its value that would permit what *reason* refuses; None: none does."""
+    option = _OPTION.search(reason)
+    if option is None:
+        return None
+    value = _VALUES[option[0]].search(reason) if option[0] in _VALUES else None
+    return f"{option[0]} {value[1]}" if value else option[0]
+
+
+def showing(settings: WebhookSettings, reason: str) -> str:
+    """Return the statement that shows what has to be corrected. No statement that corrects it can
+    be given: what is right only the operator knows.
+    """
+    column = column_of(settings, reason)
+    return f"SELECT {column} FROM pggit.webhooks WHERE webhook_id = {settings.webhook_id}"
