@@ -20,7 +20,6 @@ def insert_unmeasured(
     """Insert deliveries with *body*, an SQL expression; return their ids."""
     with database.connect() as connection, connection.transaction():
         connection.execute("SET LOCAL session_replication_role = replica")
-        connection.execute("SET LOCAL webhookd.unmeasured = on")
         rows = connection.execute(
             "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body)"
             f" SELECT %s, {body} FROM generate_series(1, %s) RETURNING delivery_id".encode(),

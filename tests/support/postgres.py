@@ -31,19 +31,6 @@ QUICK = (
     "max_connections=200",
     "max_wal_size=512MB",
 )
-# Tests insert rows that no trigger of the schema has seen, and claims take measured ones only. A
-# test of others says so (tests/support/poison.py).
-MEASURE_INSERTS = """
-CREATE FUNCTION pggit.measure_for_tests() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    NEW.body_bytes := octet_length(NEW.message_body::text);
-    RETURN NEW;
-END $$;
-CREATE TRIGGER measure_for_tests BEFORE INSERT ON pggit.alert_delivery_queue FOR EACH ROW
-    WHEN (NEW.body_bytes IS NULL AND current_setting('webhookd.unmeasured', true) IS NULL)
-    EXECUTE FUNCTION pggit.measure_for_tests();
-ALTER TABLE pggit.alert_delivery_queue ENABLE ALWAYS TRIGGER measure_for_tests;
-"""
 # Two-phase commits are tested, and a server must be told in advance.
 SETTINGS = (*QUICK, "max_prepared_transactions=10", "log_min_messages=warning")
 
@@ -112,7 +99,6 @@ class Server:
         if "migrated" not in self._templates:
             template = self.create()
             migrate(template.dsn)
-            template.execute(MEASURE_INSERTS)
             self._templates["migrated"] = template.name
         database = self.create(template=self._templates["migrated"])
         # Every test's database counts as an installation of its own, not as a copy that must not
