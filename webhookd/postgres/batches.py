@@ -61,6 +61,8 @@ _LANES = {  # lane_parameters
     "in_flight": ("in_flights", "int"),
     "runnable_at": ("runnable_ats", "float8"),
     "blocked_by": ("blocked_bys", "text"),
+    "exchange_seconds": ("exchange_seconds", "float8"),
+    "slow": ("slows", "bool"),
 }
 
 
@@ -164,6 +166,8 @@ def lane_parameters(
         "in_flights": number_array([lane.in_flight for lane in lanes]),
         "runnable_ats": number_array([lane.runnable_at for lane in lanes]),
         "blocked_bys": text_array([lane.blocked_by for lane in lanes]),
+        "exchange_seconds": number_array([lane.speed.exchange_s for lane in lanes]),
+        "slows": flag_array([lane.speed.slow for lane in lanes]),
     }
 
 

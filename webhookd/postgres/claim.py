@@ -9,7 +9,7 @@ that has work.
 import math
 import secrets
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -20,8 +20,9 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from webhookd.core.breaker import Breaker
-from webhookd.core.lane import Admission, BlockedBy, Lane, admit, admit_all
+from webhookd.core.lane import Admission, BlockedBy, Budget, Lane, admit, admit_all
 from webhookd.core.model import Delivery, WebhookDefaults, WebhookSettings
+from webhookd.core.sizing import ROWS_PER_LANE, Reach
 from webhookd.postgres import session, statements
 from webhookd.postgres.arrays import number_array
 from webhookd.postgres.batches import admission_parameters
@@ -37,12 +38,8 @@ from webhookd.postgres.rows import (
 )
 
 BODY_BYTES = 32 << 20  # bodies that one worker holds; one more may begin below it
-# Fewer lanes with more rows each cost fewer state writes; but more than so many rows would let one
-# webhook fill the claim.
-ROWS_PER_LANE = 20
 SLOW_ROWS_PER_LANE = 100  # while the cost of a lane dominates (see horizon)
 BEFORE_ALL = -(2**63)  # an application may number its webhooks from 0, or below
-NARROWER = 1.25  # by this factor fewer lanes are looked at once they were more than enough
 LEASE_MARGIN_S = 30.0  # a lease outlives the exchange by so much local waiting
 RETRY_BLOCKED_S = 60.0  # a quarantined row of a lane that no timer unblocks is tried again then
 MAKE_LANES_EVERY_S = 1.0  # where another transaction was in the way
@@ -64,8 +61,9 @@ class Claim:
     """The outcome of one claim.
 
     *lanes* were looked at; *rate_limited* of them (webhook ids) kept due rows for lack of tokens.
-    *full*: as many rows as were asked for, or as many bytes. *exhausted*: there were no further
-    lanes with work. *contended*: other workers had lanes with new rows locked just then.
+    *full*: as many rows as the budget has, or as many bytes; or there were rows for which this
+    worker has no slots. *exhausted*: there were no further lanes with work. *contended*: other
+    workers had lanes with new rows locked just then.
     """
 
     deliveries: Sequence[Delivery] = ()
@@ -100,11 +98,13 @@ class NextLook(NamedTuple):
 
 
 class _Taken(NamedTuple):
-    """*rate_limited*: see `Claim`. *heavy*: bytes were the limit, so that some lanes kept rows."""
+    """*rate_limited*: see `Claim`. *left*: some lanes kept rows, as bytes were the limit, or there
+    were no slots for such lanes.
+    """
 
     deliveries: list[Delivery]
     rate_limited: list[int]
-    heavy: bool
+    left: bool
 
 
 class Claimer:
@@ -118,21 +118,24 @@ class Claimer:
         # New rows are looked for from the next webhook on, in a circle. If each look began with the
         # lowest id, a hundred busy lanes would starve those behind them.
         self._cursor = BEFORE_ALL
-        self._rows_per_lane = float(ROWS_PER_LANE)  # as the last claims found them
+        self._reach = Reach()
         self._horizon = Horizon()
         self._statements = {name: statements.load(name) for name in _STATEMENTS}
 
     def claim(
-        self, connection: session.Connection, *, limit: int, body_bytes: int = BODY_BYTES
+        self,
+        connection: session.Connection,
+        budget: Budget,
+        *,
+        body_bytes: int = BODY_BYTES,
     ) -> Claim:
-        """Claim at most *limit* (>= 1) due rows, and stop once their bodies come to *body_bytes*
-        (>= 1).
+        """Claim due rows within *budget*, and stop once their bodies come to *body_bytes* (>= 1).
 
         Blocks for one transaction; raises `psycopg.Error`, `ClaimInDoubtError` among them.
         """
         self._horizon.refresh(connection)
         started = time.monotonic()
-        lanes_wanted = math.ceil(limit / self._rows_per_lane)
+        lanes_wanted = self._reach.lanes(budget.others)
         taken = _Taken([], [], False)
         with _transaction(connection, batch=True) as (cursor, deliveries):
             rows = cursor.execute(
@@ -140,6 +143,9 @@ class Claimer:
                 {
                     "cursor": self._cursor,
                     "lanes": lanes_wanted,
+                    "new_lanes": lanes_wanted if budget.takes_new else 0,
+                    # All that wait share the slots: not twenty rows of a few.
+                    "slow_lanes": budget.slow,
                     **self._horizon.marks.parameters(),
                 },
             ).fetchall()
@@ -150,19 +156,27 @@ class Claimer:
             if lanes:
                 settings = self._settings_of(cursor, lanes)
                 lanes = self._recounted(cursor, lanes, settings)
-                context = self._context(settings, started=started, now=now)
-                taken = self._take(cursor, lanes, settings, context, limit, body_bytes)
+                context = self._context(lanes, settings, started=started, now=now)
+                taken = self._take(cursor, lanes, settings, context, budget, body_bytes)
                 deliveries.extend(taken.deliveries)
         self._make_lanes(connection, without_lane, now=started)
+        slow_lanes = sum(lane.speed.slow is True for lane in lanes)
+        slow_rows = sum(delivery.speed.slow is True for delivery in taken.deliveries)
+        rows_taken, lanes_found = len(taken.deliveries) - slow_rows, len(lanes) - slow_lanes
         claim = Claim(
             taken.deliveries,
             taken.rate_limited,
             lanes=len(lanes),
-            full=taken.heavy or len(taken.deliveries) >= limit,
-            exhausted=len(lanes) < lanes_wanted,
+            full=taken.left or rows_taken >= budget.others or 0 < budget.slow <= slow_rows,
+            exhausted=lanes_found < lanes_wanted and not 0 < budget.slow <= slow_lanes,
             contended=len(lanes) < new_lanes,
         )
-        self._widen_or_narrow(claim)
+        self._reach = self._reach.after(
+            rows=rows_taken,
+            lanes=lanes_found,
+            enough=claim.full or claim.exhausted,
+            most=SLOW_ROWS_PER_LANE if self._horizon.slow else ROWS_PER_LANE,
+        )
         return claim
 
     def claim_quarantined(self, connection: session.Connection) -> Claim:
@@ -180,7 +194,7 @@ class Claimer:
             [lane] = self._recounted(cursor, lanes, of_webhook)
             settings = of_webhook.get(lane.webhook_id)
             admission = admit(lane, settings, now=now, wish=1)
-            context = self._context(of_webhook, started=started, now=now)
+            context = self._context([lane], of_webhook, started=started, now=now)
             claimed = cursor.execute(
                 self._statements["claim_quarantined"],
                 {
@@ -200,13 +214,14 @@ class Claimer:
                 deliveries.append(delivery)
         return Claim(deliveries, lanes=1)
 
-    def next_look(self, connection: session.Connection) -> NextLook:
-        """Return when this worker must look again although nothing wakes it. Blocks for one
-        statement; raises `psycopg.Error`.
+    def next_look(
+        self, connection: session.Connection, *, new: bool = True, slow: bool = True
+    ) -> NextLook:
+        """Return when this worker must look again although nothing wakes it. *new*, *slow*: it
+        takes rows of such lanes. Blocks for one statement; raises `psycopg.Error`.
         """
-        row = connection.execute(
-            self._statements["next_look"], self._horizon.marks.parameters()
-        ).fetchone()
+        parameters = {"new": new, "slow": slow, **self._horizon.marks.parameters()}
+        row = connection.execute(self._statements["next_look"], parameters).fetchone()
         assert row is not None
         lane_s, new_rows, quarantined_s = row
         return NextLook(
@@ -214,16 +229,6 @@ class Claimer:
             math.inf if quarantined_s is None else quarantined_s,
             new_rows,
         )
-
-    def _widen_or_narrow(self, claim: Claim) -> None:
-        """Have the next claim look at as many lanes as it takes to be full: few deep ones, or
-        hundreds of one row each.
-        """
-        most = SLOW_ROWS_PER_LANE if self._horizon.slow else ROWS_PER_LANE
-        if claim.full or claim.exhausted:
-            self._rows_per_lane = min(most, self._rows_per_lane * NARROWER)
-        else:
-            self._rows_per_lane = min(most, max(1.0, len(claim.deliveries) / claim.lanes))
 
     def _make_lanes(
         self, connection: session.Connection, webhook_ids: Sequence[int], *, now: float
@@ -276,12 +281,18 @@ class Claimer:
         ]
 
     def _context(
-        self, settings: Mapping[int, WebhookSettings], *, started: float, now: float
+        self,
+        lanes: Sequence[Lane],
+        settings: Mapping[int, WebhookSettings],
+        *,
+        started: float,
+        now: float,
     ) -> ClaimContext:
         # The token is random: a counter could repeat after a crash, because claims are committed
         # asynchronously, and a repeated token would let a late record through the fence.
         timeout_s = max((item.timeout_s for item in settings.values()), default=0.0)
-        return ClaimContext(secrets.randbits(63), started, now, timeout_s + LEASE_MARGIN_S)
+        speeds = {lane.webhook_id: lane.speed for lane in lanes}
+        return ClaimContext(secrets.randbits(63), started, now, timeout_s + LEASE_MARGIN_S, speeds)
 
     def _lease(self, context: ClaimContext) -> dict[str, object]:
         return {
@@ -297,20 +308,19 @@ class Claimer:
         lanes: Sequence[Lane],
         settings: Mapping[int, WebhookSettings],
         context: ClaimContext,
-        limit: int,
+        budget: Budget,
         body_bytes: int,
     ) -> _Taken:
         """Take rows of the locked *lanes*."""
         now, lease_s = context.now, context.lease_s
-        admissions = admit_all(lanes, settings, now=now, limit=limit, lease_s=lease_s)
-        lanes = lanes[: len(admissions)]
-        admitted = list(zip(lanes, admissions, strict=True))
+        admitted = admit_all(lanes, settings, now=now, budget=budget, lease_s=lease_s)
+        lanes = [lane for lane, _ in admitted]
         rows = cursor.execute(
             self._statements["claim"],
             {
                 **admission_parameters(
                     lanes,
-                    admissions,
+                    [admission for _, admission in admitted],
                     [_tokens(lane, settings.get(lane.webhook_id), now=now) for lane in lanes],
                     [self._horizon.lane_mark(lane.webhook_id) for lane in lanes],
                 ),
@@ -327,7 +337,7 @@ class Claimer:
         deliveries = [delivery for delivery in claimed if delivery]
         taken = Counter(delivery.webhook_id for delivery in deliveries)
         if self._horizon.slow:
-            self._note_claims(admitted, rows, claimed, now=now)
+            self._horizon.note_claims(admitted, rows, claimed, now_at=now)
         out_of_tokens = [
             lane.webhook_id
             for lane, admission in admitted
@@ -336,26 +346,8 @@ class Claimer:
             if admission.blocked_by is BlockedBy.RATE and taken[lane.webhook_id] == admission.quota
         ]
         rate_limited = self._due_among(cursor, out_of_tokens) if out_of_tokens else []
-        return _Taken(deliveries, rate_limited, any(heavy for heavy, *_ in rows))
-
-    def _note_claims(
-        self,
-        admitted: Sequence[tuple[Lane, Admission]],
-        rows: Sequence[TupleRow],
-        claimed: Sequence[Delivery | None],
-        *,
-        now: float,
-    ) -> None:
-        """Tell the horizon where the claim began in each lane, and which ran out of rows."""
-        due: dict[int, list[float]] = defaultdict(list)  # in order, as the rows are
-        for (_, due_at, *_), delivery in zip(rows, claimed, strict=True):
-            if delivery is not None:
-                due[delivery.webhook_id].append(due_at)
-        for lane, admission in admitted:
-            if admission.quota:
-                of_lane = due[lane.webhook_id]
-                first_at = of_lane[0] if len(of_lane) == admission.quota else None
-                self._horizon.note_claim(lane.webhook_id, first_at, now_at=now)
+        left = any(heavy for heavy, *_ in rows) or any(item.waits_for_slots for _, item in admitted)
+        return _Taken(deliveries, rate_limited, left)
 
     def _due_among(self, cursor: psycopg.Cursor[TupleRow], webhook_ids: Sequence[int]) -> list[int]:
         """Return which of these webhooks still have due rows."""

@@ -10,11 +10,16 @@ A low-water mark says below which instant nothing is left to find, so that a loo
 
 import math
 import time
+from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
 import psycopg
+from psycopg.rows import TupleRow
 
+from webhookd.core.lane import Admission, Lane
+from webhookd.core.model import Delivery
 from webhookd.postgres import session, statements
 
 SLOW_LOOK_S = 0.01  # for so many lanes:
@@ -29,8 +34,8 @@ MARGIN_S = 2.0  # transactions that last for less are never late
 
 
 class LowWaterMarks(NamedTuple):
-    """Epochs by the database's clock: no new row is due before *rows*, no lane's timer comes before
-    *lanes*.
+    """Epochs by the database's clock: no new row is due before *rows*, no fast lane's timer comes
+    before *lanes*.
     """
 
     rows: float = -math.inf
@@ -77,6 +82,27 @@ class Horizon:
         """Return the epoch below which this lane has no routed row, as far as this worker knows."""
         mark, expires = self._lanes.get(webhook_id, (-math.inf, 0.0))
         return mark if time.monotonic() < expires else -math.inf
+
+    def note_claims(
+        self,
+        admitted: Sequence[tuple[Lane, Admission]],
+        rows: Sequence[TupleRow],
+        claimed: Sequence[Delivery | None],
+        *,
+        now_at: float,
+    ) -> None:
+        """Take note of where the claim began in each lane, and which ran out of rows. The second
+        field of *rows* is when each was due; *claimed* are the deliveries in them.
+        """
+        due: dict[int, list[float]] = defaultdict(list)  # in order, as the rows are
+        for (_, due_at, *_), delivery in zip(rows, claimed, strict=True):
+            if delivery is not None:
+                due[delivery.webhook_id].append(due_at)
+        for lane, admission in admitted:
+            if admission.quota:
+                of_lane = due[lane.webhook_id]
+                first_at = of_lane[0] if len(of_lane) == admission.quota else None
+                self.note_claim(lane.webhook_id, first_at, now_at=now_at)
 
     def note_claim(self, webhook_id: int, first_at: float | None, *, now_at: float) -> None:
         """Take note, while looks are slow, of when the first row was due that a lane gave; None: it

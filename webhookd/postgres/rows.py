@@ -21,6 +21,7 @@ from webhookd.core.model import (
     WebhookDefaults,
     WebhookSettings,
 )
+from webhookd.core.speed import Speed
 
 LONGEST_TIMEOUT_S = 600.0
 FASTEST_RATE = 1e9
@@ -39,6 +40,8 @@ _LANE = (
     "extract(epoch FROM @runnable_at)::float8",
     "@blocked_by",
     "@health_status",
+    "@exchange_seconds",
+    "@slow",
 )
 
 
@@ -102,6 +105,8 @@ def lane_of(row: Sequence[Any]) -> Lane:
         runnable_at,
         blocked_by,
         health,
+        exchange_s,
+        slow,
     ) = row[-len(_LANE) :]
     return Lane(
         webhook_id=webhook_id,
@@ -112,6 +117,7 @@ def lane_of(row: Sequence[Any]) -> Lane:
         runnable_at=runnable_at,
         blocked_by=None if blocked_by is None else BlockedBy(blocked_by),
         health=health,
+        speed=Speed(exchange_s, slow),
     )
 
 
@@ -181,13 +187,14 @@ def _clamp(value: float, low: float, high: float) -> float:
 
 class ClaimContext(NamedTuple):
     """What all deliveries of one claim share. *started* is monotonic; *now* is the same instant by
-    the database's clock.
+    the database's clock. *speeds* are by webhook id.
     """
 
     token: int
     started: float
     now: float
     lease_s: float
+    speeds: Mapping[int, Speed]
 
 
 def delivery_of(
@@ -220,6 +227,7 @@ def delivery_of(
         claimed=context.started,
         start_before=context.started + context.lease_s - of_webhook.timeout_s - SAFETY_S,
         claimed_at=context.now,
+        speed=context.speeds[webhook_id],
     )
 
 
