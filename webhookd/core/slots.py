@@ -154,18 +154,16 @@ class Slots:
         return not (self._silent or in_the_way)
 
     def could_begin(self) -> int:
-        """Return how many waiting deliveries at most could begin if there were a thread for each
-        slot.
+        """Return how many waiting deliveries could begin, at most, if there were threads and slots
+        for them: how many no rule holds back.
         """
-        free = self._slots - self.all_running()
         new = self._reserve.not_fast - self._slow.running - self._new.running
         slow = min(new, self._reserve.slow - self._slow.running)
-        may = (
+        return (
             self._fast.waiting
             + min(self._new.waiting, max(0, new))
             + min(self._slow.waiting, max(0, slow))
         )
-        return max(0, min(free, may))
 
     # What happens
 
