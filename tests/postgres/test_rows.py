@@ -31,6 +31,8 @@ LANE = {
     "runnable_at": "to_timestamp(2000000018)",
     "blocked_by": "'hold'",
     "health_status": "'unavailable'",
+    "exchange_seconds": "0.19",
+    "slow": "true",
 }
 
 
@@ -52,12 +54,13 @@ def test_a_lane_is_stored_as_it_was_read(database: Database, worker: Engine) -> 
     assert (read.bucket.tokens, read.bucket.at) == (15.5, 1500000016.0)
     assert (read.in_flight, read.runnable_at) == (17, 2000000018.0)
     assert (read.blocked_by, read.health) == ("hold", "unavailable")
+    assert read.speed == (0.19, True)
     before = lane(database, 1)
     database.execute(
         "UPDATE pggit.webhook_health_metrics SET circuit_state = 'closed', circuit_epoch = 0,"
         " consecutive_failures = 0, circuit_until = NULL, hold_until = NULL, tokens = NULL,"
         " tokens_at = now(), in_flight = 0, runnable_at = NULL, blocked_by = NULL,"
-        " health_status = 'degraded'"
+        " health_status = 'degraded', exchange_seconds = NULL, slow = NULL"
     )
     worker.connection.execute(
         statements.load("update_lanes"), batches.lane_parameters([read], {1: []})
@@ -129,7 +132,9 @@ def test_a_statements_arrays_are_those_that_are_built(count: int) -> None:
         for result in results
     ]
     assert filled("settle", batches.settle_parameters(settled, now=0.0))
-    one = rows.lane_of((1, "closed", 0, 0, None, None, None, None, 0, None, None, "healthy"))
+    one = rows.lane_of(
+        (1, "closed", 0, 0, None, None, None, None, 0, None, None, "healthy", None, None)
+    )
     assert filled("update_lanes", batches.lane_parameters([one], {1: settled}))
     admissions = batches.admission_parameters([one], [Admission(1)], [None], [-math.inf])
     assert filled("claim", admissions)
