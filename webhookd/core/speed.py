@@ -12,7 +12,7 @@ from typing import NamedTuple, Self
 SLOW_AFTER_S, NOT_SLOW_BELOW_S = 0.25, 0.15
 WEIGHT = 0.2  # of the last exchange in the mean
 # An exchange counts as no longer than this. With the weight, one hiccup of a fast receiver does not
-# make its lane slow, a second one does; and nine fast exchanges end it.
+# make its lane slow, a second one does; and ten fast exchanges end it.
 LONGEST_COUNTED_S = 1.0
 
 
