@@ -181,11 +181,11 @@ class Slots:
                 if lane.speed.slow is None or delivery.speed.slow:
                     lane.speed = delivery.speed
                     self._place(lane)
+            ring, size = lane.ring, len(delivery.body)
             lane.rows.append(delivery)
-            lane.ring.waiting += 1
-            size = len(delivery.body)
             lane.body_bytes += size
-            lane.ring.body_bytes += size
+            ring.waiting += 1
+            ring.body_bytes += size
             if not lane.queued:
                 self._queue(lane)
 
@@ -200,10 +200,13 @@ class Slots:
         lane.running += 1
         ring.running += 1
         ring.waiting -= 1
-        lane.queued = False
-        self._queue(lane)
-        if ring is self._new and not ring.waiting:
-            self._silent = False
+        if ring is not self._new and lane.rows:
+            ring.lanes.append(lane)
+        else:
+            lane.queued = False
+            self._queue(lane)
+            if ring is self._new and not ring.waiting:
+                self._silent = False
         exchange = Exchange(delivery, lane, now)
         self._begun.append(exchange)
         return exchange
@@ -211,18 +214,20 @@ class Slots:
     def end(self, exchange: Exchange, *, exchange_s: float | None) -> None:
         """*exchange* is over and took *exchange_s*; None: no request went out."""
         lane, delivery = exchange.lane, exchange.delivery
+        ring, size = lane.ring, len(delivery.body)
         exchange.ended = True
         lane.running -= 1
-        lane.ring.running -= 1
-        size = len(delivery.body)
         lane.body_bytes -= size
-        lane.ring.body_bytes -= size
+        ring.running -= 1
+        ring.body_bytes -= size
+        was = lane.speed.slow
         if exchange.overdue:
             lane.overdue -= 1
         if exchange_s is not None:
             lane.speed = lane.speed.after(exchange_s)
         if lane.rows or lane.running:
-            self._place(lane)
+            if exchange.overdue or lane.speed.slow is not was:
+                self._place(lane)
             if not lane.queued:
                 self._queue(lane)
         else:
@@ -247,6 +252,8 @@ class Slots:
 
     def surplus(self) -> list[Delivery]:
         """Return, once, the deliveries that turned out to be more than may wait here."""
+        if not self._surplus:
+            return []
         surplus, self._surplus = self._surplus, []
         return surplus
 

@@ -5,7 +5,7 @@ that looks for other work do not meet it. The whole fleet shares what is measure
 the lane. Times are seconds.
 """
 
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 # An exchange that holds a sender for longer costs other lanes more than they would notice. Between
 # the two a lane stays what it is: one that changed with each result would move its rows for ever.
@@ -22,13 +22,13 @@ class Speed(NamedTuple):
     exchange_s: float | None = None
     slow: bool | None = None
 
-    def after(self, exchange_s: float) -> Self:
+    def after(self, exchange_s: float) -> "Speed":
         """Return the speed once an exchange took *exchange_s*, timeouts included."""
         counted_s = min(exchange_s, LONGEST_COUNTED_S)
         mean_s = self.exchange_s
         mean_s = counted_s if mean_s is None else mean_s + (counted_s - mean_s) * WEIGHT
         slow = mean_s >= (NOT_SLOW_BELOW_S if self.slow else SLOW_AFTER_S)
-        return self._replace(exchange_s=mean_s, slow=slow)
+        return Speed(mean_s, slow)
 
 
 UNMEASURED = Speed()
