@@ -120,7 +120,7 @@ def test_a_fast_delivery_does_not_wait_for_slow_ones_that_hold_every_other_slot(
         assert made.senders.room() > 0, "what waits for slow receivers takes no room of others"
         for number in range(2):
             to_victim = delivery(
-                webhook_id=2,
+                webhook_id=2 + number,
                 delivery_id=100 + number,
                 settings=settings(url=victim.url()),
                 speed=fast,
