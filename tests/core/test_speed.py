@@ -1,8 +1,18 @@
 """How a lane's speed follows its exchanges."""
 
+from datetime import UTC, datetime
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.values import delivery
+from webhookd.core.answer import Answer, AnswerKind
+from webhookd.core.breaker import Breaker
+from webhookd.core.bucket import Bucket
+from webhookd.core.lane import Lane, settle_lane
+from webhookd.core.lifecycle import settle
+from webhookd.core.model import Attempted, GivenBack, Lost, Outcome, Result
 from webhookd.core.speed import (
     LONGEST_COUNTED_S,
     NOT_SLOW_BELOW_S,
@@ -50,3 +60,38 @@ def test_between_the_two_bounds_nothing_changes(times_s: list[float]) -> None:
     fast, slow = Speed(0.2, slow=False), Speed(0.2, slow=True)
     assert after(*times_s, speed=fast).slow is False
     assert after(*times_s, speed=slow).slow is True
+
+
+def test_results_measure_a_lane_and_one_that_is_fast_again_is_looked_at_at_once() -> None:
+    lane = Lane(
+        webhook_id=1,
+        breaker=Breaker(),
+        bucket=Bucket(None, 0.0),
+        in_flight=3,
+        hold_until=None,
+        runnable_at=500.0,
+        blocked_by=None,
+        health="healthy",
+        speed=Speed(0.16, slow=True),
+    )
+    item = delivery()
+    fast = Attempted(Answer(AnswerKind.RESPONSE, 0.01, http_status=200), ended=0.0)
+    late = Attempted(Answer(AnswerKind.TIMEOUT, 5.0), ended=0.0)
+    barred = Attempted(Answer(AnswerKind.NOT_ALLOWED, 0.0), ended=0.0)
+
+    def settled(*outcomes: Outcome) -> Lane:
+        pairs = [
+            (
+                Result(item, outcome),
+                settle(item, outcome, now_at=datetime.fromtimestamp(1000, tz=UTC), u=0.5),
+            )
+            for outcome in outcomes
+        ]
+        return settle_lane(lane, pairs, now=1000.0)
+
+    again = settled(fast)
+    assert again.speed == lane.speed.after(0.01) == (pytest.approx(0.13), False)
+    assert again.runnable_at == 1000.0, "looks of fast lanes may not go back that far"
+    assert settled(late).speed == lane.speed.after(5.0)
+    assert settled(late).runnable_at == 500.0
+    assert settled(GivenBack(), Lost(), barred).speed == lane.speed
