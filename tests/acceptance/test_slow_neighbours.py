@@ -4,7 +4,8 @@ the fast one's deliveries arrive all the same.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from tests.support.daemon import Daemon, answer_ok, insert, register, wait_until_ready
 from tests.support.postgres import Database
@@ -35,6 +36,14 @@ def wait_for_victim(database: Database, deliveries: int) -> None:
     )
 
 
+@contextmanager
+def set_in_the_end(event: threading.Event) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        event.set()
+
+
 def held(release: threading.Event) -> Callable[[Peer], None]:
     def answer(peer: Peer) -> None:
         while peer.read_request() is not None:
@@ -50,6 +59,7 @@ def test_a_fast_webhook_is_served_while_slow_ones_hold_all_other_slots(database:
         Receiver(held(release)) as slow,
         Receiver(answer_ok) as victim,
         Daemon(database.dsn, *OPTIONS, workers=WORKERS) as daemon,
+        set_in_the_end(release),
     ):
         register(database, victim, count=1, first=VICTIM)
         register(database, slow, count=SLOW_LANES)

@@ -2,7 +2,6 @@
 
 from datetime import UTC, datetime
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -90,7 +89,8 @@ def test_results_measure_a_lane_and_one_that_is_fast_again_is_looked_at_at_once(
         return settle_lane(lane, pairs, now=1000.0)
 
     again = settled(fast)
-    assert again.speed == lane.speed.after(0.01) == (pytest.approx(0.13), False)
+    assert again.speed == lane.speed.after(0.01)
+    assert again.speed.slow is False
     assert again.runnable_at == 1000.0, "looks of fast lanes may not go back that far"
     assert settled(late).speed == lane.speed.after(5.0)
     assert settled(late).runnable_at == 500.0
