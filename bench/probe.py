@@ -10,6 +10,7 @@ from bench.backlog import Connection, Level
 from bench.statements import CLAIM, RECORD, Cost, Statements, together
 from webhookd.config.load import Config
 from webhookd.core.answer import Answer, AnswerKind
+from webhookd.core.lane import Budget
 from webhookd.core.model import Attempted, Result
 from webhookd.postgres import session as store
 from webhookd.postgres.claim import Claimer
@@ -59,7 +60,7 @@ def probe(dsn: str, connection: Connection, level: Level) -> Claims:
                 times_ms.clear()
                 rows = 0
             began = time.monotonic()
-            claimed = claimer.claim(session, limit=LIMIT).deliveries
+            claimed = claimer.claim(session, Budget(LIMIT, LIMIT)).deliveries
             claimer.next_look(session)
             times_ms.append((time.monotonic() - began) * 1000)
             rows += len(claimed)

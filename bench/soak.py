@@ -45,7 +45,8 @@ SELECT (SELECT sum(n_dead_tup) FROM pg_stat_user_tables
        (SELECT sum(pg_total_relation_size(relid)) FROM pg_stat_user_tables
          WHERE relname LIKE 'alert_delivery_log%'),
        (SELECT sum(pg_relation_size(indexrelid)) FROM pg_stat_user_indexes
-         WHERE indexrelname IN ('queue_new', 'queue_waiting', 'queue_leased', 'lane_runnable')),
+         WHERE indexrelname IN ('queue_new', 'queue_waiting', 'queue_leased')
+            OR indexrelname LIKE 'lane_runnable%'),
        (SELECT count(*) FROM pggit.webhook_health_metrics WHERE circuit_state <> 'closed'),
        (SELECT coalesce(sum(deliveries), 0) FROM pggit.queue_depth
          WHERE cause IN ('due', 'rate', 'in_flight')),

@@ -65,12 +65,20 @@ END $$;
 ALTER TABLE pggit.workers ADD COLUMN options jsonb NOT NULL DEFAULT '{}';
 
 -----------------------------------------------------------------------------------------------
--- Slow lanes: how long an exchange takes (a mean that follows the last ones), and whether that is
--- so long that the lane must leave slots to others.
+-- Slow lanes must leave slots to others. How long an exchange takes (a mean that follows the last
+-- ones, each counted as a second at most), and whether that is slow. Both are NULL until there was
+-- an exchange. Looks for work meet only the kinds of lanes that a worker has slots for.
 
 ALTER TABLE pggit.webhook_health_metrics
     ADD COLUMN exchange_seconds double precision,
-    ADD COLUMN slow boolean NOT NULL DEFAULT false;
+    ADD COLUMN slow boolean;
+DROP INDEX pggit.lane_runnable;
+CREATE INDEX lane_runnable ON pggit.webhook_health_metrics (runnable_at)
+    WHERE runnable_at IS NOT NULL AND slow IS FALSE;
+CREATE INDEX lane_runnable_new ON pggit.webhook_health_metrics (runnable_at)
+    WHERE runnable_at IS NOT NULL AND slow IS NULL;
+CREATE INDEX lane_runnable_slow ON pggit.webhook_health_metrics (runnable_at)
+    WHERE runnable_at IS NOT NULL AND slow IS TRUE;
 
 -----------------------------------------------------------------------------------------------
 -- Two secrets: both sign until the older one ends.

@@ -14,7 +14,7 @@
 -- in a second, or once the row was measured (pggit.measure_bodies); a new row becomes a routed one.
 -- New rows below %(rows_from)s, and routed ones below the lane's low-water mark, are not
 -- looked for. A lane that gives less than its quota above its mark is runnable at once, too: the
--- next claim begins below it.
+-- next claim begins below it. After it, begin_probes marks the lanes whose row is a probe.
 WITH lane AS (
     SELECT *
       FROM {admissions}
@@ -45,7 +45,7 @@ WITH lane AS (
          ORDER BY next_retry_at, delivery_id
          LIMIT l.quota) p
      WHERE quota > 0
-), got AS (
+), claimed AS (
     UPDATE pggit.alert_delivery_queue
        SET delivery_status = 'sending', routed = true, worker_id = %(worker_id)s,
            leased_by = %(incarnation)s, lease_token = %(token)s,
@@ -73,22 +73,16 @@ WITH lane AS (
        AND NOT routed
 ), taken AS (
     SELECT l.webhook_id, count(c.webhook_id)::int AS n,
-           l.probe AND count(c.webhook_id) > 0 AS probes,
            l.webhook_id IN (SELECT webhook_id FROM pick WHERE NOT fits) AS heavy,
            l.webhook_id IN (SELECT webhook_id FROM pick WHERE fits IS NULL) AS late
       FROM lane l
-      LEFT JOIN got c USING (webhook_id)
-     GROUP BY l.webhook_id, l.probe
-), m AS (
+      LEFT JOIN claimed c USING (webhook_id)
+     GROUP BY l.webhook_id
+), moved AS (
     UPDATE pggit.webhook_health_metrics h
        SET tokens = l.tokens - t.n,
            tokens_at = now(),
            in_flight = l.in_flight + t.n,
-           circuit_state = CASE WHEN t.probes THEN 'half_open' ELSE h.circuit_state END,
-           circuit_epoch = h.circuit_epoch + t.probes::int,
-           circuit_until = CASE WHEN t.probes THEN now() + %(lease_s)s * interval '1 s'
-                                ELSE h.circuit_until END,
-           health_status = CASE WHEN t.probes THEN 'degraded' ELSE h.health_status END,
            blocked_by = CASE WHEN t.n >= l.quota THEN l.blocked_by END,
            runnable_at = CASE WHEN t.heavy THEN now()
                               WHEN t.late THEN now() + interval '1s'
@@ -113,6 +107,6 @@ WITH lane AS (
 SELECT t.heavy, extract(epoch FROM c.next_retry_at)::float8,
        ARRAY(SELECT delivery_id FROM pick WHERE fits IS NULL), {delivery_columns:c}
   FROM taken t
-  LEFT JOIN got c USING (webhook_id)
+  LEFT JOIN claimed c USING (webhook_id)
  -- What is due longest goes to the senders first; the order of a hash join would mix that up.
  ORDER BY c.next_retry_at, c.delivery_id

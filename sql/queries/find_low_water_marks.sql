@@ -1,6 +1,7 @@
 -- Epochs below which there is nothing to find, asked from the last such marks on: the earliest new
--- row and the earliest lane's timer, or what now() was %(margin_s)s ago, whichever is earlier. A
--- transaction that is older than that may still commit something below them.
+-- row and the earliest timer of a fast lane, or what now() was %(margin_s)s ago, whichever is
+-- earlier. A transaction that is older than that may still commit something below them. New and
+-- slow lanes have no mark: they wait for slots with timers in the past, which would hold it back.
 -- And how many webhooks have new rows: each took a probe.
 WITH RECURSIVE first (webhook_id, next_retry_at) AS (
     (SELECT q.webhook_id, q.next_retry_at
@@ -25,6 +26,7 @@ SELECT extract(epoch FROM least(recent.at, (SELECT min(next_retry_at) FROM first
        extract(epoch FROM least(recent.at, (SELECT h.runnable_at
                                               FROM pggit.webhook_health_metrics h
                                              WHERE h.runnable_at >= to_timestamp(%(lanes_from)s)
+                                               AND h.slow IS FALSE
                                              ORDER BY h.runnable_at
                                              LIMIT 1)))::float8,
        (SELECT count(*) FROM first)

@@ -1,9 +1,11 @@
 -- Find lanes that have work and lock them; lanes that another worker holds are skipped. A lane has
--- work if its timer has come (index lane_runnable) or if a new row names it (index queue_new, one
--- probe a lane). So the cost does not depend on how many lanes are blocked, nor on how many rows
--- wait in them. %(cursor)s: look at new rows of webhooks after this one first; %(lanes)s: at most
--- so many lanes of each kind; %(rows_from)s, %(lanes_from)s: epochs below which there is nothing to
--- find (see find_low_water_marks). Each row begins with the same four: now, the last webhook with
+-- work if its timer has come (index lane_runnable, and one each for new and for slow lanes) or if a
+-- new row names it (index queue_new, one probe a lane). So the cost does not depend on how many
+-- lanes are blocked, nor on how many rows wait in them, nor on how many slow lanes wait for slots.
+-- %(cursor)s: look at new rows of webhooks after this one first; %(lanes)s: at most so many lanes
+-- of each origin, %(new_lanes)s of those that are not measured yet, %(slow_lanes)s of slow ones;
+-- %(rows_from)s, %(lanes_from)s: epochs below which there is nothing to find (see
+-- find_low_water_marks). Each row begins with the same four: now, the last webhook with
 -- new rows that was looked at, how many there were, and those of them that have no lane (a worker
 -- makes it).
 WITH RECURSIVE fresh (webhook_id, n) AS (
@@ -32,14 +34,34 @@ WITH RECURSIVE fresh (webhook_id, n) AS (
 ), locked_runnable AS (
     SELECT h.*
       FROM pggit.webhook_health_metrics h
-     WHERE h.runnable_at BETWEEN to_timestamp(%(lanes_from)s) AND now()
+     WHERE h.runnable_at BETWEEN to_timestamp(%(lanes_from)s) AND now() AND h.slow IS FALSE
      ORDER BY h.runnable_at
      LIMIT %(lanes)s
        FOR NO KEY UPDATE SKIP LOCKED
+), locked_new AS (
+    SELECT h.*
+      FROM pggit.webhook_health_metrics h
+     WHERE h.runnable_at <= now() AND h.slow IS NULL
+     ORDER BY h.runnable_at
+     LIMIT %(new_lanes)s
+       FOR NO KEY UPDATE SKIP LOCKED
+), locked_slow AS (
+    SELECT h.*
+      FROM pggit.webhook_health_metrics h
+     WHERE h.runnable_at <= now() AND h.slow IS TRUE
+     ORDER BY h.runnable_at
+     LIMIT %(slow_lanes)s
+       FOR NO KEY UPDATE SKIP LOCKED
+), timed AS (
+    SELECT * FROM locked_runnable
+    UNION ALL
+    SELECT * FROM locked_new
+    UNION ALL
+    SELECT * FROM locked_slow
 ), locked AS (
     SELECT * FROM locked_fresh
     UNION ALL
-    SELECT * FROM locked_runnable r WHERE r.webhook_id NOT IN (SELECT webhook_id FROM locked_fresh)
+    SELECT * FROM timed t WHERE t.webhook_id NOT IN (SELECT webhook_id FROM locked_fresh)
 )
 SELECT extract(epoch FROM now())::float8,
        coalesce((SELECT max(webhook_id) FROM fresh), 0),

@@ -1,4 +1,5 @@
--- Store the lanes after their results: health counters, circuit, tokens, in flight, next look.
+-- Store the lanes after their results: health counters, circuit, tokens, in flight, speed,
+-- next look.
 UPDATE pggit.webhook_health_metrics h
    SET total_deliveries = h.total_deliveries + r.total,
        successful_deliveries = h.successful_deliveries + r.successful,
@@ -23,7 +24,9 @@ UPDATE pggit.webhook_health_metrics h
        in_flight = r.in_flight,
        runnable_at = to_timestamp(r.runnable_at),
        blocked_by = r.blocked_by,
-       failing_since = to_timestamp(r.failing_since)
+       failing_since = to_timestamp(r.failing_since),
+       exchange_seconds = r.exchange_seconds,
+       slow = r.slow
   FROM {settled_lanes}
  -- The list has the rows looked up by their key (see claim).
  WHERE h.webhook_id = ANY (%(webhook_ids)s::bigint[])

@@ -13,8 +13,9 @@ from tests.support.mutants import CHECK, HUNT, Mutant, planted_in
 from webhookd.core import lane as lanes
 from webhookd.core.breaker import Breaker, CircuitState
 from webhookd.core.bucket import Bucket
-from webhookd.core.lane import Lane
+from webhookd.core.lane import Budget, Lane
 from webhookd.core.model import WebhookSettings
+from webhookd.core.speed import UNMEASURED, Speed
 
 NOW = 1000.0
 RECOUNT_S = 5.0
@@ -242,12 +243,14 @@ def test_a_limit_is_shared_by_lanes_and_never_exceeded(
     locked = [replace(lane, webhook_id=number) for number, (lane, *_) in enumerate(states)]
     of_webhook = {number: item for number, (_, item, _) in enumerate(states) if item is not None}
     refused = {number: why for number, (*_, why) in enumerate(states) if why is not None}
-    given_out = lanes.admit_all(
-        locked, of_webhook, now=NOW, limit=limit, lease_s=40.0, refusals=refused
+    admitted = lanes.admit_all(
+        locked, of_webhook, now=NOW, budget=Budget(limit, 0), lease_s=40.0, refusals=refused
     )
+    given_out = [admission for _, admission in admitted]
     quotas = [admission.quota for admission in given_out]
     assert sum(quotas) <= limit
     assert len(given_out) == len(locked) or sum(quotas) == limit
+    assert [lane for lane, _ in admitted] == locked[: len(admitted)]
     for number, (lane, admission) in enumerate(zip(locked, given_out, strict=False)):
         share = math.ceil((limit - sum(quotas[:number])) / (len(locked) - number))
         alone = lanes.admit(
@@ -255,3 +258,43 @@ def test_a_limit_is_shared_by_lanes_and_never_exceeded(
         )
         assert replace(admission, runnable_at=None) == replace(alone, runnable_at=None)
         assert admission.runnable_at == (NOW + 40.0 if alone.probe else alone.runnable_at)
+
+
+speeds = st.sampled_from([UNMEASURED, Speed(0.01, slow=False), Speed(1.0, slow=True)])
+
+
+@given(
+    st.lists(st.tuples(lane_states, registered, speeds), max_size=8),
+    st.integers(1, 12),
+    st.integers(0, 4),
+    st.booleans(),
+)
+def test_slow_and_new_lanes_take_nothing_from_the_others(
+    found: list[tuple[Lane, WebhookSettings, Speed]], others: int, slow: int, takes_new: bool
+) -> None:
+    locked = [
+        replace(lane, webhook_id=number, speed=speed)
+        for number, (lane, _, speed) in enumerate(found)
+    ]
+    of_webhook = {number: item for number, (_, item, _) in enumerate(found)}
+    budget = Budget(others, slow, takes_new=takes_new)
+    admitted = lanes.admit_all(
+        locked, of_webhook, now=NOW, budget=budget, lease_s=40.0, refusals={}
+    )
+    without_slow = [lane for lane in locked if not lane.speed.slow]
+    alone = lanes.admit_all(
+        without_slow, of_webhook, now=NOW, budget=budget, lease_s=40.0, refusals={}
+    )
+    assert [pair for pair in admitted if not pair[0].speed.slow] == alone
+    assert sum(admission.quota for lane, admission in admitted if lane.speed.slow) <= slow
+    for lane, admission in admitted:
+        barred = slow == 0 if lane.speed.slow else lane.speed.slow is None and not takes_new
+        assert not (barred and admission.quota)
+        if admission.waits_for_slots:
+            # It is in the index of its kind, and not behind lanes that came later.
+            assert barred
+            assert admission.runnable_at == min(lane.runnable_at or NOW, NOW)
+    if slow == 0:
+        assert {lane.webhook_id for lane in locked if lane.speed.slow} <= {
+            lane.webhook_id for lane, _ in admitted
+        }, "their new rows have been seen"

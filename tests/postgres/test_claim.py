@@ -26,6 +26,7 @@ from tests.support.engine import (
     unseen,
 )
 from tests.support.postgres import Database
+from webhookd.core.lane import Budget
 from webhookd.core.model import Delivery
 from webhookd.core.signing import format_secret
 from webhookd.postgres.claim import Claim
@@ -165,7 +166,7 @@ def test_a_claim_ends_once_its_bodies_come_to_the_bytes_asked_for_and_the_rest_i
     )
     taken: list[int] = []
     for expected in (3, 3, 2):
-        claim = worker.claimer.claim(worker.connection, limit=100, body_bytes=2_500_000)
+        claim = worker.claimer.claim(worker.connection, Budget(100, 100), body_bytes=2_500_000)
         taken += ids(claim.deliveries)
         assert (len(claim.deliveries), claim.full) == (expected, expected == 3)
     assert sorted(taken) == sorted(due)
@@ -178,7 +179,10 @@ def test_a_body_larger_than_the_bytes_asked_for_goes_alone(
     lanes_of(database, 1)
     insert(database, 1, 2)
     for _ in range(2):
-        assert len(worker.claimer.claim(worker.connection, limit=100, body_bytes=1).deliveries) == 1
+        assert (
+            len(worker.claimer.claim(worker.connection, Budget(100, 100), body_bytes=1).deliveries)
+            == 1
+        )
 
 
 def test_a_claim_looks_at_as_many_lanes_as_it_takes_to_be_full(

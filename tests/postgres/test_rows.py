@@ -1,14 +1,21 @@
 """Rows that become values and values that become rows: nothing is lost or exchanged on the way."""
 
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.engine import STANDARD, Engine, insert, lane, register
+from tests.support.engine import STANDARD, Engine, answered, insert, lane, register
 from tests.support.postgres import Database
-from webhookd.core.model import WebhookDefaults, WebhookSettings
+from tests.support.values import delivery
+from webhookd.core.lane import Admission
+from webhookd.core.lifecycle import settle
+from webhookd.core.model import Result, WebhookDefaults, WebhookSettings
 from webhookd.postgres import batches, rows, statements
 
 # Every column of a lane has a value of its own, which differs from its default.
@@ -24,6 +31,8 @@ LANE = {
     "runnable_at": "to_timestamp(2000000018)",
     "blocked_by": "'hold'",
     "health_status": "'unavailable'",
+    "exchange_seconds": "0.19",
+    "slow": "true",
 }
 
 
@@ -45,12 +54,13 @@ def test_a_lane_is_stored_as_it_was_read(database: Database, worker: Engine) -> 
     assert (read.bucket.tokens, read.bucket.at) == (15.5, 1500000016.0)
     assert (read.in_flight, read.runnable_at) == (17, 2000000018.0)
     assert (read.blocked_by, read.health) == ("hold", "unavailable")
+    assert read.speed == (0.19, True)
     before = lane(database, 1)
     database.execute(
         "UPDATE pggit.webhook_health_metrics SET circuit_state = 'closed', circuit_epoch = 0,"
         " consecutive_failures = 0, circuit_until = NULL, hold_until = NULL, tokens = NULL,"
         " tokens_at = now(), in_flight = 0, runnable_at = NULL, blocked_by = NULL,"
-        " health_status = 'degraded'"
+        " health_status = 'degraded', exchange_seconds = NULL, slow = NULL"
     )
     worker.connection.execute(
         statements.load("update_lanes"), batches.lane_parameters([read], {1: []})
@@ -109,3 +119,26 @@ def test_no_limit_leads_to_an_instant_that_postgresql_rejects(
     for value in (clamped.retry_base_s, clamped.retry_max_s, clamped.circuit_open_s):
         assert 0 <= value <= 1e8
     assert rows.clamp_limits(clamped) == clamped
+
+
+def filled(statement: str, parameters: Mapping[str, object]) -> bool:
+    """Return whether each array that *statement* reads has a parameter."""
+    arrays = set(re.findall(r"%\((\w+)\)s::\w+\[\]", statements.load(statement)))
+    return arrays == set(parameters) and bool(arrays)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_statements_arrays_are_those_that_are_built(count: int) -> None:
+    deliveries = [delivery(delivery_id=number) for number in range(count)]
+    results = [Result(item, answered(500)) for item in deliveries]
+    settled = [
+        (result, settle(result.delivery, result.outcome, now_at=datetime.now(UTC), u=0.5))
+        for result in results
+    ]
+    assert filled("settle", batches.settle_parameters(settled, now=0.0))
+    one = rows.lane_of(
+        (1, "closed", 0, 0, None, None, None, None, 0, None, None, "healthy", None, None, None)
+    )
+    assert filled("update_lanes", batches.lane_parameters([one], {1: settled}))
+    admissions = batches.admission_parameters([one], [Admission(1)], [None], [-math.inf])
+    assert filled("claim", admissions)

@@ -17,6 +17,7 @@ from psycopg import sql
 
 from tests.support.postgres import Database
 from webhookd.core.answer import Answer, AnswerKind, ShortageKind
+from webhookd.core.lane import Budget
 from webhookd.core.model import (
     Attempted,
     Delivery,
@@ -68,7 +69,7 @@ class Engine:
     statement_faults: Callable[[], AbstractContextManager[object]]
 
     def claim(self, limit: int = 100) -> Claim:
-        return self.claimer.claim(self.connection, limit=limit)
+        return self.claimer.claim(self.connection, Budget(limit, limit))
 
     def take(self, limit: int = 100) -> list[Delivery]:
         """Claim as a dispatcher does: once more where the first look only made lanes for webhooks

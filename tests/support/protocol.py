@@ -21,7 +21,7 @@ from tests.support.engine import ROOMY, Engine, answered, engine
 from tests.support.expected import OUTCOMES, Row
 from tests.support.postgres import Database
 from webhookd.core.model import Delivery, Result
-from webhookd.postgres.claim import ROWS_PER_LANE
+from webhookd.core.sizing import Reach
 
 WORKERS = 3
 WEBHOOKS = (1, 2)
@@ -41,7 +41,7 @@ class Stage:
     def clear(self) -> None:
         for worker in self.workers:
             # All that a claimer remembers; the same choices must lead to the same claims.
-            worker.claimer._cursor, worker.claimer._rows_per_lane = 0, ROWS_PER_LANE
+            worker.claimer._cursor, worker.claimer._reach = 0, Reach()
         self.unseen.execute("DELETE FROM pggit.alert_delivery_queue")
         self.unseen.execute("DELETE FROM pggit.alert_delivery_log")
         self.unseen.execute("DELETE FROM pggit.webhook_health_metrics")

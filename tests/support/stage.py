@@ -18,6 +18,7 @@ from tests.support.engine import allow_all
 from tests.support.postgres import Database
 from tests.support.receivers import Receiver, answering
 from tests.support.waiting import eventually
+from webhookd.core.lane import Budget
 from webhookd.core.model import WebhookDefaults
 from webhookd.core.schedule import Schedule
 from webhookd.metrics.counters import Metrics
@@ -113,14 +114,16 @@ class CuedClaimer(Claimer):
     cues: Cues
 
     def claim(
-        self, connection: session.Connection, *, limit: int, body_bytes: int = BODY_BYTES
+        self, connection: session.Connection, budget: Budget, *, body_bytes: int = BODY_BYTES
     ) -> Claim:
         self.cues.looks += 1
         self.cues.reached("before a look")
-        return super().claim(connection, limit=limit, body_bytes=body_bytes)
+        return super().claim(connection, budget, body_bytes=body_bytes)
 
-    def next_look(self, connection: session.Connection) -> NextLook:
-        next_look = super().next_look(connection)
+    def next_look(
+        self, connection: session.Connection, *, new: bool = True, slow: bool = True
+    ) -> NextLook:
+        next_look = super().next_look(connection, new=new, slow=slow)
         self.cues.reached("after a look")
         return next_look
 

@@ -4,6 +4,7 @@ import math
 
 from webhookd.core.breaker import Breaker
 from webhookd.core.model import Delivery, WebhookSettings
+from webhookd.core.speed import UNMEASURED, Speed
 
 
 def settings(  # noqa: PLR0913 (each field has a default here)
@@ -48,6 +49,7 @@ def delivery(
     breaker: Breaker | None = None,
     claimed: float = 0.0,
     settings: WebhookSettings = settings(),  # noqa: B008 (frozen)
+    speed: Speed = UNMEASURED,
 ) -> Delivery:
     return Delivery(
         delivery_id=delivery_id,
@@ -63,4 +65,5 @@ def delivery(
         settings=settings,
         claimed=claimed,
         start_before=math.inf,
+        speed=speed,
     )

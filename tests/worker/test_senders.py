@@ -17,6 +17,7 @@ from tests.support.values import delivery, settings
 from tests.support.waiting import eventually
 from webhookd.core.answer import ShortageKind
 from webhookd.core.model import Attempted, Delivery, GivenBack
+from webhookd.core.speed import Speed
 from webhookd.transport.client import Transport
 from webhookd.transport.egress import Egress
 from webhookd.worker.attempt import AttemptRunner
@@ -55,28 +56,82 @@ def rig(behaviour: Behaviour, *, max_threads: int) -> Iterator[tuple[Rig, Receiv
         made.transport.close()
 
 
-def test_the_pool_grows_to_its_limit_while_receivers_keep_every_sender_waiting() -> None:
-    release = threading.Event()
+def held(release: threading.Event) -> Behaviour:
+    """A receiver that answers once *release* is set."""
 
-    def slow(peer: Peer) -> None:
+    def answer(peer: Peer) -> None:
         while peer.read_request() is not None:
             release.wait(20)
             peer.send(OK)
 
-    with rig(slow, max_threads=8) as (made, receiver):
+    return answer
+
+
+def test_slow_exchanges_get_all_slots_but_the_reserve_and_one_thread_stays_ready() -> None:
+    release = threading.Event()
+    with rig(held(release), max_threads=8) as (made, receiver):
         made.senders.submit(made.deliveries(20))
+
+        def grown() -> bool:
+            made.tick()
+            return made.senders.threads == 7
+
+        eventually(grown)
+        assert receiver.wait_for_requests(6)
+        for _ in range(10):
+            made.tick()
+        assert made.senders.threads == 7
+        # The surplus has gone back; what is left waits for one of the six slots.
+        assert made.senders.backlog() == 6
+        assert len(made.results) == 14
+        release.set()
+        eventually(lambda: len(made.results) == 20)
+        outcomes = [item.outcome for item in made.results.take(within_s=0.0, gather_s=0.0)]
+        assert outcomes.count(GivenBack()) == 14
+
+
+def test_the_pool_grows_to_its_limit_while_fast_lanes_keep_every_sender_waiting() -> None:
+    def quick(peer: Peer) -> None:
+        while peer.read_request() is not None:
+            time.sleep(0.05)
+            peer.send(OK)
+
+    with rig(quick, max_threads=8) as (made, _):
+        made.senders.submit(made.deliveries(2000))
 
         def grown() -> bool:
             made.tick()
             return made.senders.threads == 8
 
         eventually(grown)
-        assert receiver.wait_for_requests(8)
         for _ in range(10):
             made.tick()
         assert made.senders.threads == 8
+
+
+def test_a_fast_delivery_does_not_wait_for_slow_ones_that_hold_every_other_slot() -> None:
+    release = threading.Event()
+    fast = Speed(0.01, slow=False)
+    with (
+        rig(held(release), max_threads=4) as (made, receiver),
+        Receiver(held(release)) as victim,
+    ):
+        slow = [item._replace(speed=Speed(1.0, slow=True)) for item in made.deliveries(10)]
+        made.senders.submit(slow)
+        assert receiver.wait_for_requests(2)
+        assert made.senders.slow_room() == 0
+        assert made.senders.room() > 0, "what waits for slow receivers takes no room of others"
+        for number in range(2):
+            to_victim = delivery(
+                webhook_id=2 + number,
+                delivery_id=100 + number,
+                settings=settings(url=victim.url()),
+                speed=fast,
+            )
+            made.senders.submit([to_victim])
+            assert victim.wait_for_requests(number + 1), "no tick was needed"
+        assert len(receiver.requests) == 2
         release.set()
-        eventually(lambda: len(made.results) == 20)
 
 
 def test_senders_that_wait_for_the_processor_get_no_company_and_leave_but_for_one(

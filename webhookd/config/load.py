@@ -97,7 +97,7 @@ class Config:
     )
     workers: int = _option(3, _PROCESSES, Whole(1, 256), "Worker processes.")
     threads: int = _option(
-        64, _PROCESSES, Whole(1, 1024), "Maximum number of sender threads per worker."
+        128, _PROCESSES, Whole(1, 1024), "Maximum number of sender threads per worker."
     )
     metrics_host: str = _option(
         "127.0.0.1",

@@ -7,15 +7,18 @@ nowhere else. Times are the database's, in epoch seconds.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import NamedTuple
 
 from webhookd.core.answer import CircuitVote
 from webhookd.core.breaker import Breaker, CircuitState
 from webhookd.core.bucket import Bucket
 from webhookd.core.lifecycle import Settlement
-from webhookd.core.model import GivenBack, Result, Status, WebhookSettings
+from webhookd.core.model import Attempted, GivenBack, Outcome, Result, Status, WebhookSettings
+from webhookd.core.speed import UNMEASURED, Speed
 
 # A lane at its in-flight limit is looked at this often, and its leases are counted again: a DELETE
 # or TRUNCATE of claimed rows leaves the counter too high.
@@ -50,6 +53,7 @@ class Lane:
     health: str
     # Since when attempts have only failed; None after a success, and before the first failure.
     failing_since: float | None = None
+    speed: Speed = UNMEASURED
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,21 @@ class Admission:
     runnable_at: float | None = None
     probe: bool = False
     refusal: str | None = None
+
+    @property
+    def waits_for_slots(self) -> bool:
+        """Whether nothing blocks the lane, and yet no row may be claimed by this worker."""
+        return self.quota == 0 and self.blocked_by is None
+
+
+class Budget(NamedTuple):
+    """How many rows a claim may take: *slow* of slow lanes, *others* of the others. Without
+    *takes_new*, none of lanes that are not measured yet.
+    """
+
+    others: int
+    slow: int
+    takes_new: bool = True
 
 
 def admit(
@@ -104,33 +123,55 @@ def admit_all(
     settings: Mapping[int, WebhookSettings],
     *,
     now: float,
-    limit: int,
+    budget: Budget,
     lease_s: float,
     refusals: Mapping[int, str],
-) -> list[Admission]:
-    """Return an admission for each lane until *limit* rows are given away, in even shares; lanes
+) -> list[tuple[Lane, Admission]]:
+    """Return lanes with an admission each, until *budget* is given away, in even shares; lanes
     behind that have none, and stay as they are. *settings* and *refusals* are by webhook id; a
     probe ends with its lease of *lease_s*.
+
+    A lane for which the budget has nothing from the start is admitted with a quota of 0: so its new
+    rows have been seen, and it is runnable for a worker that has slots.
     """
-    admissions: list[Admission] = []
-    left = limit
+    admitted: list[tuple[Lane, Admission]] = []
+    left = {False: budget.others, True: budget.slow}
+    behind = Counter(_is_slow(lane) for lane in lanes)
     for lane in lanes:
-        if left == 0:
-            break
-        share = -(-left // (len(lanes) - len(admissions)))
+        slow = _is_slow(lane)
+        wish = -(-left[slow] // behind[slow])
+        behind[slow] -= 1
+        takes = budget.slow > 0 if slow else budget.takes_new or lane.speed.slow is not None
+        if takes and wish == 0:
+            continue
         webhook_id = lane.webhook_id
         admission = admit(
             lane,
             settings.get(webhook_id),
             now=now,
-            wish=share,
+            wish=max(1, wish),
             refusal=refusals.get(webhook_id),
         )
+        if admission.quota > 0 and not takes:
+            # Not later than it was: a lane with ever new rows would never be the first in line.
+            since = now if lane.runnable_at is None else min(now, lane.runnable_at)
+            admission = Admission(0, None, since)
         if admission.probe:
             admission = replace(admission, runnable_at=now + lease_s)
-        left -= admission.quota
-        admissions.append(admission)
-    return admissions
+        left[slow] -= admission.quota
+        admitted.append((lane, admission))
+    return admitted
+
+
+def _is_slow(lane: Lane) -> bool:
+    return lane.speed.slow is True
+
+
+def exchange_s(outcome: Outcome) -> float | None:
+    """Return how long the receiver took, as far as that says how fast it is; None where it was not
+    asked.
+    """
+    return outcome.answer.elapsed_s if isinstance(outcome, Attempted) else None
 
 
 def _blocked(
@@ -174,7 +215,7 @@ def settle_lane(
     """Return *lane* after these claims ended, in this order. All are of this lane, and the fence
     has accepted all of them.
     """
-    breaker, bucket, hold_until = lane.breaker, lane.bucket, lane.hold_until
+    breaker, bucket, hold_until, speed = lane.breaker, lane.bucket, lane.hold_until, lane.speed
     wake_at = math.inf
     for result, settlement in settlements:
         delivery, settings = result.delivery, result.delivery.settings
@@ -193,6 +234,8 @@ def settle_lane(
                 threshold=settings.circuit_threshold,
                 open_s=settings.circuit_open_s,
             )
+        if (took_s := exchange_s(result.outcome)) is not None:
+            speed = speed.after(took_s)
         if settlement.hold_s is not None:
             # The longest wins: a later answer that asks for less must not end an earlier hold.
             hold_until = max(hold_until or 0.0, now + settlement.hold_s)
@@ -205,10 +248,16 @@ def settle_lane(
         bucket=bucket,
         in_flight=max(0, lane.in_flight - len(settlements)),
         hold_until=hold_until,
+        speed=speed,
         health=_health(lane, breaker, votes),
         failing_since=_failing_since(lane.failing_since, votes, now=now),
     )
-    return _reschedule(after, before=lane, wake_at=wake_at, now=now)
+    after = _reschedule(after, before=lane, wake_at=wake_at, now=now)
+    if speed.slow is False and lane.speed.slow is not False and (after.runnable_at or now) < now:
+        # It waited for slots among the slow or new lanes. Among the fast ones looks may begin later
+        # than at its timer (see the low-water marks).
+        return replace(after, runnable_at=now)
+    return after
 
 
 def _health(before: Lane, breaker: Breaker, votes: Sequence[CircuitVote]) -> str:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from webhookd.core.answer import Answer, ShortageKind
 from webhookd.core.breaker import Breaker
+from webhookd.core.speed import UNMEASURED, Speed
 
 
 class Status(StrEnum):
@@ -95,6 +96,7 @@ class Delivery(NamedTuple):
     claimed: float  # monotonic, before the claim was sent
     start_before: float  # monotonic: an exchange begun later could outlive the lease
     claimed_at: float = 0.0  # the same instant as `claimed` by the database's clock, epoch seconds
+    speed: Speed = UNMEASURED  # the lane's, at the claim
 
 
 class Attempted(NamedTuple):

@@ -1,7 +1,8 @@
 """How much one worker claims, and how many sender threads it runs.
 
-Two values. `Throughput`: how fast deliveries end, and so how many to claim. `Growth`: when to start
-more threads, and when one leaves. The pool (worker/senders.py) measures, and does what they say.
+Three values. `Throughput`: how fast deliveries end, and so how many to claim. `Reach`: at how many
+lanes a claim looks for them. `Growth`: when to start more threads, and when one leaves. The pool
+(worker/senders.py) measures, and does what they say.
 Times are monotonic seconds.
 
 Threads that compete for the interpreter lock cost a lot; threads that wait for receivers are all
@@ -19,6 +20,11 @@ WORK_AHEAD_S, WORK_LEFT_S = 0.1, 0.02
 MEASURE_EVERY_S = 0.025
 MIN_CAPACITY, MAX_CAPACITY = 16, 400
 FORGOTTEN_IN_S = 0.25  # for how long a higher throughput is remembered
+
+# Fewer lanes with more rows each cost fewer state writes; but more than so many rows would let one
+# webhook fill the claim.
+ROWS_PER_LANE = 20
+NARROWER = 1.25  # by this factor fewer lanes are looked at once they were more than enough
 
 BLOCKED_AFTER_S = 0.003  # an exchange that lasts longer than this is waiting, not computing
 # One is not enough: a fast receiver's hiccup must not leave sixteen threads behind.
@@ -60,6 +66,25 @@ class Throughput(NamedTuple):
         if waiting > self.per_s * WORK_LEFT_S:
             return 0
         return self.capacity(threads=threads, max_threads=max_threads) - waiting - busy
+
+
+class Reach(NamedTuple):
+    """How many rows a lane gives, as the last claims found them. A claim looks at as many lanes as
+    it takes to be full: few deep ones, or hundreds of one row each.
+    """
+
+    rows_per_lane: float = ROWS_PER_LANE
+
+    def lanes(self, rows: int) -> int:
+        """Return at how many lanes to look for *rows*."""
+        return math.ceil(rows / self.rows_per_lane)
+
+    def after(self, *, rows: int, lanes: int, enough: bool, most: int) -> Self:
+        """Note that a claim took *rows* of *lanes*; *enough*: there were no more, or it was full.
+        *most* rows are to come from one lane.
+        """
+        found = self.rows_per_lane * NARROWER if enough else max(1.0, rows / max(1, lanes))
+        return self._replace(rows_per_lane=min(most, found))
 
 
 class Growth(NamedTuple):

@@ -18,9 +18,12 @@ def number_array(values: Iterable[float | int | None]) -> str:
     return "{" + repr(list(values))[1:-1].replace("None", "NULL") + "}"
 
 
-def flag_array(values: Iterable[bool]) -> str:
+_FLAGS = {True: "t", False: "f", None: "NULL"}
+
+
+def flag_array(values: Iterable[bool | None]) -> str:
     """Return *values* as PostgreSQL's array literal."""
-    return "{" + ",".join(["t" if value else "f" for value in values]) + "}"
+    return "{" + ",".join([_FLAGS[value] for value in values]) + "}"
 
 
 def text_array(values: Iterable[str | None]) -> str:

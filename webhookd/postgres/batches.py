@@ -30,7 +30,6 @@ _ADMISSIONS = {  # admission_parameters
     "runnable_at": ("runnable_ats", "float8"),
     "tokens": ("tokens", "float8"),
     "in_flight": ("in_flights", "int"),
-    "probe": ("probes", "bool"),
     "mark": ("marks", "float8"),
 }
 _SETTLED = {  # settle_parameters
@@ -66,6 +65,8 @@ _LANES = {  # lane_parameters
     "runnable_at": ("runnable_ats", "float8"),
     "blocked_by": ("blocked_bys", "text"),
     "failing_since": ("failing_sinces", "float8"),
+    "exchange_seconds": ("exchange_seconds", "float8"),
+    "slow": ("slows", "bool"),
 }
 
 
@@ -100,7 +101,6 @@ def admission_parameters(
         "runnable_ats": number_array([admission.runnable_at for admission in admissions]),
         "tokens": number_array(tokens),
         "in_flights": number_array([lane.in_flight for lane in lanes]),
-        "probes": flag_array([admission.probe for admission in admissions]),
         "marks": number_array(marks),
     }
 
@@ -170,6 +170,8 @@ def lane_parameters(
         "runnable_ats": number_array([lane.runnable_at for lane in lanes]),
         "blocked_bys": text_array([lane.blocked_by for lane in lanes]),
         "failing_sinces": number_array([lane.failing_since for lane in lanes]),
+        "exchange_seconds": number_array([lane.speed.exchange_s for lane in lanes]),
+        "slows": flag_array([lane.speed.slow for lane in lanes]),
     }
 
 

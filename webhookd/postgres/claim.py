@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 from uuid import UUID
 
@@ -21,6 +21,7 @@ from psycopg.rows import TupleRow
 
 from webhookd.core.lane import (
     BlockedBy,
+    Budget,
     Lane,
     admit,
     admit_all,
@@ -28,12 +29,13 @@ from webhookd.core.lane import (
     tokens_at,
 )
 from webhookd.core.model import Delivery, WebhookDefaults, WebhookSettings
+from webhookd.core.sizing import ROWS_PER_LANE, Reach
 from webhookd.postgres import session, statements
 from webhookd.postgres.arrays import number_array
 from webhookd.postgres.batches import admission_parameters
 from webhookd.postgres.held import HeldChange, note_held
 from webhookd.postgres.horizon import Horizon
-from webhookd.postgres.lanes import make_lanes, park_unregistered
+from webhookd.postgres.lanes import make_lanes, park_unregistered, recounted
 from webhookd.postgres.rows import (
     ClaimContext,
     before_lane,
@@ -44,12 +46,8 @@ from webhookd.postgres.rows import (
 )
 
 BODY_BYTES = 32 << 20  # bodies that one worker holds; one more may begin below it
-# Fewer lanes with more rows each cost fewer state writes; but more than so many rows would let one
-# webhook fill the claim.
-ROWS_PER_LANE = 20
 SLOW_ROWS_PER_LANE = 100  # while the cost of a lane dominates (see horizon)
 BEFORE_ALL = -(2**63)  # an application may number its webhooks from 0, or below
-NARROWER = 1.25  # by this factor fewer lanes are looked at once they were more than enough
 LEASE_MARGIN_S = 30.0  # a lease outlives the exchange by so much local waiting
 RETRY_BLOCKED_S = 60.0  # a quarantined row of a lane that no timer unblocks is tried again then
 MAKE_LANES_EVERY_S = 1.0  # where another transaction was in the way
@@ -58,8 +56,8 @@ _STATEMENTS = (
     "lock_lanes",
     "lock_quarantined_lane",
     "read_settings",
-    "count_leases",
     "claim",
+    "begin_probes",
     "claim_quarantined",
     "due_lanes",
     "next_look",
@@ -71,10 +69,11 @@ class Claim:
     """The outcome of one claim.
 
     *lanes* were looked at; *rate_limited* of them (webhook ids) kept due rows for lack of tokens.
-    *full*: as many rows as were asked for, or as many bytes. *exhausted*: there were no further
-    lanes with work. *contended*: other workers had lanes with new rows locked just then.
-    *unmeasured*: ids of due rows that stayed, because their bodies must be measured first. *held*:
-    lanes that the configuration holds from now on, or no longer.
+    *full*: as many rows as the budget has, or as many bytes; or there were rows for which this
+    worker has no slots. *exhausted*: there were no further lanes with work. *contended*: other
+    workers had lanes with new rows locked just then. *unmeasured*: ids of due rows that stayed,
+    because their bodies must be measured first. *held*: lanes that the configuration holds from now
+    on, or no longer.
     """
 
     deliveries: Sequence[Delivery] = ()
@@ -111,11 +110,13 @@ class NextLook(NamedTuple):
 
 
 class _Taken(NamedTuple):
-    """As in `Claim`. *heavy*: bytes were the limit, so that some lanes kept rows."""
+    """As in `Claim`. *left*: some lanes kept rows, as bytes were the limit, or there were no slots
+    for such lanes.
+    """
 
     deliveries: list[Delivery]
     rate_limited: list[int]
-    heavy: bool
+    left: bool
     unmeasured: list[int]
     held: list[HeldChange]
 
@@ -139,25 +140,30 @@ class Claimer:
         self._judge = judge
         self._make_lanes_at = -math.inf  # monotonic
         self.looked_at: list[int] = []  # the webhooks of the lanes that the last claim locked
-        self.single = 0  # so many claims look at one lane each: see worker/poison.py
+        # So many claims look at one lane of each kind: see worker/poison.py.
+        self.single = 0
         # New rows are looked for from the next webhook on, in a circle. If each look began with the
         # lowest id, a hundred busy lanes would starve those behind them.
         self._cursor = BEFORE_ALL
-        self._rows_per_lane = float(ROWS_PER_LANE)  # as the last claims found them
+        self._reach = Reach()
         self._horizon = Horizon()
         self._statements = {name: statements.load(name) for name in _STATEMENTS}
 
     def claim(
-        self, connection: session.Connection, *, limit: int, body_bytes: int = BODY_BYTES
+        self,
+        connection: session.Connection,
+        budget: Budget,
+        *,
+        body_bytes: int = BODY_BYTES,
     ) -> Claim:
-        """Claim at most *limit* (>= 1) due rows, and stop once their bodies come to *body_bytes*
-        (>= 1).
+        """Claim due rows within *budget*, and stop once their bodies come to *body_bytes* (>= 1).
 
         Blocks for one transaction; raises `psycopg.Error`, `ClaimInDoubtError` among them.
         """
         self._horizon.refresh(connection)
         started = time.monotonic()
-        lanes_wanted = 1 if self.single else math.ceil(limit / self._rows_per_lane)
+        alone = self.single > 0
+        lanes_wanted = 1 if alone else self._reach.lanes(budget.others)
         self.single, self.looked_at = max(0, self.single - 1), []
         taken = _Taken([], [], False, [], [])
         with _transaction(connection, batch=True) as (cursor, deliveries):
@@ -166,6 +172,9 @@ class Claimer:
                 {
                     "cursor": self._cursor,
                     "lanes": lanes_wanted,
+                    "new_lanes": lanes_wanted if budget.takes_new else 0,
+                    # All that wait share the slots: not twenty rows of a few.
+                    "slow_lanes": min(1, budget.slow) if alone else budget.slow,
                     **self._horizon.marks.parameters(),
                 },
             ).fetchall()
@@ -176,22 +185,30 @@ class Claimer:
             self.looked_at = [lane.webhook_id for lane in lanes]
             if lanes:
                 settings = self._settings_of(cursor, lanes)
-                lanes = self._recounted(cursor, lanes, settings)
-                context = self._context(settings, started=started, now=now)
-                taken = self._take(cursor, lanes, settings, context, limit, body_bytes)
+                lanes = recounted(cursor, lanes, settings)
+                context = self._context(lanes, settings, started=started, now=now)
+                taken = self._take(cursor, lanes, settings, context, budget, body_bytes)
                 deliveries.extend(taken.deliveries)
         self._make_lanes(connection, without_lane, now=started)
+        slow_lanes = sum(lane.speed.slow is True for lane in lanes)
+        slow_rows = sum(delivery.speed.slow is True for delivery in taken.deliveries)
+        rows_taken, lanes_found = len(taken.deliveries) - slow_rows, len(lanes) - slow_lanes
         claim = Claim(
             taken.deliveries,
             taken.rate_limited,
             lanes=len(lanes),
-            full=taken.heavy or len(taken.deliveries) >= limit,
-            exhausted=len(lanes) < lanes_wanted,
+            full=taken.left or rows_taken >= budget.others or 0 < budget.slow <= slow_rows,
+            exhausted=lanes_found < lanes_wanted and not 0 < budget.slow <= slow_lanes,
             contended=len(lanes) < new_lanes,
             unmeasured=taken.unmeasured,
             held=taken.held,
         )
-        self._widen_or_narrow(claim)
+        self._reach = self._reach.after(
+            rows=rows_taken,
+            lanes=lanes_found,
+            enough=claim.full or claim.exhausted,
+            most=SLOW_ROWS_PER_LANE if self._horizon.slow else ROWS_PER_LANE,
+        )
         return claim
 
     def claim_quarantined(self, connection: session.Connection) -> Claim:
@@ -206,11 +223,11 @@ class Claimer:
             now, delivery_id = before_lane(row)
             lanes = [lane_of(row)]
             of_webhook = self._settings_of(cursor, lanes)
-            [lane] = self._recounted(cursor, lanes, of_webhook)
+            [lane] = recounted(cursor, lanes, of_webhook)
             settings = of_webhook.get(lane.webhook_id)
             refusal = None if settings is None else self._judge(settings)
             admission = admit(lane, settings, now=now, wish=1, refusal=refusal)
-            context = self._context(of_webhook, started=started, now=now)
+            context = self._context([lane], of_webhook, started=started, now=now)
             claimed = cursor.execute(
                 self._statements["claim_quarantined"],
                 {
@@ -232,13 +249,14 @@ class Claimer:
                 deliveries.append(delivery)
         return Claim(deliveries, lanes=1, held=changes)
 
-    def next_look(self, connection: session.Connection) -> NextLook:
-        """Return when this worker must look again although nothing wakes it. Blocks for one
-        statement; raises `psycopg.Error`.
+    def next_look(
+        self, connection: session.Connection, *, new: bool = True, slow: bool = True
+    ) -> NextLook:
+        """Return when this worker must look again although nothing wakes it. *new*, *slow*: it
+        takes rows of such lanes. Blocks for one statement; raises `psycopg.Error`.
         """
-        row = connection.execute(
-            self._statements["next_look"], self._horizon.marks.parameters()
-        ).fetchone()
+        parameters = {"new": new, "slow": slow, **self._horizon.marks.parameters()}
+        row = connection.execute(self._statements["next_look"], parameters).fetchone()
         assert row is not None
         lane_s, new_rows, quarantined_s = row
         return NextLook(
@@ -246,16 +264,6 @@ class Claimer:
             math.inf if quarantined_s is None else quarantined_s,
             new_rows,
         )
-
-    def _widen_or_narrow(self, claim: Claim) -> None:
-        """Have the next claim look at as many lanes as it takes to be full: few deep ones, or
-        hundreds of one row each.
-        """
-        most = SLOW_ROWS_PER_LANE if self._horizon.slow else ROWS_PER_LANE
-        if claim.full or claim.exhausted:
-            self._rows_per_lane = min(most, self._rows_per_lane * NARROWER)
-        else:
-            self._rows_per_lane = min(most, max(1.0, len(claim.deliveries) / claim.lanes))
 
     def _make_lanes(
         self, connection: session.Connection, webhook_ids: Sequence[int], *, now: float
@@ -280,41 +288,19 @@ class Claimer:
         found = [settings_of(tuple(row), self._defaults) for row in rows]
         return {settings.webhook_id: settings for settings in found}
 
-    def _recounted(
-        self,
-        cursor: psycopg.Cursor[TupleRow],
-        lanes: list[Lane],
-        settings: Mapping[int, WebhookSettings],
-    ) -> list[Lane]:
-        """Return *lanes*, with the leases counted again of those at their in-flight cap.
-
-        A DELETE or TRUNCATE of a claimed row leaves the lane's counter too high. If it were
-        trusted, it would block the lane for ever.
-        """
-        full = [
-            lane.webhook_id
-            for lane in lanes
-            if lane.webhook_id in settings
-            and lane.in_flight >= settings[lane.webhook_id].max_in_flight
-        ]
-        if not full:
-            return lanes
-        rows = cursor.execute(
-            self._statements["count_leases"], {"webhook_ids": number_array(full)}
-        ).fetchall()
-        counts: dict[int, int] = dict.fromkeys(full, 0) | dict(rows)
-        return [
-            replace(lane, in_flight=counts[lane.webhook_id]) if lane.webhook_id in counts else lane
-            for lane in lanes
-        ]
-
     def _context(
-        self, settings: Mapping[int, WebhookSettings], *, started: float, now: float
+        self,
+        lanes: Sequence[Lane],
+        settings: Mapping[int, WebhookSettings],
+        *,
+        started: float,
+        now: float,
     ) -> ClaimContext:
         # The token is random: a counter could repeat after a crash, because claims are committed
         # asynchronously, and a repeated token would let a late record through the fence.
         timeout_s = max((item.timeout_s for item in settings.values()), default=0.0)
-        return ClaimContext(secrets.randbits(63), started, now, timeout_s + LEASE_MARGIN_S)
+        speeds = {lane.webhook_id: lane.speed for lane in lanes}
+        return ClaimContext(secrets.randbits(63), started, now, timeout_s + LEASE_MARGIN_S, speeds)
 
     def _lease(self, context: ClaimContext) -> dict[str, object]:
         return {
@@ -330,24 +316,23 @@ class Claimer:
         lanes: Sequence[Lane],
         settings: Mapping[int, WebhookSettings],
         context: ClaimContext,
-        limit: int,
+        budget: Budget,
         body_bytes: int,
     ) -> _Taken:
         """Take rows of the locked *lanes*."""
         now, lease_s = context.now, context.lease_s
         judged = {webhook_id: self._judge(of_one) for webhook_id, of_one in settings.items()}
         refusals = {webhook_id: why for webhook_id, why in judged.items() if why is not None}
-        admissions = admit_all(
-            lanes, settings, now=now, limit=limit, lease_s=lease_s, refusals=refusals
+        admitted = admit_all(
+            lanes, settings, now=now, budget=budget, lease_s=lease_s, refusals=refusals
         )
-        lanes = lanes[: len(admissions)]
-        admitted = list(zip(lanes, admissions, strict=True))
+        lanes = [lane for lane, _ in admitted]
         rows = cursor.execute(
             self._statements["claim"],
             {
                 **admission_parameters(
                     lanes,
-                    admissions,
+                    [admission for _, admission in admitted],
                     [tokens_at(lane, settings.get(lane.webhook_id), now=now) for lane in lanes],
                     [self._horizon.lane_mark(lane.webhook_id) for lane in lanes],
                 ),
@@ -364,6 +349,14 @@ class Claimer:
         claimed = [delivery_of(row, settings, breakers, context) for row in rows]
         deliveries = [delivery for delivery in claimed if delivery]
         taken = Counter(delivery.webhook_id for delivery in deliveries)
+        probed = [
+            lane.webhook_id for lane, item in admitted if item.probe and lane.webhook_id in taken
+        ]
+        if probed:
+            cursor.execute(
+                self._statements["begin_probes"],
+                {"webhook_ids": number_array(probed), "lease_s": lease_s},
+            )
         if self._horizon.slow:
             self._horizon.note_claims(admitted, rows, claimed, now_at=now)
         out_of_tokens = [
@@ -374,7 +367,9 @@ class Claimer:
             if admission.blocked_by is BlockedBy.RATE and taken[lane.webhook_id] == admission.quota
         ]
         rate_limited = self._due_among(cursor, out_of_tokens) if out_of_tokens else []
-        return _Taken(deliveries, rate_limited, any(row[0] for row in rows), rows[0][2], changes)
+        left = any(row[0] for row in rows) or any(item.waits_for_slots for _, item in admitted)
+        unmeasured = rows[0][2] if rows else []
+        return _Taken(deliveries, rate_limited, left, unmeasured, changes)
 
     def _due_among(self, cursor: psycopg.Cursor[TupleRow], webhook_ids: Sequence[int]) -> list[int]:
         """Return which of these webhooks still have due rows."""

@@ -34,8 +34,8 @@ MARGIN_S = 2.0  # transactions that last for less are never late
 
 
 class LowWaterMarks(NamedTuple):
-    """Epochs by the database's clock: no new row is due before *rows*, no lane's timer comes before
-    *lanes*.
+    """Epochs by the database's clock: no new row is due before *rows*, no fast lane's timer comes
+    before *lanes*.
     """
 
     rows: float = -math.inf
@@ -83,6 +83,27 @@ class Horizon:
         mark, expires = self._lanes.get(webhook_id, (-math.inf, 0.0))
         return mark if time.monotonic() < expires else -math.inf
 
+    def note_claims(
+        self,
+        admitted: Sequence[tuple[Lane, Admission]],
+        rows: Sequence[TupleRow],
+        claimed: Sequence[Delivery | None],
+        *,
+        now_at: float,
+    ) -> None:
+        """Take note of where the claim began in each lane, and which ran out of rows. The second
+        field of *rows* is when each was due; *claimed* are the deliveries in them.
+        """
+        due: dict[int, list[float]] = defaultdict(list)  # in order, as the rows are
+        for (_, due_at, *_), delivery in zip(rows, claimed, strict=True):
+            if delivery is not None:
+                due[delivery.webhook_id].append(due_at)
+        for lane, admission in admitted:
+            if admission.quota:
+                of_lane = due[lane.webhook_id]
+                first_at = of_lane[0] if len(of_lane) == admission.quota else None
+                self.note_claim(lane.webhook_id, first_at, now_at=now_at)
+
     def note_claim(self, webhook_id: int, first_at: float | None, *, now_at: float) -> None:
         """Take note, while looks are slow, of when the first row was due that a lane gave; None: it
         gave less than it might have. *now_at* is the claim's time by the database's clock.
@@ -99,28 +120,6 @@ class Horizon:
             min(first_at, now_at - MARGIN_S),
             expires if now < expires else now + FORGET_AFTER_S,
         )
-
-    def note_claims(
-        self,
-        admitted: Sequence[tuple[Lane, Admission]],
-        rows: Sequence[TupleRow],
-        claimed: Sequence[Delivery | None],
-        *,
-        now_at: float,
-    ) -> None:
-        """Take note of where one claim began in each lane, and which lanes ran out of rows.
-
-        *rows* are those of the statement `claim`, *claimed* what they hold, in the same order.
-        """
-        due: dict[int, list[float]] = defaultdict(list)  # in order, as the rows are
-        for (_, due_at, *_), delivery in zip(rows, claimed, strict=True):
-            if delivery is not None:
-                due[delivery.webhook_id].append(due_at)
-        for lane, admission in admitted:
-            if admission.quota:
-                of_lane = due[lane.webhook_id]
-                first_at = of_lane[0] if len(of_lane) == admission.quota else None
-                self.note_claim(lane.webhook_id, first_at, now_at=now_at)
 
     def note_look(self, seconds: float, *, lanes: int) -> None:
         """Take note of how long a look for the work of so many lanes took."""

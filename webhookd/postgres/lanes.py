@@ -4,10 +4,14 @@ A lane is a row of `pggit.webhook_health_metrics`, one a webhook. Claims and rec
 never wait for one; so nothing here may hold a lane's lock for long either.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import psycopg
+from psycopg.rows import TupleRow
 
+from webhookd.core.lane import Lane
+from webhookd.core.model import WebhookSettings
 from webhookd.postgres import session, statements
 from webhookd.postgres.arrays import number_array
 from webhookd.postgres.rows import lane_of
@@ -47,6 +51,32 @@ def park_unregistered(connection: session.Connection, webhook_ids: Sequence[int]
         statements.load("park_unregistered"),
         {"first": min(webhook_ids), "rows": PARKED_AT_ONCE},
     )
+
+
+def recounted(
+    cursor: psycopg.Cursor[TupleRow], lanes: list[Lane], settings: Mapping[int, WebhookSettings]
+) -> list[Lane]:
+    """Return the locked *lanes*, with the leases counted again of those at their in-flight limit.
+    *settings* are by webhook id. No statement where no lane is; raises `psycopg.Error`.
+
+    A DELETE or TRUNCATE of a claimed row leaves the lane's counter too high. If it were trusted, it
+    would block the lane for ever.
+    """
+    full = [
+        lane.webhook_id
+        for lane in lanes
+        if lane.webhook_id in settings and lane.in_flight >= settings[lane.webhook_id].max_in_flight
+    ]
+    if not full:
+        return lanes
+    rows = cursor.execute(
+        statements.load("count_leases"), {"webhook_ids": number_array(full)}
+    ).fetchall()
+    counts: dict[int, int] = dict.fromkeys(full, 0) | dict(rows)
+    return [
+        replace(lane, in_flight=counts[lane.webhook_id]) if lane.webhook_id in counts else lane
+        for lane in lanes
+    ]
 
 
 def restore_lanes(connection: session.Connection, webhook_ids: Sequence[int]) -> None:

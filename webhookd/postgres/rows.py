@@ -21,6 +21,7 @@ from webhookd.core.model import (
     WebhookDefaults,
     WebhookSettings,
 )
+from webhookd.core.speed import Speed
 
 LONGEST_TIMEOUT_S = 600.0
 FASTEST_RATE = 1e9
@@ -40,6 +41,8 @@ _LANE = (
     "@blocked_by",
     "@health_status",
     "extract(epoch FROM @failing_since)::float8",
+    "@exchange_seconds",
+    "@slow",
 )
 
 
@@ -117,6 +120,8 @@ def lane_of(row: Sequence[Any]) -> Lane:
         blocked_by,
         health,
         failing_since,
+        exchange_s,
+        slow,
     ) = row[-len(_LANE) :]
     return Lane(
         webhook_id=webhook_id,
@@ -128,6 +133,7 @@ def lane_of(row: Sequence[Any]) -> Lane:
         blocked_by=None if blocked_by is None else BlockedBy(blocked_by),
         health=health,
         failing_since=failing_since,
+        speed=Speed(exchange_s, slow),
     )
 
 
@@ -204,13 +210,14 @@ def _clamp(value: float, low: float, high: float) -> float:
 
 class ClaimContext(NamedTuple):
     """What all deliveries of one claim share. *started* is monotonic; *now* is the same instant by
-    the database's clock.
+    the database's clock. *speeds* are by webhook id.
     """
 
     token: int
     started: float
     now: float
     lease_s: float
+    speeds: Mapping[int, Speed]
 
     @property
     def lease_until(self) -> float:
@@ -248,6 +255,7 @@ def delivery_of(
         claimed=context.started,
         start_before=context.started + context.lease_s - of_webhook.timeout_s - SAFETY_S,
         claimed_at=context.now,
+        speed=context.speeds[webhook_id],
     )
 
 

@@ -16,6 +16,7 @@ import psycopg
 from psycopg_pool import ConnectionPool
 
 from webhookd import logs
+from webhookd.core.lane import Budget
 from webhookd.core.model import Delivery
 from webhookd.core.quarantine import TRY_EVERY_S, TURN_S
 from webhookd.core.schedule import Action, Schedule
@@ -156,7 +157,9 @@ class Dispatcher:
                 duty.call_all(connection)
                 schedule = schedule.called_all(now)
             case Action.ASK_NEXT_LOOK:
-                next_look = self._claimer.next_look(connection)
+                next_look = self._claimer.next_look(
+                    connection, new=self._senders.takes_new(), slow=self._senders.slow_room() > 0
+                )
                 schedule = schedule.rested(
                     now,
                     lane_s=next_look.lane_s,
@@ -211,9 +214,9 @@ class Dispatcher:
     # Looks
 
     def _look(self, connection: Connection, now: float) -> Schedule:
-        claim = self._claimer.claim(
-            connection, limit=self._room, body_bytes=self._senders.room_bytes()
-        )
+        senders = self._senders
+        budget = Budget(self._room, senders.slow_room(), takes_new=senders.takes_new())
+        claim = self._claimer.claim(connection, budget, body_bytes=senders.room_bytes())
         self._submit(claim, now)
         if claim.unmeasured:
             self.measurer.add(claim.unmeasured)

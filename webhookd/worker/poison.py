@@ -4,7 +4,7 @@ Nearly all of them are found when their bodies are measured (`BodyMeasurer`). A 
 unreadable later, when a disk corrupts it. Then the claim's statement fails, and does not say which
 row it read. `isolate` narrows it down:
 
-    claim from one lane at a time -> the one that fails waits, all others go on
+    claim from one lane of each kind -> those that fail wait, all others go on
                                   -> its rows are read again, each by itself: the bad one fails
 """
 
@@ -25,6 +25,9 @@ log = logs.Logger("webhookd.poison")
 
 ROWS_AT_ONCE = 100  # of each lane, where rows are read again
 LANE_WAITS_S = 10.0
+# A claim that is to look at single lanes finds one with a timer, one with new rows, and one each of
+# those that are slow or not measured yet.
+LANES_ALONE = 4
 MAX_WAITING = 2000  # what is dropped here is met by a claim again
 PAUSE_S = 1.0  # after a failure
 
@@ -100,14 +103,15 @@ def isolate(
     if not webhook_ids:
         return
     log.warning("claim failed", error=first_line(error), sqlstate=error.sqlstate)
-    if len(webhook_ids) > 1:
+    if len(webhook_ids) > LANES_ALONE:
         claimer.single = len(webhook_ids) + 1
         return
     due = bodies.due_in_lanes(connection, webhook_ids, limit=ROWS_AT_ONCE)
     bodies.put_lanes_off(connection, webhook_ids, seconds=LANE_WAITS_S)
     measurer.add(due, again=True)
-    log.warning(
-        "webhook waits: its deliveries cannot be claimed",
-        webhook_id=webhook_ids[0],
-        seconds=LANE_WAITS_S,
-    )
+    for webhook_id in webhook_ids:
+        log.warning(
+            "webhook waits: its deliveries cannot be claimed",
+            webhook_id=webhook_id,
+            seconds=LANE_WAITS_S,
+        )

@@ -1,19 +1,19 @@
 """The sender threads of one worker, and the claimed deliveries that wait for them.
 
-How much to claim and how many threads to run is decided in core/sizing.py; here are the threads,
-their queue and their locks.
+Which delivery a free thread begins next is decided in core/slots.py, how much to claim and how many
+threads to run in core/sizing.py; here are the threads and their lock.
 """
 
-import queue
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from webhookd import logs
-from webhookd.core.model import Delivery, Lost, Outcome, Result
+from webhookd.core.lane import exchange_s
+from webhookd.core.model import Delivery, GivenBack, Lost, Outcome, Result
 from webhookd.core.sizing import Growth, Throughput, all_blocked
+from webhookd.core.slots import Exchange, Kind, Slots
 from webhookd.postgres.claim import BODY_BYTES
 from webhookd.worker.attempt import AttemptRunner
 from webhookd.worker.results import ResultQueue
@@ -25,20 +25,27 @@ IDLE_EXIT_S = 10.0
 # No record needs a body, and results may have to wait for a database that is away. But to copy a
 # delivery costs more than a small body holds.
 SMALL_BODY_BYTES = 4096
+# Bodies of slow lanes have a share of their own: in the others' they would stop all claims.
+SLOW_BODY_BYTES = BODY_BYTES // 2
 
 
-@dataclass(slots=True, eq=False)
 class _Sender:
-    """Written by its own thread, read by the dispatcher. *since*: monotonic begin of the exchange
-    under way, None between two.
+    """A thread. *exchange*: what it does, None between two. *delay_s*: how long it has waited for
+    a processor in all, as of the last time it was weighed; *thread_id* is the kernel's.
 
-    *thread_id* is the kernel's; *delay_s*: how long it has waited for a processor in all, as of the
-    last time it was weighed.
+    While it is parked it waits for *gate*, a lock that nobody holds for long: who releases it has
+    put an exchange here.
     """
 
-    since: float | None = None
-    thread_id: int | None = None
-    delay_s: float = 0.0
+    __slots__ = ("delay_s", "exchange", "gate", "left", "thread_id")
+
+    def __init__(self) -> None:
+        self.exchange: Exchange | None = None
+        self.left = False
+        self.thread_id: int | None = None
+        self.delay_s = 0.0
+        self.gate = threading.Lock()
+        self.gate.acquire()
 
 
 class SenderPool:
@@ -53,11 +60,11 @@ class SenderPool:
         self._results = results
         self._max_threads = max_threads
         self._wakeup = wakeup
-        self._queue: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
-        self._lock = threading.Lock()  # guards _senders and _body_bytes
-        self._body_bytes = 0  # waiting or in an exchange
+        self._lock = threading.Lock()  # guards the next three; no exchange happens under it
+        self._slots = Slots(max_threads)
         self._senders: list[_Sender] = []
-        self._wants_room = False
+        self._parked: list[_Sender] = []  # the one that worked last is the first to be woken
+        self._wants_room = self._wants_slow = self._wants_new = False
         self._growth = Growth()  # the dispatcher's thread only
         self._one_leaves = False
         # Senders write both without the lock. An estimate is enough: a lost update costs one
@@ -71,15 +78,19 @@ class SenderPool:
 
     def backlog(self) -> int:
         """Return how many deliveries are waiting or in an exchange."""
-        return self._queue.qsize() + self._busy()
+        with self._lock:
+            return self._slots.all_waiting() + self._slots.all_running()
+
+    # How much to claim
 
     def room_bytes(self) -> int:
         """Return how many bytes of bodies to claim now; 0 or less while too many are held here."""
-        return BODY_BYTES - self._body_bytes
+        slots = self._slots
+        return BODY_BYTES - slots.body_bytes(Kind.FAST) - slots.body_bytes(Kind.NEW)
 
     def room(self) -> int:
-        """Return how many deliveries to claim now; 0 or less while enough wait here already to keep
-        every sender busy.
+        """Return how many deliveries of lanes that are not slow to claim now; 0 or less while
+        enough wait here already to keep every sender busy.
         """
         if self.room_bytes() <= 0:
             return 0
@@ -88,121 +99,259 @@ class SenderPool:
         if throughput.due(now):
             finished, self._finished = self._finished, 0
             self._throughput = throughput = throughput.measured(finished, now)
+        slots = self._slots
+        slow = slots.running(Kind.SLOW)
+        waiting = slots.waiting(Kind.FAST)
+        if slots.takes_new():
+            waiting += slots.waiting(Kind.NEW)
         return throughput.room(
-            waiting=self._queue.qsize(),
-            busy=self._busy(),
-            threads=self.threads,
-            max_threads=self._max_threads,
+            waiting=waiting,
+            busy=slots.running(Kind.FAST) + slots.running(Kind.NEW),
+            threads=max(0, self.threads - slow),
+            max_threads=max(1, self._max_threads - slow),
         )
 
-    def submit(self, deliveries: Sequence[Delivery]) -> None:
-        """Queue *deliveries*; they go out in this order."""
-        self._hold(sum(len(delivery.body) for delivery in deliveries))
-        for delivery in deliveries:
-            self._queue.put(delivery)
-        if deliveries and not self._senders:
-            self._start(1)
+    def slow_room(self) -> int:
+        """Return how many deliveries of slow lanes to claim now. If there are none, the dispatcher
+        is woken once there is room for some.
+        """
+        with self._lock:
+            room = self._slow_room()
+            self._wants_slow = room == 0
+        return room
+
+    def takes_new(self) -> bool:
+        """Return whether to claim deliveries of lanes that are not measured yet. If not, the
+        dispatcher is woken once that changes.
+        """
+        with self._lock:
+            takes = self._slots.takes_new()
+            self._wants_new = not takes
+        return takes
 
     def call_for_room(self) -> None:
         """Wake the dispatcher, once, as soon as there is room again."""
         self._wants_room = True
 
+    # What the dispatcher does
+
+    def submit(self, deliveries: Sequence[Delivery]) -> None:
+        """Have *deliveries* sent: the lanes take turns, and those of one lane keep their order."""
+        if not deliveries:
+            return
+        now = time.monotonic()
+        with self._lock:
+            self._slots.add(deliveries)
+            started = self._assign(now)
+            # A new delivery does not wait for two ticks while every thread waits for a receiver.
+            if (
+                self._slots.could_begin() > 0
+                and all_blocked(self._since(), now)
+                and self._may_grow()
+            ):
+                started.append(self._new_sender())
+        self._start(started)
+
     def tick(self, now: float) -> bool:
-        """Grow or shrink the pool if it is time. Return whether to tick again in a few ms."""
-        waiting = self._queue.qsize()
+        """Grow or shrink the pool if it is time, and give back what must not wait here. Return
+        whether to tick again in a few ms.
+        """
+        with self._lock:
+            slots = self._slots
+            slots.turned(now)
+            surplus = slots.surplus()
+            started = self._assign(now)
+            waiting = slots.could_begin()
+            # Those of others may turn out to be slow while they wait for a slot.
+            again = waiting > 0 or slots.all_waiting() > slots.waiting(Kind.SLOW)
+            since = self._since()
+        self._start(started)
+        self._give_back(surplus)
         if waiting == 0:
             self._growth = self._growth.ticked(blocked=False)
-            return False
+            return again
         if self._growth.due(now):
             self._weigh(now)
-        blocked = all_blocked([sender.since for sender in self._senders], now)
-        self._growth = self._growth.ticked(blocked=blocked)
-        self._start(
-            self._growth.more(waiting=waiting, threads=self.threads, max_threads=self._max_threads)
-        )
-        return True
+        self._growth = self._growth.ticked(blocked=all_blocked(since, now))
+        with self._lock:
+            more = self._growth.more(
+                waiting=waiting, threads=len(self._senders), max_threads=self._max_threads
+            )
+            started = [self._new_sender() for _ in range(more)]
+        self._start(started)
+        return again
 
     def withdraw(self) -> list[Delivery]:
         """Take back the deliveries that no sender has begun."""
-        deliveries: list[Delivery] = []
-        while True:
-            try:
-                delivery = self._queue.get_nowait()
-            except queue.Empty:
-                return deliveries
-            self._hold(-len(delivery.body))
-            deliveries.append(delivery)
-
-    def _hold(self, body_bytes: int) -> None:
         with self._lock:
-            self._body_bytes += body_bytes
+            return self._slots.withdraw()
 
-    def _busy(self) -> int:
-        return sum(1 for sender in self._senders if sender.since is not None)
+    # With the lock held
+
+    def _slow_room(self) -> int:
+        if self._slots.body_bytes(Kind.SLOW) >= SLOW_BODY_BYTES:
+            return 0
+        return self._slots.slow_room()
+
+    def _since(self) -> list[float | None]:
+        """Return when each thread began its exchange; None: it has none."""
+        exchanges = [sender.exchange for sender in self._senders]
+        return [None if exchange is None else exchange.since for exchange in exchanges]
+
+    def _assign(self, now: float) -> list[_Sender]:
+        """Have parked threads begin what may begin. Return threads to start.
+
+        Slow exchanges must not hold all threads: one more is ready for the next fast delivery, as
+        long as there is a slot for it. It uses no processor until then.
+        """
+        while self._parked and (exchange := self._slots.begin(now)) is not None:
+            sender = self._parked.pop()
+            sender.exchange = exchange
+            sender.gate.release()
+        if 0 < len(self._senders) <= self._slots.running(Kind.SLOW) and self._may_grow():
+            return [self._new_sender()]
+        return []
+
+    def _may_grow(self) -> bool:
+        return len(self._senders) < self._max_threads
+
+    def _not_slow(self) -> int:
+        """Return how many threads no slow exchange holds."""
+        return len(self._senders) - self._slots.running(Kind.SLOW)
+
+    def _new_sender(self) -> _Sender:
+        sender = _Sender()
+        self._senders.append(sender)
+        return sender
+
+    # Threads
+
+    def _start(self, senders: Sequence[_Sender]) -> None:
+        for sender in senders:
+            thread = threading.Thread(
+                target=self._run, args=(sender,), name="webhookd-sender", daemon=True
+            )
+            try:
+                thread.start()
+            except RuntimeError as error:  # the system has no more threads for us
+                with self._lock:
+                    self._senders.remove(sender)
+                    threads = len(self._senders)
+                log.warning("no further sender thread", threads=threads, error=str(error))
 
     def _weigh(self, now: float) -> None:
         with self._lock:
             senders = list(self._senders)
+            threads = max(1, self._not_slow())
         starved_s = 0.0
         for sender in senders:
             delay_s = _run_delay_s(sender.thread_id)
             starved_s += delay_s - sender.delay_s
             sender.delay_s = delay_s
-        self._growth = self._growth.weighed(starved_s, threads=len(senders), now=now)
-        self._one_leaves = self._growth.crowded(threads=len(senders))
-
-    def _start(self, count: int) -> None:
-        for _ in range(count):
-            sender = _Sender()
-            with self._lock:
-                self._senders.append(sender)
-            threading.Thread(
-                target=self._run, args=(sender,), name="webhookd-sender", daemon=True
-            ).start()
+        self._growth = self._growth.weighed(starved_s, threads=threads, now=now)
+        self._one_leaves = self._growth.crowded(threads=threads)
 
     def _run(self, sender: _Sender) -> None:
         sender.thread_id = threading.get_native_id()
-        while True:
-            try:
-                delivery = self._queue.get(timeout=IDLE_EXIT_S)
-            except queue.Empty:
-                if self._leave(sender, idle=True):
-                    return
-                continue
-            self._send(sender, delivery)
-            if self._one_leaves and self._leave(sender, idle=False):
-                return
+        exchange = self._first(sender)
+        while not sender.left:
+            if exchange is None:
+                exchange = self._wait(sender)
+            else:
+                exchange = self._finish(sender, exchange, self._send(exchange.delivery))
 
-    def _leave(self, sender: _Sender, *, idle: bool) -> bool:
-        """Return whether *sender* may go. The last one stays while there is work."""
+    def _first(self, sender: _Sender) -> Exchange | None:
+        now = time.monotonic()
         with self._lock:
-            may = self._queue.qsize() == 0 if idle else self._one_leaves and len(self._senders) > 1
-            if may:
-                self._one_leaves = False
-                self._senders.remove(sender)
-            return may
+            exchange = self._begin_or_park(sender, now)
+            started = self._assign(now)
+        self._start(started)
+        return exchange
 
-    def _send(self, sender: _Sender, delivery: Delivery) -> None:
-        sender.since = time.monotonic()
+    def _begin_or_park(self, sender: _Sender, now: float) -> Exchange | None:
+        sender.exchange = exchange = self._slots.begin(now)
+        if exchange is None:
+            self._parked.append(sender)
+        return exchange
+
+    def _wait(self, sender: _Sender) -> Exchange | None:
+        """Wait, parked, for an exchange. None: there was none for a while."""
+        if not sender.gate.acquire(timeout=IDLE_EXIT_S):
+            with self._lock:
+                if sender.exchange is None:
+                    if self._may_rest():
+                        self._parked.remove(sender)
+                        self._leave(sender)
+                    return None
+            sender.gate.acquire()  # at once: it was given an exchange just after the time was up
+        return sender.exchange
+
+    def _may_rest(self) -> bool:
+        """Return whether an idle thread may go. The last one stays beside slow exchanges."""
+        slots = self._slots
+        idle = slots.all_running() == 0 or self._not_slow() > 1
+        return idle and slots.all_waiting() == 0
+
+    def _leave(self, sender: _Sender) -> None:
+        sender.left = True
+        self._senders.remove(sender)
+
+    def _send(self, delivery: Delivery) -> Outcome:
         try:
-            outcome: Outcome = self._runner.deliver(delivery)
+            return self._runner.deliver(delivery)
         except Exception:
             # A fault of ours, not the receiver's. How far the exchange got is not known: that is a
             # lost lease.
             log.exception("delivery fault", delivery_id=delivery.delivery_id)
-            outcome = Lost()
-        # Idle before the result is seen: the recorder commits at once when no sender is busy.
-        sender.since = None
+            return Lost()
+
+    def _finish(self, sender: _Sender, ended: Exchange, outcome: Outcome) -> Exchange | None:
+        """Hand the *outcome* on. Return the exchange that *sender* begins now; None: it is parked,
+        or has left.
+        """
+        exchange, now = None, time.monotonic()
+        with self._lock:
+            slots = self._slots
+            slots.end(ended, exchange_s=exchange_s(outcome))
+            sender.exchange = None
+            if self._one_leaves and self._not_slow() > 1:
+                self._one_leaves = False  # threads crowd
+                self._leave(sender)
+            else:
+                exchange = self._begin_or_park(sender, now)
+            started = self._assign(now)
+            last = slots.is_last(ended)
+            surplus = slots.surplus()
+            wakes = self._has_what_was_wanted()
         self._finished += 1
-        self._hold(-len(delivery.body))
+        delivery = ended.delivery
         if len(delivery.body) > SMALL_BODY_BYTES:
             delivery = delivery._replace(body=b"")
-        self._results.put(
-            Result(delivery, outcome), last=self._queue.empty() and self.backlog() == 0
-        )
+        self._results.put(Result(delivery, outcome), last=last)
+        if started:
+            self._start(started)
+        if surplus:
+            self._give_back(surplus)
         if self._wants_room and self.room() > 0:
-            self._wants_room = False
+            self._wants_room, wakes = False, True
+        if wakes:
             self._wakeup.wake(WakeReason.ROOM)
+        return exchange
+
+    def _has_what_was_wanted(self) -> bool:
+        has = False
+        if self._wants_slow and self._slow_room() > 0:
+            self._wants_slow, has = False, True
+        if self._wants_new and self._slots.takes_new():
+            self._wants_new, has = False, True
+        return has
+
+    def _give_back(self, deliveries: Sequence[Delivery]) -> None:
+        """Have *deliveries* recorded as returned without an attempt: other workers may have slots
+        for them.
+        """
+        for delivery in deliveries:
+            self._results.put(Result(delivery, GivenBack()), last=True)
 
 
 def _run_delay_s(thread_id: int | None) -> float:
