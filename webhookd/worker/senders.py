@@ -143,12 +143,7 @@ class SenderPool:
         with self._lock:
             self._slots.add(deliveries)
             started = self._assign(now)
-            # A new delivery does not wait for two ticks while every thread waits for a receiver.
-            if (
-                self._slots.could_begin() > 0
-                and all_blocked(self._since(), now)
-                and self._may_grow()
-            ):
+            if not self._senders:
                 started.append(self._new_sender())
         self._start(started)
 
