@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from bench.backlog import Connection, Level
 from bench.statements import CLAIM, RECORD, Cost, Statements, together
-from webhookd.config.load import Config
+from webhookd.config.options import Config
 from webhookd.core.answer import Answer, AnswerKind
 from webhookd.core.lane import Budget
 from webhookd.core.model import Attempted, Result

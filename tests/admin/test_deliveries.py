@@ -12,7 +12,7 @@ from webhookd.admin import deliveries
 from webhookd.admin.database import Connection
 from webhookd.admin.deliveries import Absence, Explanation
 from webhookd.admin.doctor.commands import Commands
-from webhookd.config.load import Config
+from webhookd.config.options import Config
 from webhookd.errors import WebhookdError
 from webhookd.postgres import session
 

@@ -9,7 +9,7 @@ from webhookd.admin import database as admin_database
 from webhookd.admin import fleet
 from webhookd.config import load
 from webhookd.config.delivery import DELIVERY_OPTIONS, delivery_options
-from webhookd.config.load import Config
+from webhookd.config.options import Config
 
 
 def start(database: Database, name: str, *, seen_s: int = ALIVE, **options: Any) -> None:

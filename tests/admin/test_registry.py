@@ -14,7 +14,7 @@ from webhookd.admin import database as admin_database
 from webhookd.admin import registry
 from webhookd.admin.limits import KINDS, LimitInForce
 from webhookd.admin.registry import NewWebhook
-from webhookd.config.load import DEFAULTS, Config
+from webhookd.config.options import DEFAULTS, Config
 from webhookd.core.model import MAX_WEBHOOK_ID
 from webhookd.core.signing import format_secret
 from webhookd.errors import UnusableError, WebhookdError

@@ -8,7 +8,7 @@ from tests.support.engine import Engine, insert, register
 from tests.support.postgres import Database
 from webhookd.admin import database as admin_database
 from webhookd.admin import registry, rotation
-from webhookd.config.load import Config
+from webhookd.config.options import Config
 from webhookd.core.signing import parse_secret
 from webhookd.errors import UnusableError, WebhookdError
 

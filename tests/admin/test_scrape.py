@@ -13,7 +13,7 @@ from webhookd.admin import database as admin_database
 from webhookd.admin import scrape
 from webhookd.admin.database import Connection
 from webhookd.admin.scrape import Endpoint, FleetMetrics
-from webhookd.config.load import Config
+from webhookd.config.options import Config
 from webhookd.errors import UnusableError, WebhookdError
 
 

@@ -10,7 +10,7 @@ from tests.support.postgres import Database
 from webhookd.admin import database as admin_database
 from webhookd.admin import status
 from webhookd.admin.status import Baseline, HealthCount, Queue, Unregistered
-from webhookd.config.load import Config
+from webhookd.config.options import Config
 from webhookd.metrics.counts import DURATION_BUCKETS_S
 
 MINUTE = (

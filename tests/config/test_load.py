@@ -11,7 +11,8 @@ from unittest.mock import patch
 import pytest
 
 from webhookd.config import load as config
-from webhookd.config.load import Config, LoadedConfig
+from webhookd.config.load import LoadedConfig
+from webhookd.config.options import OPTIONS, Config
 from webhookd.errors import UnusableError
 
 
@@ -50,7 +51,7 @@ def test_without_any_source_the_defaults_hold() -> None:
 
 def test_every_option_has_help_and_a_default_that_its_own_kind_accepts() -> None:
     for item in fields(Config):
-        option = config.OPTIONS[item.name]
+        option = OPTIONS[item.name]
         assert option.help.endswith("."), item.name
         assert option.kind.allowed
         if item.default is not None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.mutants import CHECK, HUNT, Mutant, planted_in
-from webhookd.config.load import Config
+from webhookd.config.options import Config
 from webhookd.core import backoff
 from webhookd.core.backoff import GrowingPause
 

@@ -76,7 +76,6 @@ def test_results_measure_a_lane_and_one_that_is_fast_again_is_looked_at_at_once(
     item = delivery()
     fast = Attempted(Answer(AnswerKind.RESPONSE, 0.01, http_status=200), ended=0.0)
     late = Attempted(Answer(AnswerKind.TIMEOUT, 5.0), ended=0.0)
-    barred = Attempted(Answer(AnswerKind.NOT_ALLOWED, 0.0), ended=0.0)
 
     def settled(*outcomes: Outcome) -> Lane:
         pairs = [
@@ -94,4 +93,4 @@ def test_results_measure_a_lane_and_one_that_is_fast_again_is_looked_at_at_once(
     assert again.runnable_at == 1000.0, "looks of fast lanes may not go back that far"
     assert settled(late).speed == lane.speed.after(5.0)
     assert settled(late).runnable_at == 500.0
-    assert settled(GivenBack(), Lost(), barred).speed == lane.speed
+    assert settled(GivenBack(), Lost()).speed == lane.speed

@@ -28,7 +28,7 @@ from tests.support.daemon import (
 from tests.support.postgres import Database
 from tests.support.receivers import Receiver
 from tests.support.waiting import eventually
-from webhookd.config.load import Config
+from webhookd.config.options import Config
 from webhookd.metrics import counters as metrics_module
 from webhookd.metrics.counters import Metrics
 from webhookd.metrics.counts import AttemptStatus, ObservedAttempt

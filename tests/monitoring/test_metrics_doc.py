@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from tests.monitoring.doc_tables import METRICS, MetricEntry, code, metrics
-from webhookd.config.load import Config
+from webhookd.config.options import Config
 from webhookd.metrics.counters import Metrics
 from webhookd.metrics.counts import AttemptStatus, ObservedAttempt, QueueCounts
 from webhookd.metrics.declarations import ALL, HELD_WEBHOOKS

@@ -1,6 +1,5 @@
 """What a claim takes, what it leaves, and who it waits for (nobody)."""
 
-import math
 import threading
 from collections import Counter
 
@@ -373,34 +372,3 @@ def test_webhooks_that_were_numbered_from_zero_or_below_go_on(
     register(database, 0, -3, -(2**62))
     inserted = [insert(database, webhook_id)[0] for webhook_id in (0, -3, -(2**62))]
     assert sorted(ids(worker.take_all())) == inserted
-
-
-# When to look again
-
-
-def test_an_empty_queue_asks_for_no_look_at_all(database: Database, worker: Engine) -> None:
-    register(database, 1)
-    worker.take_all()
-    look = worker.claimer.next_look(worker.connection)
-    assert (look.lane_s, look.quarantined_s, look.new_rows) == (math.inf, math.inf, False)
-
-
-def test_the_next_look_is_the_earliest_of_the_retries_due(
-    database: Database, worker: Engine
-) -> None:
-    register(database, 1, 2)
-    insert(database, 1, due_in_s=500)
-    insert(database, 2, due_in_s=300)
-    assert worker.claimer.next_look(worker.connection).new_rows
-    worker.take_all()
-    assert 290 < worker.claimer.next_look(worker.connection).lane_s <= 300
-
-
-def test_a_lane_with_more_due_rows_asks_to_be_looked_at_at_once(
-    database: Database, worker: Engine
-) -> None:
-    register(database, 1)
-    insert(database, 1, 30)
-    claim = worker.claim(10)
-    assert claim.full
-    assert worker.claimer.next_look(worker.connection).lane_s <= 0

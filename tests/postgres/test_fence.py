@@ -11,7 +11,8 @@ import psycopg
 import pytest
 from hypothesis import Phase
 
-from tests.support.engine import Fault, register, replaced
+from tests.support.engine import register
+from tests.support.faults import Fault, replaced
 from tests.support.postgres import Database
 from tests.support.protocol import WEBHOOKS, run_protocol, staged
 

@@ -15,9 +15,9 @@ from tests.support.engine import (
     insert,
     lane,
     register,
-    replaced,
     statuses,
 )
+from tests.support.faults import replaced
 from tests.support.postgres import Database
 from tests.support.waiting import eventually
 from webhookd.core.model import Delivery, Result

@@ -17,7 +17,8 @@ import psycopg
 import pytest
 
 from tests.support import breaking
-from tests.support.engine import Fault, engine, register
+from tests.support.engine import engine, register
+from tests.support.faults import Fault
 from tests.support.lease_schedule import Schedule
 from tests.support.lease_workers import DEFAULTS, WEBHOOKS, Worker
 from tests.support.postgres import Database, Server

@@ -11,7 +11,16 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from tests.support.engine import ROOMY, Engine, answered, engine, insert, register, replaced, unseen
+from tests.support.engine import (
+    ROOMY,
+    Engine,
+    answered,
+    engine,
+    insert,
+    register,
+    unseen,
+)
+from tests.support.faults import replaced
 from tests.support.plans import Pages, counted, nodes
 from tests.support.postgres import Database
 from webhookd.postgres import session, statements

@@ -23,7 +23,7 @@ from tests.support.retention import (
     whole_round,
 )
 from webhookd.cli.main import cli
-from webhookd.config.load import Config
+from webhookd.config.options import Config
 from webhookd.core.model import Result
 from webhookd.postgres import session
 from webhookd.postgres.retention import DAY_S, FIRST_PAGES, ROUNDS, Keep

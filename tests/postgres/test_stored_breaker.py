@@ -35,9 +35,9 @@ from tests.support.engine import (
     lane,
     let_pass,
     register,
-    replaced,
     unseen,
 )
+from tests.support.faults import replaced
 from tests.support.mutants import CHECK, HUNT, Mutant, StoredMutant
 from tests.support.planted.stored import STORED
 from tests.support.postgres import Database, Server

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from webhookd.config.load import Config
+from webhookd.config.options import Config
 from webhookd.core.restart import Phase, Restart
 from webhookd.errors import UnusableError
 from webhookd.lifeline import Lifeline

@@ -18,7 +18,7 @@ import pytest
 
 from tests.support.supervised import PROGRAM, ROOT, Supervised, is_alive
 from tests.support.waiting import eventually
-from webhookd.config.load import DEFAULTS
+from webhookd.config.options import DEFAULTS
 from webhookd.supervisor.fleet import DRAIN_GRACE_S
 
 UNIT = ROOT / "systemd" / "webhookd.service"

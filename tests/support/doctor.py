@@ -14,7 +14,7 @@ from webhookd.admin.doctor.commands import Commands
 from webhookd.admin.doctor.findings import Finding
 from webhookd.admin.doctor.installation import Installation, open_installation
 from webhookd.cli.main import cli
-from webhookd.config.load import Config
+from webhookd.config.options import Config
 from webhookd.schema import migrate
 from webhookd.schema.expected import expected_schema
 

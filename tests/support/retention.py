@@ -4,7 +4,7 @@ from contextlib import nullcontext
 from datetime import datetime
 
 from tests.support.postgres import Database
-from webhookd.config.load import Config
+from webhookd.config.options import Config
 from webhookd.postgres import session
 from webhookd.postgres.retention import Keep, Retention
 

@@ -19,7 +19,7 @@ from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 
-from webhookd.config.load import Config
+from webhookd.config.options import Config
 from webhookd.errors import UnusableError
 from webhookd.lifeline import ExitCode, Lifeline, parse_death_line
 from webhookd.supervisor.supervisor import Supervisor

@@ -11,7 +11,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.support.postgres import Database, Server
-from webhookd.config.load import Config
+from webhookd.config.options import Config
 from webhookd.lifeline import Lifeline
 from webhookd.worker.boot import wait_for_database
 

@@ -24,7 +24,7 @@ from tests.support.waiting import eventually
 from webhookd import cache
 from webhookd.admin import database as admin_database
 from webhookd.admin import registry, rotation
-from webhookd.config.load import Config
+from webhookd.config.options import Config
 from webhookd.core.signing import parse_secret
 from webhookd.transport import request
 from webhookd.transport.client import Transport

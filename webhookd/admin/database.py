@@ -11,7 +11,7 @@ from psycopg import IsolationLevel, errors
 from psycopg.rows import dict_row
 from psycopg.types.datetime import TimestamptzLoader
 
-from webhookd.config.load import Config
+from webhookd.config.options import Config
 from webhookd.embedded import server
 from webhookd.errors import UnusableError
 from webhookd.postgres import session, statements

@@ -15,7 +15,7 @@ from webhookd.admin.doctor.commands import Commands
 from webhookd.admin.explain import reasons
 from webhookd.admin.facts import LoggedAttempt, OpenTransaction
 from webhookd.admin.reason import Reason
-from webhookd.config.load import Config
+from webhookd.config.options import Config
 from webhookd.core.model import Status
 from webhookd.errors import WebhookdError
 from webhookd.postgres import bodies

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from webhookd.config.kinds import MOST_RETRIES, Kind, Seconds, Whole, growth, rate
-from webhookd.config.load import Config
+from webhookd.config.options import Config
 from webhookd.errors import UnusableError
 from webhookd.postgres.rows import FASTEST_RATE, LIMITS, LONGEST_TIMEOUT_S
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from webhookd.admin import database, limits
 from webhookd.admin.database import Connection, Instant
-from webhookd.config.load import Config
+from webhookd.config.options import Config
 from webhookd.core.answer import Answer, AnswerKind, Decision, classify
 from webhookd.core.model import WebhookSettings
 from webhookd.core.signing import format_secret, parse_secret

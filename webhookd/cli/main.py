@@ -20,7 +20,7 @@ from webhookd.cli.options import (
 )
 from webhookd.cli.status import status
 from webhookd.cli.webhook import webhook
-from webhookd.config.load import OPTIONS
+from webhookd.config.options import OPTIONS
 from webhookd.errors import UnusableError, WebhookdError
 
 INTERRUPTED = 130

@@ -8,7 +8,8 @@ from click.core import ParameterSource
 
 from webhookd.config import load
 from webhookd.config.kinds import Flag, Folder, Networks, Ports, Seconds
-from webhookd.config.load import DEFAULTS, FILE, OPTIONS, LoadedConfig
+from webhookd.config.load import FILE, LoadedConfig
+from webhookd.config.options import DEFAULTS, OPTIONS
 
 _GENERAL = "General"
 

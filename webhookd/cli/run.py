@@ -16,7 +16,8 @@ from pathlib import Path
 from webhookd import logs
 from webhookd.cli.output import print_table
 from webhookd.config import load as configuration
-from webhookd.config.load import Config, LoadedConfig
+from webhookd.config.load import LoadedConfig
+from webhookd.config.options import OPTIONS, Config
 from webhookd.embedded import server as embedded
 from webhookd.errors import UnusableError
 from webhookd.lifeline import Lifeline
@@ -68,7 +69,7 @@ def print_settings(settings: LoadedConfig) -> None:
             _shown(getattr(settings.config, name)),
             settings.sources[name],
         )
-        for name in configuration.OPTIONS
+        for name in OPTIONS
     ]
     print_table(("option", "value", "from"), rows)
 

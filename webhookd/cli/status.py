@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from webhookd.cli.options import connection_options, load_settings
-from webhookd.config.load import Config
+from webhookd.config.options import Config
 from webhookd.errors import WebhookdError
 from webhookd.text import duration
 

@@ -10,7 +10,8 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from webhookd.config.load import DEFAULT, DEFAULTS, OPTIONS, Config, LoadedConfig
+from webhookd.config.load import DEFAULT, LoadedConfig
+from webhookd.config.options import DEFAULTS, OPTIONS, Config
 
 RUNNING_WORKERS = "running workers"  # where a value came from, beside those of `LoadedConfig`
 

@@ -150,11 +150,7 @@ class Claimer:
         self._statements = {name: statements.load(name) for name in _STATEMENTS}
 
     def claim(
-        self,
-        connection: session.Connection,
-        budget: Budget,
-        *,
-        body_bytes: int = BODY_BYTES,
+        self, connection: session.Connection, budget: Budget, *, body_bytes: int = BODY_BYTES
     ) -> Claim:
         """Claim due rows within *budget*, and stop once their bodies come to *body_bytes* (>= 1).
 

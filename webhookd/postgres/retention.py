@@ -19,7 +19,7 @@ from psycopg import Cursor, errors
 from psycopg.rows import TupleRow
 
 from webhookd import logs
-from webhookd.config.load import Config
+from webhookd.config.options import Config
 from webhookd.errors import first_line
 from webhookd.postgres import session, statements
 

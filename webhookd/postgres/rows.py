@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from webhookd.config.kinds import FASTEST_GROWTH, LONGEST_S, SLOWEST_RATE
-from webhookd.config.load import Config
+from webhookd.config.options import Config
 from webhookd.core.breaker import Breaker, CircuitState
 from webhookd.core.bucket import Bucket
 from webhookd.core.lane import BlockedBy, Lane

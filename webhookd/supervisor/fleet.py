@@ -22,7 +22,7 @@ from webhookd.supervisor.child import Child, exit_fields, spawn
 from webhookd.supervisor.handover import Handover
 
 if TYPE_CHECKING:
-    from webhookd.config.load import Config
+    from webhookd.config.options import Config
 
 from webhookd import logs
 

@@ -29,7 +29,7 @@ from webhookd.supervisor.signals import SignalPipe
 from webhookd.supervisor.systemd import Notifier
 
 if TYPE_CHECKING:
-    from webhookd.config.load import Config
+    from webhookd.config.options import Config
 
 from webhookd import logs
 

@@ -10,7 +10,7 @@ from functools import partial
 import psycopg
 
 from webhookd import logs
-from webhookd.config.load import Config
+from webhookd.config.options import Config
 from webhookd.core.backoff import GrowingPause
 from webhookd.errors import UnusableError, first_line
 from webhookd.lifeline import Lifeline

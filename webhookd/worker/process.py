@@ -17,7 +17,7 @@ import psycopg
 
 from webhookd import logs
 from webhookd.config.delivery import delivery_options
-from webhookd.config.load import Config
+from webhookd.config.options import Config
 from webhookd.core.model import WebhookDefaults
 from webhookd.errors import UnusableError
 from webhookd.lifeline import ExitCode, Lifeline

@@ -13,7 +13,7 @@ from tests.support.engine import drop_checks
 from tests.support.postgres import Database
 from webhookd.admin.doctor import queue
 from webhookd.admin.doctor.findings import Severity
-from webhookd.config.load import Config
+from webhookd.config.options import Config
 from webhookd.core.signing import format_secret
 from webhookd.postgres import session
 from webhookd.postgres.retention import Keep, Retention

@@ -18,7 +18,7 @@ from webhookd.admin.doctor import server as server_checks
 from webhookd.admin.doctor.commands import Commands
 from webhookd.admin.doctor.findings import Finding, Severity
 from webhookd.admin.doctor.installation import Installation, open_installation
-from webhookd.config.load import Config
+from webhookd.config.options import Config
 from webhookd.embedded import programs
 from webhookd.errors import WebhookdError
 from webhookd.postgres import statements as queries

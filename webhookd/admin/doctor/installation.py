@@ -9,7 +9,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from webhookd.admin.doctor.commands import Commands
-from webhookd.config.load import Config
+from webhookd.config.options import Config
 from webhookd.errors import WebhookdError
 from webhookd.postgres import session, statements
 
