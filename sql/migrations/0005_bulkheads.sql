@@ -207,12 +207,7 @@ END $$;
 -- ignored in an INSERT: a forged count or lease would hold up others. Who may UPDATE these columns
 -- can have them kept by `SET webhookd.import = 'on'`, to import a history.
 --
--- A row of a webhook that is not registered counts as looked at (`routed`) from the start, so that
--- looks for new rows never meet it. The registration makes its lane runnable, and the sweep finds
--- rows that were inserted while it committed.
---
--- A definer's function, since a producer may neither read the registry nor use the sequence. STABLE
--- saves each row a snapshot: the registry is read as the INSERT sees it.
+-- A definer's function, since a producer may not use the sequence. STABLE saves each row a snapshot.
 CREATE OR REPLACE FUNCTION pggit.fill_in_defaults() RETURNS trigger
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -261,10 +256,6 @@ BEGIN
     IF NEW.created_at IS NULL THEN
         NEW.created_at := now();
     END IF;
-    IF NOT NEW.routed THEN
-        NEW.routed := NOT EXISTS (SELECT FROM pggit.webhooks w
-                                   WHERE w.webhook_id = NEW.webhook_id);
-    END IF;
     -- So small a body is 50 MB of text at the worst, and with the least possible limit 64 KB.
     IF pg_column_size(NEW.message_body) <= 4096
        AND pg_column_compression(NEW.message_body) IS NULL THEN
@@ -285,34 +276,6 @@ BEGIN
 END $$;
 CREATE TRIGGER measure_new_body BEFORE UPDATE OF message_body ON pggit.alert_delivery_queue
     FOR EACH ROW EXECUTE FUNCTION pggit.measure_new_body();
-
--- As before, and rows of a webhook that is not registered are not new ones (see fill_in_defaults).
--- A definer's function, since the operator who changes the row may not read the registry.
-CREATE OR REPLACE FUNCTION pggit.requeue() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    NEW.lease_token := NULL;
-    NEW.lease_until := NULL;
-    NEW.leased_by := NULL;
-    IF NEW.delivery_status = 'sending' THEN
-        NEW.delivery_status := 'pending';  -- without a lease it would be nobody's for ever
-    END IF;
-    IF NEW.delivery_status IN ('pending', 'retrying') THEN
-        NEW.routed := NOT EXISTS (SELECT FROM pggit.webhooks w
-                                   WHERE w.webhook_id = NEW.webhook_id);
-        NEW.leases_lost := 0;
-        NEW.next_retry_at := coalesce(NEW.next_retry_at, now());
-        NEW.delivered_at := NULL;
-        NEW.ended_at := NULL;
-        IF OLD.delivery_status IN ('delivered', 'failed') THEN
-            NEW.first_attempted_at := NULL;
-        END IF;
-        PERFORM pggit.wake();
-    ELSIF NEW.delivery_status <> OLD.delivery_status THEN
-        NEW.ended_at := now();
-    END IF;
-    RETURN NEW;
-END $$;
 
 -----------------------------------------------------------------------------------------------
 -- The lock under which the duty to be notified changes hands: this row, FOR UPDATE. An advisory

@@ -4,6 +4,7 @@
 -- lanes are blocked, nor on how many rows wait in them, nor on how many slow lanes wait for slots.
 -- %(cursor)s: look at new rows of webhooks after this one first; %(lanes)s: at most so many lanes
 -- of each origin, %(new_lanes)s of those that are not measured yet, %(slow_lanes)s of slow ones;
+-- %(known)s: these have new rows, too (see new_of_registered);
 -- %(rows_from)s, %(lanes_from)s: epochs below which there is nothing to find (see
 -- find_low_water_marks). Each row begins with the same four: now, the last webhook with
 -- new rows that was looked at, how many there were, and those of them that have no lane (a worker
@@ -29,7 +30,7 @@ WITH RECURSIVE fresh (webhook_id, n) AS (
 ), locked_fresh AS (
     SELECT h.*
       FROM pggit.webhook_health_metrics h
-     WHERE h.webhook_id = ANY (ARRAY(SELECT webhook_id FROM fresh))
+     WHERE h.webhook_id = ANY (ARRAY(SELECT webhook_id FROM fresh) || %(known)s::bigint[])
        FOR NO KEY UPDATE SKIP LOCKED
 ), locked_runnable AS (
     SELECT h.*

@@ -1,7 +1,6 @@
 -- Take new rows of webhooks that are not registered out of queue_new, at most %(rows)s of them from
--- the webhook %(first)s on. The trigger of an INSERT sees to that; such rows are older than it, or
--- came by while triggers were off, or their webhook was removed since. Webhooks with a lane are
--- left to the claim. Rows that others have locked are left for the next time.
+-- the webhook %(first)s on. Webhooks with a lane are left to the claim. Rows that others have locked
+-- are left for the next time. Returns the webhook of each row.
 UPDATE pggit.alert_delivery_queue
    SET routed = true
  WHERE delivery_id = ANY (ARRAY(
@@ -14,3 +13,4 @@ UPDATE pggit.alert_delivery_queue
      ORDER BY q.webhook_id
      LIMIT %(rows)s
        FOR NO KEY UPDATE OF q SKIP LOCKED))
+RETURNING webhook_id

@@ -11,7 +11,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 from uuid import UUID
@@ -35,7 +35,7 @@ from webhookd.postgres.arrays import number_array
 from webhookd.postgres.batches import admission_parameters
 from webhookd.postgres.held import HeldChange, note_held
 from webhookd.postgres.horizon import Horizon
-from webhookd.postgres.lanes import make_lanes, park_unregistered, recounted
+from webhookd.postgres.lanes import recounted
 from webhookd.postgres.rows import (
     ClaimContext,
     before_lane,
@@ -44,13 +44,12 @@ from webhookd.postgres.rows import (
     lane_of,
     settings_of,
 )
+from webhookd.postgres.unknown import BEFORE_ALL, UnknownWebhooks
 
 BODY_BYTES = 32 << 20  # bodies that one worker holds; one more may begin below it
 SLOW_ROWS_PER_LANE = 100  # while the cost of a lane dominates (see horizon)
-BEFORE_ALL = -(2**63)  # an application may number its webhooks from 0, or below
 LEASE_MARGIN_S = 30.0  # a lease outlives the exchange by so much local waiting
 RETRY_BLOCKED_S = 60.0  # a quarantined row of a lane that no timer unblocks is tried again then
-MAKE_LANES_EVERY_S = 1.0  # where another transaction was in the way
 
 _STATEMENTS = (
     "lock_lanes",
@@ -138,13 +137,13 @@ class Claimer:
         self._incarnation = incarnation
         self._defaults = defaults
         self._judge = judge
-        self._make_lanes_at = -math.inf  # monotonic
         self.looked_at: list[int] = []  # the webhooks of the lanes that the last claim locked
         # So many claims look at one lane of each kind: see worker/poison.py.
         self.single = 0
         # New rows are looked for from the next webhook on, in a circle. If each look began with the
         # lowest id, a hundred busy lanes would starve those behind them.
         self._cursor = BEFORE_ALL
+        self._unknown = UnknownWebhooks()
         self._reach = Reach()
         self._horizon = Horizon()
         self._statements = {name: statements.load(name) for name in _STATEMENTS}
@@ -163,10 +162,14 @@ class Claimer:
         self.single, self.looked_at = max(0, self.single - 1), []
         taken = _Taken([], [], False, [], [])
         with _transaction(connection, batch=True) as (cursor, deliveries):
+            known = self._unknown.stepped_over(
+                cursor, lanes_wanted, now=started, rows_from=self._horizon.marks.rows
+            )
             rows = cursor.execute(
                 self._statements["lock_lanes"],
                 {
                     "cursor": self._cursor,
+                    "known": number_array(known),
                     "lanes": lanes_wanted,
                     "new_lanes": lanes_wanted if budget.takes_new else 0,
                     # All that wait share the slots: not twenty rows of a few.
@@ -185,7 +188,8 @@ class Claimer:
                 context = self._context(lanes, settings, started=started, now=now)
                 taken = self._take(cursor, lanes, settings, context, budget, body_bytes)
                 deliveries.extend(taken.deliveries)
-        self._make_lanes(connection, without_lane, now=started)
+        # The claim is committed: if this raised, its deliveries would wait for their leases to end.
+        parked = self._unknown.met(connection, without_lane, lanes_wanted, now=started)
         slow_lanes = sum(lane.speed.slow is True for lane in lanes)
         slow_rows = sum(delivery.speed.slow is True for delivery in taken.deliveries)
         rows_taken, lanes_found = len(taken.deliveries) - slow_rows, len(lanes) - slow_lanes
@@ -194,8 +198,10 @@ class Claimer:
             taken.rate_limited,
             lanes=len(lanes),
             full=taken.left or rows_taken >= budget.others or 0 < budget.slow <= slow_rows,
-            exhausted=lanes_found < lanes_wanted and not 0 < budget.slow <= slow_lanes,
-            contended=len(lanes) < new_lanes,
+            exhausted=(
+                not parked and lanes_found < lanes_wanted and not 0 < budget.slow <= slow_lanes
+            ),
+            contended=len(lanes) < new_lanes - len(without_lane),
             unmeasured=taken.unmeasured,
             held=taken.held,
         )
@@ -260,18 +266,6 @@ class Claimer:
             math.inf if quarantined_s is None else quarantined_s,
             new_rows,
         )
-
-    def _make_lanes(
-        self, connection: session.Connection, webhook_ids: Sequence[int], *, now: float
-    ) -> None:
-        if not webhook_ids or now < self._make_lanes_at:
-            return
-        self._make_lanes_at = now + MAKE_LANES_EVERY_S
-        # The claim is committed: if this raised, its deliveries would wait for their leases to end.
-        with suppress(psycopg.OperationalError):
-            if make_lanes(connection, webhook_ids, registered_only=True):
-                self._make_lanes_at = -math.inf
-            park_unregistered(connection, webhook_ids)
 
     def _settings_of(
         self, cursor: psycopg.Cursor[TupleRow], lanes: Sequence[Lane]

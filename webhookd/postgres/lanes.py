@@ -16,8 +16,6 @@ from webhookd.postgres import session, statements
 from webhookd.postgres.arrays import number_array
 from webhookd.postgres.rows import lane_of
 
-PARKED_AT_ONCE = 10_000  # rows; some 50 ms
-
 
 def make_lanes(
     connection: session.Connection, webhook_ids: Sequence[int], *, registered_only: bool = False
@@ -39,18 +37,6 @@ def make_lanes(
     except psycopg.errors.LockNotAvailable:
         return False
     return True
-
-
-def park_unregistered(connection: session.Connection, webhook_ids: Sequence[int]) -> None:
-    """Have looks for new rows no longer meet those of webhooks that are neither registered nor have
-    a lane, from the lowest of *webhook_ids* on: `PARKED_AT_ONCE` rows at most.
-
-    Blocks for one statement; raises `psycopg.Error`.
-    """
-    connection.execute(
-        statements.load("park_unregistered"),
-        {"first": min(webhook_ids), "rows": PARKED_AT_ONCE},
-    )
 
 
 def recounted(
