@@ -29,7 +29,7 @@ WITH lane AS (
                     SELECT *
                       FROM pggit.alert_delivery_queue w
                      WHERE w.webhook_id = l.webhook_id AND {routed:w}
-                       AND next_retry_at BETWEEN to_timestamp(l.mark) AND now()
+                       AND w.next_retry_at BETWEEN to_timestamp(l.mark) AND now()
                      ORDER BY next_retry_at, delivery_id
                      LIMIT l.quota
                        FOR NO KEY UPDATE SKIP LOCKED) w
@@ -38,13 +38,13 @@ WITH lane AS (
                     SELECT *
                       FROM pggit.alert_delivery_queue n
                      WHERE n.webhook_id = l.webhook_id AND {new:n}
-                       AND next_retry_at BETWEEN to_timestamp(%(rows_from)s) AND now()
+                       AND n.next_retry_at BETWEEN to_timestamp(%(rows_from)s) AND now()
                      ORDER BY next_retry_at, delivery_id
                      LIMIT l.quota
                        FOR NO KEY UPDATE SKIP LOCKED) n) due
          ORDER BY next_retry_at, delivery_id
          LIMIT l.quota) p
-     WHERE quota > 0
+     WHERE l.quota > 0
 ), claimed AS (
     UPDATE pggit.alert_delivery_queue
        SET delivery_status = 'sending', routed = true, worker_id = %(worker_id)s,
@@ -63,7 +63,7 @@ WITH lane AS (
             SELECT delivery_id
               FROM pggit.alert_delivery_queue n
              WHERE n.webhook_id = l.webhook_id AND {new:n}
-               AND next_retry_at >= CASE WHEN l.quota > 0 THEN now() + interval '1us'
+               AND n.next_retry_at >= CASE WHEN l.quota > 0 THEN now() + interval '1 us'
                                            ELSE to_timestamp(%(rows_from)s) END
              ORDER BY next_retry_at, delivery_id
              LIMIT 500
@@ -85,7 +85,7 @@ WITH lane AS (
            in_flight = l.in_flight + t.n,
            blocked_by = CASE WHEN t.n >= l.quota THEN l.blocked_by END,
            runnable_at = CASE WHEN t.heavy THEN now()
-                              WHEN t.late THEN now() + interval '1s'
+                              WHEN t.late THEN now() + interval '1 s'
                               WHEN t.n >= l.quota THEN to_timestamp(l.runnable_at)
                               WHEN l.mark > '-Infinity' THEN now()
                               ELSE least((SELECT min(next_retry_at)

@@ -22,8 +22,7 @@ from tests.support.faults import Fault
 from tests.support.lease_schedule import Schedule
 from tests.support.lease_workers import DEFAULTS, WEBHOOKS, Worker
 from tests.support.postgres import Database, Server
-from webhookd.postgres import horizon
-from webhookd.postgres.claim import Claimer
+from webhookd.postgres import claim, horizon
 from webhookd.postgres.horizon import Horizon
 
 WORKERS = 3
@@ -151,7 +150,7 @@ def test_a_step_of_the_statements_left_out_is_found(scheduled: Database, fault: 
 
 def test_a_lane_at_its_cap_that_is_not_counted_afresh_is_found(scheduled: Database) -> None:
     with (
-        patch.object(Claimer, "_recounted", lambda self, cursor, lanes, settings: lanes),
+        patch.object(claim, "recounted", lambda cursor, lanes, settings: lanes),
         pytest.raises(AssertionError),
     ):
         run_schedules(scheduled, range(40))

@@ -133,9 +133,9 @@ LOADS = {
 A_ROW = {"claim": 30, "settle": 45}
 A_CALL = {
     "lock_lanes": 750,
-    "read_settings": 25,
+    "read_settings": 50,
     "claim": 300,
-    "lock_recorded_lanes": 75,
+    "lock_recorded_lanes": 120,
     "settle": 300,
     "update_lanes": 300,
     "next_look": 150,
@@ -143,7 +143,7 @@ A_CALL = {
 }
 # Where each lane has one due row, a claim reaches for two hundred of them instead of twenty.
 A_CALL_OVER_MANY_LANES = A_CALL | {
-    "read_settings": 50,
+    "read_settings": 100,
     "lock_recorded_lanes": 200,
     "next_look": 300,
 }

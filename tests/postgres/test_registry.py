@@ -140,13 +140,13 @@ def test_the_configurations_word_is_bounded_like_a_rows(database: Database) -> N
 
 
 @pytest.mark.parametrize("headers", [TOO_DEEP, "[1]", "null"], ids=["too deep", "a list", "null"])
-def test_headers_that_cannot_be_read_fail_their_own_webhooks_deliveries_and_say_so(
+def test_headers_that_cannot_be_read_give_back_their_own_webhooks_deliveries_alone(
     database: Database, sender: Transport, headers: str
 ) -> None:
     drop_checks(database)
     register(database, 1, headers=headers)
     register(database, 2)
-    [failing] = insert(database, 1)
+    [returned] = insert(database, 1)
     insert(database, 2)
     courier = AttemptRunner(sender, LocalCircuits(), installation="wh_test")
     with engine(database, defaults=ROOMY) as worker:
@@ -154,9 +154,10 @@ def test_headers_that_cannot_be_read_fail_their_own_webhooks_deliveries_and_say_
         assert claimed.keys() == {1, 2}
         worker.record([Result(claimed[1], courier.deliver(claimed[1]))])
         worker.finish([claimed[2]], answered(200))
-    [(event, status, details)] = attempts(database, failing)
-    assert (event, status) == (delivery(database, failing)["delivery_status"], None)
-    assert "headers cannot be read" in details["reason"]
+    assert attempts(database, returned) == []
+    row = delivery(database, returned)
+    assert (row["delivery_status"], row["retry_count"]) == ("pending", 0)
+    assert statuses(database, 2) == {"delivered": 1}
 
 
 def test_the_lost_leases_of_a_webhook_with_unreadable_headers_are_released(

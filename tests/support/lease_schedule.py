@@ -266,7 +266,7 @@ class Schedule:
                 row.losses,
                 row.attempts,
             ), delivery_id
-            assert retries <= most == MAX_RETRIES
+            assert most is None and retries <= MAX_RETRIES
             assert attempts == logged, "an attempt was not counted once"
             assert (fenced, leased_by, leased) == (
                 (True, row.holder[0].incarnation, True) if row.holder else (False, None, False)

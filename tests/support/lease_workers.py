@@ -4,12 +4,13 @@ from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
 from tests.support.engine import ROOMY, Engine, allow_all
+from tests.support.expected import MAX_RETRIES
 from webhookd.core.model import Delivery, Result
 from webhookd.postgres.claim import Claimer
 
 WEBHOOKS = (1, 2)
 CAP = 2
-DEFAULTS = ROOMY._replace(max_in_flight=CAP, circuit_threshold=1_000_000)
+DEFAULTS = ROOMY._replace(max_in_flight=CAP, circuit_threshold=1_000_000, max_retries=MAX_RETRIES)
 
 
 @dataclass(slots=True, eq=False)

@@ -17,7 +17,7 @@ STORED = (
         rare=True,
     ),
     StoredMutant("update_lanes", "circuit_epoch = r.circuit_epoch,", ""),
-    StoredMutant("claim", "circuit_epoch = h.circuit_epoch + t.probes::int,", ""),
+    StoredMutant("begin_probes", "circuit_epoch = circuit_epoch + 1,", ""),
     StoredMutant("claim_quarantined", "circuit_epoch = h.circuit_epoch + %(probe)s::int,", ""),
     StoredMutant("reset_circuit", "NEW.circuit_epoch := OLD.circuit_epoch + 1;", ""),
     # What a record stores.
@@ -28,17 +28,14 @@ STORED = (
     StoredMutant("update_lanes", "in_flight = r.in_flight,", ""),
     StoredMutant("update_lanes", "runnable_at = to_timestamp(r.runnable_at),", "", rare=True),
     # What the claim of a probe stores.
+    StoredMutant("begin_probes", "circuit_state = 'half_open',", ""),
     StoredMutant(
-        "claim", "circuit_state = CASE WHEN t.probes THEN 'half_open' ELSE h.circuit_state END,", ""
+        "begin_probes",
+        "circuit_until = now() + %(lease_s)s * interval '1 second',",
+        "circuit_until = circuit_until,",
     ),
-    StoredMutant("claim", "circuit_until = CASE WHEN t.probes", "circuit_until = CASE WHEN false"),
-    StoredMutant(
-        "claim", "health_status = CASE WHEN t.probes THEN 'degraded' ELSE h.health_status END,", ""
-    ),
+    StoredMutant("begin_probes", ", health_status = 'degraded'", ""),
     StoredMutant("claim", "in_flight = l.in_flight + t.n,", ""),
-    StoredMutant(
-        "claim", "l.probe AND count(c.webhook_id) > 0 AS probes", "l.probe AS probes", rare=True
-    ),
     StoredMutant(
         "claim_quarantined",
         "circuit_state = CASE WHEN %(probe)s THEN 'half_open' ELSE h.circuit_state END,",
