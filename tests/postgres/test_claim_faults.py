@@ -147,7 +147,7 @@ def test_after_six_lost_leases_a_row_is_failed_and_says_why(
         "SELECT event_type, http_status, event_details->>'reason' FROM pggit.alert_delivery_log"
     )
     assert (event, status, details) == ("failed", None, "lost 6 leases")
-    assert 15 < delays[0] < 25 < 60 < delays[1] < 100
+    assert 15 < delays[0] < 25 and 60 < delays[1] < 100
     assert math.isinf(delays[2])
     assert lane(database, 1)["in_flight"] == 0
 

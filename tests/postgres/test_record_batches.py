@@ -54,6 +54,7 @@ def test_after_batches_of_mixed_outcomes_for_many_webhooks_the_books_balance(
     register(database, *webhooks)
     for webhook_id in webhooks:
         insert(database, webhook_id, 10)
+    database.execute("UPDATE pggit.alert_delivery_queue SET max_retries = 1")
     for _ in range(6):
         claimed = worker.take_all(200)
         dice.shuffle(claimed)
