@@ -11,6 +11,7 @@ import pytest
 from tests.support.engine import (
     Engine,
     answered,
+    drop_checks,
     engine,
     insert,
     let_pass,
@@ -318,6 +319,7 @@ def test_a_held_webhook_says_why_and_what_ends_it(
     command: str,
 ) -> None:
     register(database, 1)
+    drop_checks(database)  # a row from before them
     database.execute(f"UPDATE pggit.webhooks SET {column} = %s", [value])
     [delivery_id] = insert(database, 1)
     # No worker has looked at it: only what no option changes is known.
@@ -336,6 +338,7 @@ def test_a_delivery_that_failed_says_that_a_retry_would_be_held(
     register(database, 1)
     [delivery_id] = insert(database, 1)
     enlisted.finish(enlisted.take(), answered(410))
+    drop_checks(database)  # a row from before them
     database.execute("UPDATE pggit.webhooks SET enabled = true, secret = 'hunter2'")
     failed, held = explained(database, delivery_id)
     assert (failed.name, held.name, held.until) == ("failed", "held", None)
