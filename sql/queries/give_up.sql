@@ -7,7 +7,9 @@
 -- operator, waits since its time came, or since the first attempt after that: its first attempt is
 -- longer than %(after_s)s after its creation, which cannot happen otherwise.
 --
--- One branch for each index that holds waiting rows, so that only rows to be failed are read.
+-- One branch for each index that holds waiting rows, so that only rows to be failed are read. The
+-- time is written in each condition: taken from a table of one row, it would be compared with every
+-- row of an index.
 WITH RECURSIVE lane AS (
     (SELECT %(behind)s::bigint AS webhook_id, 0 AS n)
     UNION ALL
@@ -23,42 +25,40 @@ WITH RECURSIVE lane AS (
                    LIMIT 1)), l.n + 1
       FROM lane l
      WHERE l.webhook_id IS NOT NULL AND l.n < %(lanes)s::int
-), expired AS (
-    SELECT now() - %(after_s)s * interval '1 second' AS before
 ), old AS (
     (SELECT p.delivery_id
-       FROM lane l, expired e, LATERAL (
+       FROM lane l, LATERAL (
             (SELECT w.delivery_id
                FROM pggit.alert_delivery_queue w
-              WHERE w.webhook_id = l.webhook_id AND {routed:w} AND w.next_retry_at <= e.before
-                AND {gave_up:w}
+              WHERE w.webhook_id = l.webhook_id AND {routed:w}
+                AND w.next_retry_at <= {give_up_before} AND {gave_up:w}
               ORDER BY w.next_retry_at, w.delivery_id
               LIMIT %(limit)s)
              UNION ALL
             (SELECT n.delivery_id
                FROM pggit.alert_delivery_queue n
-              WHERE n.webhook_id = l.webhook_id AND {new:n} AND n.next_retry_at <= e.before
-                AND {gave_up:n}
+              WHERE n.webhook_id = l.webhook_id AND {new:n}
+                AND n.next_retry_at <= {give_up_before} AND {gave_up:n}
               ORDER BY n.next_retry_at, n.delivery_id
               LIMIT %(limit)s)) p
       WHERE l.n > 0
       LIMIT %(limit)s)
     UNION
     (SELECT r.delivery_id
-       FROM pggit.alert_delivery_queue r, expired e
-      WHERE r.delivery_status = 'retrying' AND r.created_at <= e.before AND {gave_up:r}
+       FROM pggit.alert_delivery_queue r
+      WHERE r.delivery_status = 'retrying' AND r.created_at <= {give_up_before} AND {gave_up:r}
       ORDER BY r.created_at
       LIMIT %(limit)s)
     UNION
     (SELECT s.delivery_id
-       FROM pggit.alert_delivery_queue s, expired e
+       FROM pggit.alert_delivery_queue s
       WHERE s.delivery_status IN ('pending', 'retrying') AND s.leases_lost >= 3
-        AND s.next_retry_at <= e.before AND {gave_up:s}
+        AND s.next_retry_at <= {give_up_before} AND {gave_up:s}
       ORDER BY s.next_retry_at
       LIMIT %(limit)s)
 ), locked AS MATERIALIZED (
     SELECT q.delivery_id
-      FROM pggit.alert_delivery_queue q, expired e
+      FROM pggit.alert_delivery_queue q
      WHERE q.delivery_id = ANY (ARRAY(SELECT delivery_id FROM old))
        AND q.delivery_status IN ('pending', 'retrying')
        AND {gave_up:q}

@@ -2,11 +2,16 @@
 tables, is told.
 """
 
+import re
+from datetime import UTC, datetime
+from itertools import pairwise
+
 import pytest
 
 from tests.support.engine import (
     Engine,
     answered,
+    drop_checks,
     engine,
     insert,
     let_pass,
@@ -17,6 +22,7 @@ from tests.support.engine import (
 from tests.support.explained import explained, left_s, names, only, set_lane
 from tests.support.postgres import Database
 from webhookd.admin import facts
+from webhookd.admin.reason import Reason
 from webhookd.transport.egress import Egress
 from webhookd.worker.judge import Judge
 
@@ -140,6 +146,90 @@ def test_a_backoff_tells_the_attempt_its_time_and_the_last_answer(
     assert backoff.run == (f"webhookd delivery retry {delivery_id}",)
 
 
+def further_attempts(backoff: Reason) -> list[datetime]:
+    """Return the times that the reason lists behind the next attempt's."""
+    listed = backoff.text.partition(", then ")[2]
+    return [
+        datetime.fromisoformat(f"{at}+00:00")
+        for at in re.findall(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", listed)
+    ]
+
+
+def test_a_backoff_lists_each_further_attempt_and_the_end(
+    database: Database, enlisted: Engine
+) -> None:
+    register(database, 1)
+    [delivery_id] = insert(database, 1)
+    enlisted.finish(enlisted.take(), answered(404))
+    backoff = only(explained(database, delivery_id), "backoff")
+    assert backoff.until is not None
+    times = [datetime.fromtimestamp(backoff.until, UTC), *further_attempts(backoff)]
+    gaps_s = [(after - before).total_seconds() for before, after in pairwise(times)]
+    # 5 s * 4^n, at most 8 h; the first of the ten retries is the one that it waits for.
+    assert gaps_s == pytest.approx([min(5.0 * 4**n, 28_800.0) for n in range(1, 10)], abs=1.0)
+    assert "a fifth sooner or later each. If all fail, it fails with the last one." in backoff.text
+
+
+def test_an_attempt_that_a_429_answered_counts_none(database: Database, enlisted: Engine) -> None:
+    register(database, 1)
+    [delivery_id] = insert(database, 1)
+    for _ in range(2):
+        enlisted.finish(enlisted.take(), answered(429, retry_after="1"))
+        let_pass(database, 5)
+    set_lane(database, "hold_until = NULL")
+    database.execute(
+        "UPDATE pggit.alert_delivery_queue SET next_retry_at = now() + interval '1 hour'"
+    )
+    backoff = only(explained(database, delivery_id), "backoff")
+    assert "Attempt 1 of 11 is due" in backoff.text
+    assert len(further_attempts(backoff)) == 10
+    assert "429" in backoff.text
+
+
+def test_a_long_list_of_attempts_is_cut_and_the_last_one_has_none(
+    database: Database, enlisted: Engine
+) -> None:
+    register(database, 1, max_retries=30)
+    [delivery_id] = insert(database, 1)
+    enlisted.finish(enlisted.take(), answered(500))
+    backoff = only(explained(database, delivery_id), "backoff")
+    assert "Attempt 2 of 31 is due" in backoff.text
+    assert len(further_attempts(backoff)) == 12 and " and 17 more, " in backoff.text
+    database.execute("UPDATE pggit.webhooks SET max_retries = 1")
+    last = only(explained(database, delivery_id), "backoff")
+    assert "Attempt 2 of 2 is due" in last.text and further_attempts(last) == []
+    assert "If it fails, the delivery fails." in last.text
+    database.execute("UPDATE pggit.alert_delivery_queue SET max_retries = 2")
+    assert "Attempt 2 of 3" in only(explained(database, delivery_id), "backoff").text
+    database.execute("UPDATE pggit.alert_delivery_queue SET max_retries = 0")
+    assert "The last attempt is due" in only(explained(database, delivery_id), "backoff").text
+
+
+def test_a_retry_that_is_put_off_for_ever_lists_no_attempt_after_it(
+    database: Database, enlisted: Engine
+) -> None:
+    register(database, 1)
+    [delivery_id] = insert(database, 1)
+    enlisted.finish(enlisted.take(), answered(500))
+    database.execute("UPDATE pggit.alert_delivery_queue SET next_retry_at = 'infinity'")
+    backoff = only(explained(database, delivery_id), "backoff")
+    assert "Attempt 2 of 11 waits for ever" in backoff.text
+    assert further_attempts(backoff) == []
+
+
+def test_a_delivery_of_a_slow_webhook_may_wait_for_a_slot(
+    database: Database, enlisted: Engine
+) -> None:
+    register(database, 1)
+    insert(database, 1)
+    enlisted.finish(enlisted.take(), answered(200, seconds=4.8))
+    [delivery_id] = insert(database, 1)
+    slow = only(explained(database, delivery_id), "slow")
+    assert slow.until is None, "the next claim that has slots for slow lanes takes it"
+    assert "slow webhooks leave some slots to others" in slow.text
+    assert [claimed.delivery_id for claimed in enlisted.take()] == [delivery_id]
+
+
 def test_one_that_is_put_off_for_ever_says_so(database: Database, enlisted: Engine) -> None:
     register(database, 1)
     [delivery_id] = insert(database, 1)
@@ -229,6 +319,7 @@ def test_a_held_webhook_says_why_and_what_ends_it(
     command: str,
 ) -> None:
     register(database, 1)
+    drop_checks(database)  # a row from before them
     database.execute(f"UPDATE pggit.webhooks SET {column} = %s", [value])
     [delivery_id] = insert(database, 1)
     # No worker has looked at it: only what no option changes is known.
@@ -247,6 +338,7 @@ def test_a_delivery_that_failed_says_that_a_retry_would_be_held(
     register(database, 1)
     [delivery_id] = insert(database, 1)
     enlisted.finish(enlisted.take(), answered(410))
+    drop_checks(database)  # a row from before them
     database.execute("UPDATE pggit.webhooks SET enabled = true, secret = 'hunter2'")
     failed, held = explained(database, delivery_id)
     assert (failed.name, held.name, held.until) == ("failed", "held", None)

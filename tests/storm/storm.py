@@ -25,6 +25,7 @@ from statistics import median
 import psycopg
 
 from tests.storm.sink import Sink
+from tests.support.engine import STANDARD
 from tests.support.postgres import Database
 from tests.support.waiting import eventually
 
@@ -37,10 +38,12 @@ SELECT count(*)::int FROM pggit.alert_delivery_queue
 """
 
 ACCOUNT = """
-SELECT q.delivery_id, q.webhook_id, q.delivery_status, q.attempts, q.retry_count, q.max_retries,
+SELECT q.delivery_id, q.webhook_id, q.delivery_status, q.attempts, q.retry_count,
+       coalesce(q.max_retries, w.max_retries, %(max_retries)s),
        q.leases_lost, q.lease_token IS NULL AND q.lease_until IS NULL AND q.leased_by IS NULL,
        coalesce(l.attempts, '{}'), coalesce(l.delivered, 0), coalesce(l.answered, 0)
   FROM pggit.alert_delivery_queue q
+  LEFT JOIN pggit.webhooks w USING (webhook_id)
   LEFT JOIN (SELECT delivery_id,
                     array_agg((event_details->>'attempt')::int ORDER BY log_id)
                         FILTER (WHERE event_details ? 'attempt') AS attempts,
@@ -102,8 +105,8 @@ class Storm:
         ids = range(first, first + count)
         self.database.execute(
             "INSERT INTO pggit.webhooks (webhook_id, url, rate_limit_per_second,"
-            " retry_base_seconds)"
-            f" SELECT id, '{sink.url('')}/' || id, 0, 0.2"
+            " retry_base_seconds, retry_factor)"
+            f" SELECT id, '{sink.url('')}/' || id, 0, 0.2, 2"
             f" FROM generate_series({ids[0]}, {ids[-1]}) id"
         )
         if settings:
@@ -179,7 +182,7 @@ class Storm:
         arrivals: Counter[int] = sum((sink.arrivals for sink in sinks), Counter())
         accepted: Counter[int] = sum((sink.accepted for sink in sinks), Counter())
         account, wrong = self._account, []
-        rows = self.database.execute(ACCOUNT)
+        rows = self.database.execute(ACCOUNT, {"max_retries": STANDARD.max_retries})
         assert len(rows) >= self._acknowledged, (
             f"{self._acknowledged - len(rows)} committed rows are gone"
         )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from webhookd.admin import held, holds
-from webhookd.admin.facts import MOST_AHEAD, Facts, Row
+from webhookd.admin.facts import LAST, MOST_AHEAD, Facts, Row
 from webhookd.admin.reason import Reason, counted, in_, instant, ordinal, rate, until
 from webhookd.core.backoff import backoff_s
 from webhookd.core.lifecycle import GIVE_UP_AFTER, QUARANTINE_AFTER
@@ -153,7 +153,11 @@ def _schedule(facts: Facts) -> str:
     spent = max(0, row.retry_count)
     if spent > retries:
         return f"The last attempt {due}; if it fails, the delivery fails."
+    # A row that waits after an attempt has spent the retry that it waits for, unless by a 429.
+    this = f"Attempt {min(spent, retries) + 1} of {retries + 1}"
     at = row.next_retry_at
+    if at >= LAST:
+        return f"{this} waits for ever."
     then: list[str] = []
     for tries in range(spent, retries):
         at += backoff_s(
@@ -163,11 +167,10 @@ def _schedule(facts: Facts) -> str:
             cap_s=settings.retry_max_s,
             u=0.5,
         )
-        if len(then) == MOST_SHOWN:
+        if len(then) == MOST_SHOWN or at >= LAST:
             break
         then.append(instant(at))
-    # A row that waits after an attempt has spent the retry that it waits for, unless by a 429.
-    text = f"Attempt {min(spent, retries) + 1} of {retries + 1} {due}"
+    text = f"{this} {due}"
     if then:
         more = retries - spent - len(then)
         text += f", then {', '.join(then)}" + (f" and {more} more" if more else "")
@@ -202,6 +205,12 @@ def _free(facts: Facts) -> Reason:
         return Reason("busy", text)
     if facts.ahead:
         return Reason("free", "It is due, and only the deliveries that go first keep it waiting.")
+    if facts.lane is not None and facts.lane.speed.slow:
+        text = (
+            "It is due; its webhook is slow, and slow webhooks leave some slots to others. The "
+            "next slot that is its webhook's turn takes it."
+        )
+        return Reason("slow", text)
     due_s = facts.now - facts.row.next_retry_at
     if due_s > LONG_DUE_S:
         text = f"It has been due for {duration(due_s)}, and nothing in the database holds it."

@@ -29,13 +29,16 @@ def _texts(values: Iterable[str]) -> str:
 
 _WAITING = f"@delivery_status IN ({_texts([Status.PENDING, Status.RETRYING])})"
 
+_GIVE_UP_BEFORE = "(now() - %(after_s)s * interval '1 second')"
+
 # The conditions of rows must be those of the queue's partial indexes, or PostgreSQL uses none of
 # them: queue_new, queue_waiting and queue_suspect of the first migration.
 FRAGMENTS = (
     {
         "waiting": _WAITING,
-        # See give_up, which has the table `expired`.
-        "gave_up": "e.before >= CASE"
+        # See give_up.
+        "give_up_before": _GIVE_UP_BEFORE,
+        "gave_up": f"{_GIVE_UP_BEFORE} >= CASE"
         " WHEN @first_attempted_at IS NULL THEN greatest(@created_at, @next_retry_at)"
         " WHEN @first_attempted_at > @created_at + %(after_s)s * interval '1 second'"
         " THEN @first_attempted_at ELSE @created_at END",
