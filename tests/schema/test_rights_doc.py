@@ -147,8 +147,8 @@ def test_workers_with_the_documented_grants_run_and_doctor_lacks_nothing(
             eventually(lambda: database.execute(delivered) == [(2,)], what="both delivered")
             report = [found for found in findings(as_worker) if found.name == "rights"]
             assert daemon.stop() == 0
-        assert "permission denied" not in daemon.log()
-    assert [finding.severity for finding in report] == [Severity.OK]
+            assert "permission denied" not in daemon.log()
+    assert [(finding.severity, finding.detail) for finding in report] == [(Severity.OK, "")]
 
 
 def test_public_may_do_what_the_document_says(database: Database) -> None:

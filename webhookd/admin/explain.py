@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from webhookd.admin import held, holds
-from webhookd.admin.facts import MOST_AHEAD, Facts, Row
+from webhookd.admin.facts import LAST, MOST_AHEAD, Facts, Row
 from webhookd.admin.reason import Reason, counted, in_, instant, ordinal, rate, until
 from webhookd.core.backoff import backoff_s
 from webhookd.core.lifecycle import GIVE_UP_AFTER, QUARANTINE_AFTER
@@ -147,7 +147,7 @@ def _schedule(facts: Facts) -> str:
     """
     row, settings = facts.row, facts.settings
     due = f"is due {in_(facts, row.next_retry_at)}"
-    if settings is None:
+    if settings is None or row.next_retry_at >= LAST:
         return f"The next attempt {due}."
     retries = retries_of(row.max_retries, settings)
     spent = max(0, row.retry_count)
@@ -163,7 +163,7 @@ def _schedule(facts: Facts) -> str:
             cap_s=settings.retry_max_s,
             u=0.5,
         )
-        if len(then) == MOST_SHOWN:
+        if len(then) == MOST_SHOWN or at >= LAST:
             break
         then.append(instant(at))
     # A row that waits after an attempt has spent the retry that it waits for, unless by a 429.
