@@ -7,6 +7,7 @@ import pytest
 from tests.support.engine import (
     Engine,
     answered,
+    drop_checks,
     engine,
     insert,
     let_pass,
@@ -202,6 +203,13 @@ def test_a_failed_delivery_whose_webhook_was_disabled_says_both(
             "the service runs with --allow-network 10.0.0.1, or",
             "SELECT url FROM ",
         ),
+        (
+            "url",
+            "https://receiver.example:9000/",
+            "held: the port 9000 is not allowed for https",
+            "the service runs with --allow-port 9000 (and every other port that is needed",
+            "SELECT url FROM ",
+        ),
         ("url", "receiver", "held: the URL", "once its url is corrected", "SELECT url FROM "),
         (
             "headers",
@@ -229,11 +237,12 @@ def test_a_held_webhook_says_why_and_what_ends_it(
     command: str,
 ) -> None:
     register(database, 1)
+    drop_checks(database)  # a row from before them
     database.execute(f"UPDATE pggit.webhooks SET {column} = %s", [value])
     [delivery_id] = insert(database, 1)
     # No worker has looked at it: only what no option changes is known.
     assert names(explained(database, delivery_id)) == ["free" if column == "url" else "held"]
-    with engine(database, judge=Judge(Egress(allow_http=False))) as strict:
+    with engine(database, judge=Judge(Egress(False, ports=(443,)))) as strict:
         assert strict.take() == []
     held = only(explained(database, delivery_id), "held")
     assert words in held.text and ends in held.text and "hunter2" not in held.text
@@ -247,6 +256,7 @@ def test_a_delivery_that_failed_says_that_a_retry_would_be_held(
     register(database, 1)
     [delivery_id] = insert(database, 1)
     enlisted.finish(enlisted.take(), answered(410))
+    drop_checks(database)  # a row from before them
     database.execute("UPDATE pggit.webhooks SET enabled = true, secret = 'hunter2'")
     failed, held = explained(database, delivery_id)
     assert (failed.name, held.name, held.until) == ("failed", "held", None)

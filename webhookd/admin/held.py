@@ -41,7 +41,7 @@ def missing_option(reason: str) -> str | None:
 def in_words(option: str) -> str:
     """Return what a person has to know who adds *option* to the service's options."""
     if option.startswith("--allow-port"):
-        return f"{option} and every other port that is needed: it replaces the usual ones"
+        return f"{option} (and every other port that is needed: it replaces the usual ones)"
     return option
 
 

@@ -52,8 +52,8 @@ def rotate(
             raise UnusableError(
                 f"webhook {webhook_id} still signs with its old secret too, until "
                 f"{shown(row['old_secret_until'])}, and a third would cut off receivers that have "
-                "only that one: wait, take the rotation back with --abort, or let the new secret be the "
-                "only one at once with --overlap 0"
+                "only that one: wait, take the rotation back with --abort, or let the new secret "
+                "be the only one at once with --overlap 0"
             )
         keeps_old = overlap_s > 0 and row["secret"] is not None and _can_sign(row["secret"])
         return _store(
