@@ -20,7 +20,6 @@ from webhookd.worker.attempt import AttemptRunner
 from webhookd.worker.circuits import LocalCircuits
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-LOOPBACK = ("--allow-http", "--allow-network", "127.0.0.0/8")
 
 
 def register(database: Database, receiver: Receiver, headers: str | None) -> None:
