@@ -285,64 +285,6 @@ CREATE TABLE pggit.watch (only_row boolean PRIMARY KEY DEFAULT true CHECK (only_
 INSERT INTO pggit.watch DEFAULT VALUES;
 
 -----------------------------------------------------------------------------------------------
--- What PUBLIC may execute: wake() alone, which the triggers call and which does what every role may
--- do, a NOTIFY (docs/rights.md). Roles that can use the rest of it so far, since
--- they may read or write what it works on, go on.
-
-DO $$
-DECLARE
-    rule   record;
-    grantee text;
-BEGIN
-    FOR rule IN
-        SELECT f.signature, f.relation::regclass AS relation, f.privilege
-          FROM (VALUES
-            ('pggit.get_ready_deliveries(integer)', 'pggit.alert_delivery_queue', 'UPDATE'),
-            ('pggit.count_pending_by_status()', 'pggit.alert_delivery_queue', 'SELECT'),
-            ('pggit.get_webhook_decrypted(bigint)', 'pggit.webhooks', 'SELECT'),
-            ('pggit.update_webhook_health(bigint, integer, integer, text)',
-             'pggit.webhook_health_metrics', 'UPDATE')) AS f (signature, relation, privilege)
-    LOOP
-        EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', rule.signature);
-        FOR grantee IN
-            SELECT DISTINCT CASE WHEN a.grantee = 0 THEN 'PUBLIC'
-                                 ELSE quote_ident(pg_get_userbyid(a.grantee)) END
-              FROM pg_class c
-             CROSS JOIN LATERAL (
-                SELECT unnest(c.relacl)
-                 UNION ALL
-                SELECT unnest(t.attacl) FROM pg_attribute t WHERE t.attrelid = c.oid) AS l (acl)
-             CROSS JOIN LATERAL aclexplode(ARRAY[l.acl]) AS a
-             WHERE c.oid = rule.relation AND a.privilege_type = rule.privilege
-               AND a.grantee <> c.relowner
-        LOOP
-            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', rule.signature, grantee);
-        END LOOP;
-    END LOOP;
-END $$;
-REVOKE EXECUTE ON FUNCTION pggit.measure_body(jsonb), pggit.fill_in_defaults(),
-    pggit.measure_new_body(), pggit.requeue(), pggit.reset_circuit(), pggit.wake_after_insert()
-    FROM PUBLIC;
-
--- A role of their own that workers connect as may use what is new as it may use the queue.
-DO $$
-DECLARE
-    worker text;
-BEGIN
-    FOR worker IN
-        SELECT DISTINCT CASE WHEN a.grantee = 0 THEN 'PUBLIC'
-                             ELSE quote_ident(pg_get_userbyid(a.grantee)) END
-          FROM pg_class c
-         CROSS JOIN LATERAL aclexplode(c.relacl) AS a
-         WHERE c.oid = 'pggit.webhook_health_metrics'::regclass
-           AND a.privilege_type = 'INSERT' AND a.grantee <> c.relowner
-    LOOP
-        EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON pggit.watch TO %s', worker);
-        EXECUTE format('GRANT UPDATE (max_body_bytes) ON pggit.installation TO %s', worker);
-    END LOOP;
-END $$;
-
------------------------------------------------------------------------------------------------
 -- Poison: bodies that are huge as text, or that cannot be read at all.
 
 -- One worker of the fleet at a time tries rows in quarantine: not before last_run_at.
@@ -438,7 +380,7 @@ BEGIN
 END $$;
 
 -----------------------------------------------------------------------------------------------
--- Retries, for senders other than webhookd. Last, because it reads columns of other sections.
+-- Retries, for senders other than webhookd. Here, because it reads columns of other sections.
 
 -- Whoever asks sends by itself, so it gets a number: the row's, the webhook's, or that of the
 -- newest worker's options. The last number is the default of --max-retries. A definer's function:
@@ -460,3 +402,66 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 
      LIMIT p_limit
        FOR UPDATE OF q SKIP LOCKED
 $$;
+
+-----------------------------------------------------------------------------------------------
+-- Rights. Last, because it names what the sections above make.
+--
+-- What PUBLIC may execute: wake() alone, which the triggers call and which does what every role may
+-- do, a NOTIFY (docs/rights.md). Roles that can use the rest of it so far, since
+-- they may read or write what it works on, go on.
+
+DO $$
+DECLARE
+    rule   record;
+    grantee text;
+BEGIN
+    FOR rule IN
+        SELECT f.signature, f.relation::regclass AS relation, f.privilege
+          FROM (VALUES
+            ('pggit.get_ready_deliveries(integer)', 'pggit.alert_delivery_queue', 'UPDATE'),
+            ('pggit.count_pending_by_status()', 'pggit.alert_delivery_queue', 'SELECT'),
+            ('pggit.get_webhook_decrypted(bigint)', 'pggit.webhooks', 'SELECT'),
+            ('pggit.update_webhook_health(bigint, integer, integer, text)',
+             'pggit.webhook_health_metrics', 'UPDATE')) AS f (signature, relation, privilege)
+    LOOP
+        EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', rule.signature);
+        FOR grantee IN
+            SELECT DISTINCT CASE WHEN a.grantee = 0 THEN 'PUBLIC'
+                                 ELSE quote_ident(pg_get_userbyid(a.grantee)) END
+              FROM pg_class c
+             CROSS JOIN LATERAL (
+                SELECT unnest(c.relacl)
+                 UNION ALL
+                SELECT unnest(t.attacl) FROM pg_attribute t WHERE t.attrelid = c.oid) AS l (acl)
+             CROSS JOIN LATERAL aclexplode(ARRAY[l.acl]) AS a
+             WHERE c.oid = rule.relation AND a.privilege_type = rule.privilege
+               AND a.grantee <> c.relowner
+        LOOP
+            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', rule.signature, grantee);
+        END LOOP;
+    END LOOP;
+END $$;
+REVOKE EXECUTE ON FUNCTION pggit.measure_body(jsonb), pggit.fill_in_defaults(),
+    pggit.measure_new_body(), pggit.requeue(), pggit.reset_circuit(), pggit.wake_after_insert(),
+    pggit.measure_bodies(bigint[], bigint, text, boolean)
+    FROM PUBLIC;
+
+-- A role of their own that workers connect as may use what is new as it may use the queue.
+DO $$
+DECLARE
+    worker text;
+BEGIN
+    FOR worker IN
+        SELECT DISTINCT CASE WHEN a.grantee = 0 THEN 'PUBLIC'
+                             ELSE quote_ident(pg_get_userbyid(a.grantee)) END
+          FROM pg_class c
+         CROSS JOIN LATERAL aclexplode(c.relacl) AS a
+         WHERE c.oid = 'pggit.webhook_health_metrics'::regclass
+           AND a.privilege_type = 'INSERT' AND a.grantee <> c.relowner
+    LOOP
+        EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON pggit.watch TO %s', worker);
+        EXECUTE format('GRANT UPDATE (max_body_bytes) ON pggit.installation TO %s', worker);
+        EXECUTE format('GRANT EXECUTE ON FUNCTION '
+                       'pggit.measure_bodies(bigint[], bigint, text, boolean) TO %s', worker);
+    END LOOP;
+END $$;

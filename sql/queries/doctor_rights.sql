@@ -21,6 +21,7 @@ WITH connected AS (
                                     ELSE ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE'] END)
                         WITH ORDINALITY AS p (privilege, place)
      WHERE c.relnamespace = 'pggit'::regnamespace AND c.relname = ANY (%(tables)s::text[])
+       AND (c.relkind <> 'v' OR c.relname = 'v_waiting_deliveries')  -- others are for people
        AND NOT has_table_privilege(w.role, c.oid, p.privilege)
      GROUP BY w.role, c.oid
 )
@@ -45,3 +46,9 @@ SELECT role, 'UPDATE (max_body_bytes) on pggit.installation',
   JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'max_body_bytes'
  WHERE c.relnamespace = 'pggit'::regnamespace AND c.relname = 'installation'
    AND NOT has_column_privilege(role, a.attrelid, a.attnum, 'UPDATE')
+ UNION ALL
+SELECT role, 'EXECUTE on pggit.measure_bodies',
+       format('GRANT EXECUTE ON FUNCTION %%s TO %%I', p.oid::regprocedure, role)
+  FROM worker, pg_proc p
+ WHERE p.pronamespace = 'pggit'::regnamespace AND p.proname = 'measure_bodies'
+   AND NOT has_function_privilege(role, p.oid, 'EXECUTE')

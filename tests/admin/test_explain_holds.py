@@ -292,6 +292,13 @@ def test_a_failed_delivery_whose_webhook_was_disabled_says_both(
             "the service runs with --allow-network 10.0.0.1, or",
             "SELECT url FROM ",
         ),
+        (
+            "url",
+            "https://receiver.example:9000/",
+            "held: the port 9000 is not allowed for https",
+            "the service runs with --allow-port 9000 (and every other port that is needed",
+            "SELECT url FROM ",
+        ),
         ("url", "receiver", "held: the URL", "once its url is corrected", "SELECT url FROM "),
         (
             "headers",
@@ -324,7 +331,7 @@ def test_a_held_webhook_says_why_and_what_ends_it(
     [delivery_id] = insert(database, 1)
     # No worker has looked at it: only what no option changes is known.
     assert names(explained(database, delivery_id)) == ["free" if column == "url" else "held"]
-    with engine(database, judge=Judge(Egress(allow_http=False))) as strict:
+    with engine(database, judge=Judge(Egress(False, ports=(443,)))) as strict:
         assert strict.take() == []
     held = only(explained(database, delivery_id), "held")
     assert words in held.text and ends in held.text and "hunter2" not in held.text

@@ -7,6 +7,8 @@ from tests.support.doctor import ALIVE, DEAD, add_worker, findings
 from tests.support.postgres import Database
 from webhookd.admin import database as admin_database
 from webhookd.admin import fleet
+from webhookd.admin.doctor import diagnose
+from webhookd.admin.doctor.findings import Finding
 from webhookd.config import load
 from webhookd.config.delivery import DELIVERY_OPTIONS, delivery_options
 from webhookd.config.options import Config
@@ -45,6 +47,32 @@ def test_the_newest_living_worker_decides_unless_the_command_is_told_otherwise(
     assert (found.allow_http, found.allow_network, found.timeout) == (True, ("10.0.0.0/8",), 9.0)
     found = in_force(database, timeout="3")
     assert (found.allow_http, found.timeout) == (True, 3.0)
+
+
+def test_doctor_judges_urls_as_the_running_fleet_does(database: Database) -> None:
+    def said() -> tuple[str, str]:
+        [found] = [one for one in diagnose(load.load({"dsn": database.dsn})) if is_about_url(one)]
+        return found.detail, found.run or ""
+
+    def is_about_url(finding: Finding) -> bool:
+        return finding.name == "targets"
+
+    database.execute(
+        "INSERT INTO pggit.webhooks (webhook_id, url) VALUES (1, 'http://8.8.8.8:9000/')"
+    )
+    detail, command = said()  # no fleet: the doctor has to be told
+    assert "would be held under the options in force here" in detail
+    assert command.startswith("webhookd doctor --allow-http ")
+    start(database, "strict")
+    detail, command = said()
+    assert "will be held by the running workers: http is not allowed" in detail
+    assert command.startswith("webhookd --allow-http ")
+    start(database, "http", allow_http=True, allow_port=(80,))
+    detail, command = said()
+    assert "will be held by the running workers: the port 9000 is not allowed" in detail
+    assert command.startswith("webhookd --allow-port 9000 ") and "--allow-port 80" in command
+    start(database, "right", allow_http=True, allow_port=(80, 9000))
+    assert said() == ("", "")
 
 
 def test_what_another_version_stored_is_left_out(database: Database) -> None:

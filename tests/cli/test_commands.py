@@ -22,7 +22,10 @@ from tests.support.waiting import eventually
 
 
 def webhookd(
-    *arguments: str, dsn: str | None = None, env: dict[str, str] | None = None
+    *arguments: str,
+    dsn: str | None = None,
+    env: dict[str, str] | None = None,
+    stdin: str | None = None,
 ) -> "subprocess.CompletedProcess[str]":
     clean = {
         name: value
@@ -38,7 +41,7 @@ def webhookd(
         timeout=60,
         check=False,
         env=clean | (env or {}),
-        stdin=subprocess.DEVNULL,
+        input=stdin or "",
     )
 
 

@@ -4,7 +4,13 @@ import pytest
 from standardwebhooks import Webhook
 
 from tests.cli.test_commands import assert_refused, webhookd
-from tests.support.daemon import answer_ok, headers_of
+from tests.support.daemon import (
+    LOOPBACK,
+    Daemon,
+    answer_ok,
+    headers_of,
+    wait_until_ready,
+)
 from tests.support.engine import Engine, insert
 from tests.support.postgres import Database
 from tests.support.receivers import Receiver
@@ -14,7 +20,6 @@ from webhookd.worker.attempt import AttemptRunner
 from webhookd.worker.circuits import LocalCircuits
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-LOOPBACK = ("--allow-http", "--allow-network", "127.0.0.0/8")
 
 
 def register(database: Database, receiver: Receiver, headers: str | None) -> None:
@@ -75,3 +80,12 @@ def test_forged_headers_are_sent_by_neither(
         assert receiver.connections == 0
     assert isinstance(outcome, GivenBack) and outcome.reason is not None
     assert_refused(done, "nothing was sent to webhook 1", outcome.reason)
+
+
+def test_while_a_fleet_runs_no_command_repeats_its_options(database: Database) -> None:
+    with Receiver(answer_ok) as receiver, Daemon(database.dsn, workers=1):
+        wait_until_ready(database, workers=1)
+        added = webhookd("webhook", "add", receiver.url(), dsn=database.dsn)
+        assert added.returncode == 0, added.stderr
+        tested = webhookd("webhook", "test", "1", dsn=database.dsn)
+        assert tested.returncode == 0, tested.stderr

@@ -7,10 +7,15 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from tests.support.daemon import Daemon, answer_ok
+from tests.support.doctor import findings
 from tests.support.engine import Engine, answered, engine, insert, register
 from tests.support.listening import Connection
 from tests.support.postgres import Database, Server
+from tests.support.receivers import Receiver
 from tests.support.roles import acting
+from tests.support.waiting import eventually
+from webhookd.admin.doctor.findings import Severity
 
 pytestmark = pytest.mark.every_postgres
 
@@ -89,12 +94,7 @@ def tenants(database: Database, server: Server) -> Iterator[dict[str, str]]:
     names = {name: server.create_role() for name in ("acme", "globex", "webhookd")}
     group = f"{names['acme']}_producers"
     heading = "Several producers that must not see or use each other's webhooks"
-    database.execute(
-        f"GRANT USAGE ON SCHEMA pggit TO {names['webhookd']};"
-        f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA pggit TO"
-        f" {names['webhookd']};"
-        f"GRANT SELECT, UPDATE ON SEQUENCE pggit.wake_flag TO {names['webhookd']}"
-    )
+    database.execute(as_role(grants("docs/rights.md", "Workers"), webhookd=names["webhookd"]))
     database.execute(as_role(grants("docs/rights.md", heading), producers=group, **names))
     yield names
     database.execute(f"DROP OWNED BY {group}; DROP ROLE {group}")
@@ -124,6 +124,31 @@ def test_row_level_security_keeps_the_tenants_of_one_queue_apart(
         taken = worker.take_all()
         assert sorted(item.webhook_id for item in taken) == [1, 1, 2, 2]
         assert len(worker.finish(taken, answered(200)).accepted) == 4
+
+
+def test_workers_with_the_documented_grants_run_and_doctor_lacks_nothing(
+    database: Database, server: Server
+) -> None:
+    role = server.create_role()
+    database.execute(as_role(grants("docs/rights.md", "Workers"), webhookd=role))
+    as_worker = Database(database.name, server.dsn(database.name, role))
+    with Receiver(answer_ok) as receiver:
+        register(database, 1)
+        database.execute("UPDATE pggit.webhooks SET url = %s", [receiver.url()])
+        # As a row of an earlier release: no claim takes it before a worker has measured its body.
+        database.import_rows(
+            f"INSERT INTO {QUEUE} (webhook_id, message_body) VALUES (1, '{{}}');"
+            f"UPDATE {QUEUE} SET body_bytes = NULL"
+        )
+        insert(database, 1)
+        insert(database, 404)
+        with Daemon(as_worker.dsn, workers=2) as daemon:
+            delivered = f"SELECT count(*)::int FROM {QUEUE} WHERE delivery_status = 'delivered'"
+            eventually(lambda: database.execute(delivered) == [(2,)], what="both delivered")
+            report = [found for found in findings(as_worker) if found.name == "rights"]
+            assert daemon.stop() == 0
+            assert "permission denied" not in daemon.log()
+    assert [(finding.severity, finding.detail) for finding in report] == [(Severity.OK, "")]
 
 
 def test_public_may_do_what_the_document_says(database: Database) -> None:

@@ -204,8 +204,9 @@ BOUNDS = {
         "secret = 'whsec_' || replace(encode(repeat('x', 64)::bytea, 'base64'), chr(10), '')",
     ),
     "old_secret_is_whsec_and_base64_of_24_to_64_bytes": (
-        "old_secret = 'hunter2'",
-        "old_secret = 'whsec_' || encode(repeat('x', 24)::bytea, 'base64')",
+        "old_secret = 'hunter2', old_secret_until = now()",
+        "old_secret = 'whsec_' || encode(repeat('x', 24)::bytea, 'base64'),"
+        " old_secret_until = now()",
     ),
     "headers_are_at_most_16_kib": (
         "headers = jsonb_build_object('a', repeat('x', 16376))",

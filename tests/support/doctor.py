@@ -115,7 +115,8 @@ def worker_role(server: Server, database: Database) -> Iterator[str]:
     database.execute(
         f"GRANT USAGE ON SCHEMA pggit TO {role}; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL "
         f"TABLES IN SCHEMA pggit TO {role};"
-        f"GRANT SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA pggit TO {role}"
+        f"GRANT SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA pggit TO {role};"
+        f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA pggit TO {role}"
     )
     yield role
     database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")

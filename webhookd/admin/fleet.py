@@ -38,6 +38,11 @@ def judged_by(workers: Rows, settings: LoadedConfig) -> LoadedConfig:
     return with_delivery_options(settings, known[0]) if known else settings
 
 
+def is_known(workers: Rows) -> bool:
+    """Return whether one of *workers* stored the options by which it delivers."""
+    return any(worker["options"] for worker in workers)
+
+
 def disagreement(workers: Rows) -> str | None:
     """Return in one line how the options of *workers* differ; None: they are the same.
 

@@ -1,10 +1,12 @@
 """What a held webhook needs: whether its row or the service's options have to change, and how."""
 
 import re
+from collections.abc import Sequence
 
 from webhookd.core.model import WebhookSettings
 from webhookd.transport import request
 
+_USUAL_PORTS = (80, 443, 8080)
 _OPTION = re.compile(r"--allow-\w+")
 # What the option has to name, as the reason says it.
 _VALUES = {
@@ -34,6 +36,23 @@ def missing_option(reason: str) -> str | None:
         return None
     value = _VALUES[option[0]].search(reason) if option[0] in _VALUES else None
     return f"{option[0]} {value[1]}" if value else option[0]
+
+
+def in_words(option: str) -> str:
+    """Return what a person has to know who adds *option* to the service's options."""
+    if option.startswith("--allow-port"):
+        return f"{option} (and every other port that is needed: it replaces the usual ones)"
+    return option
+
+
+def to_add(option: str, allow_port: Sequence[int]) -> str:
+    """Return what has to be added to a command line with these ports to permit what *option* names.
+
+    The first --allow-port replaces the usual ports, so it is said together with them.
+    """
+    if option.startswith("--allow-port") and not allow_port:
+        return " ".join([*(f"--allow-port {port}" for port in _USUAL_PORTS), option])
+    return option
 
 
 def showing(settings: WebhookSettings, reason: str) -> str:

@@ -92,7 +92,7 @@ def of_configuration(settings: WebhookSettings, refusal: str) -> Reason:
         run = (f"webhookd webhook rotate-secret {webhook_id}",)
         return Reason("held", text, math.inf, run)
     if option := held.missing_option(refusal):
-        text += f"the service runs with {option}, or once its url is corrected:"
+        text += f"the service runs with {held.in_words(option)}, or once its url is corrected:"
     else:
         text += f"its {column} {'are' if column == 'headers' else 'is'} corrected:"
     return Reason("held", text, math.inf, sql=(held.showing(settings, refusal),))

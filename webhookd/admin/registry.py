@@ -141,7 +141,7 @@ def check(new: NewWebhook, config: Config) -> dict[str, Any]:
 
     Raise `UnusableError` where it could not be delivered to under *config*.
     """
-    _target(new.url, _egress(config))
+    _target(new.url, Egress.of(config))
     return {
         "url": new.url,
         "enabled": True,
@@ -182,7 +182,7 @@ def resolution_warning(url: str, config: Config) -> str | None:
     It is only a warning: what the name resolves to on the workers' hosts decides. Blocks for at
     most 3 s.
     """
-    egress = _egress(config)
+    egress = Egress.of(config)
     target = _target(url, egress)
     host = target.host
     if is_address(host):
@@ -275,7 +275,7 @@ def send_test(connection: Connection, webhook_id: int, config: Config) -> Answer
     if row is None:
         raise _no_such(webhook_id)
     settings = settings_of(tuple(row.values()), defaults_of(config))
-    transport = Transport(_egress(config))
+    transport = Transport(Egress.of(config))
     try:
         answer = transport.post(settings.url, _test_request(settings), timeout_s=settings.timeout_s)
     finally:
@@ -292,15 +292,6 @@ def is_success(answer: Answer) -> bool:
 
 def _no_such(webhook_id: int) -> WebhookdError:
     return WebhookdError(f"no webhook has the id {webhook_id}")
-
-
-def _egress(config: Config) -> Egress:
-    return Egress(
-        config.allow_http,
-        config.allow_network,
-        denied=config.deny_network,
-        ports=config.allow_port,
-    )
 
 
 def _target(url: str, egress: Egress) -> Target:

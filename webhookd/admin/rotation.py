@@ -13,6 +13,7 @@ from webhookd.admin.database import Connection, Instant
 from webhookd.admin.registry import new_secret
 from webhookd.core.signing import parse_secret
 from webhookd.errors import UnusableError, WebhookdError
+from webhookd.text import shown
 
 DEFAULT_OVERLAP_S = 86400.0
 
@@ -50,9 +51,9 @@ def rotate(
         if row["overlaps"] and overlap_s > 0:
             raise UnusableError(
                 f"webhook {webhook_id} still signs with its old secret too, until "
-                f"{row['old_secret_until']}, and a third would cut off receivers that have only "
-                "that one: wait, take the rotation back with --abort, or let the new secret be the "
-                "only one at once with --overlap 0"
+                f"{shown(row['old_secret_until'])}, and a third would cut off receivers that have "
+                "only that one: wait, take the rotation back with --abort, or let the new secret "
+                "be the only one at once with --overlap 0"
             )
         keeps_old = overlap_s > 0 and row["secret"] is not None and _can_sign(row["secret"])
         return _store(

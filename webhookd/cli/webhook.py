@@ -179,7 +179,7 @@ def show(
     if isinstance(row["headers"], dict):
         row["headers"] = json.dumps(row["headers"], ensure_ascii=False)
     if row["old_secret_until"] is not None:
-        row["old_secret_until"] = f"{row['old_secret_until']} (both secrets sign until then)"
+        row["old_secret_until"] = f"{shown(row['old_secret_until'])} (both secrets sign until then)"
     lines = [(name, value, "") for name, value in {**row, **health}.items()]
     lines += [
         (one["column"], one["value"], "its own" if one["own"] else "configuration")
@@ -279,7 +279,7 @@ def rotate_secret(
         click.echo(f"secret {done.secret}")
     signs = "with the new secret alone"
     if done.old_secret_until is not None:
-        signs = f"with the old secret too until {done.old_secret_until}"
+        signs = f"with the old secret too until {shown(done.old_secret_until)}"
     # Not on stdout, where scripts read the secret.
     click.echo(f"webhookd: webhook {webhook_id} signs {signs}", err=True)
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Protocol, Self
 
 from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
@@ -71,6 +72,19 @@ def is_address(host: str) -> bool:
     return True
 
 
+class EgressOptions(Protocol):
+    """The options that decide where requests may be sent, as `config.options.Config` has them."""
+
+    @property
+    def allow_http(self) -> bool: ...
+    @property
+    def allow_network(self) -> Sequence[str]: ...
+    @property
+    def deny_network(self) -> Sequence[str]: ...
+    @property
+    def allow_port(self) -> Sequence[int]: ...
+
+
 class Egress:
     """The rule that every exchange passes. Threads can share it.
 
@@ -94,6 +108,16 @@ class Egress:
         self._denied = tuple(_parse_network(text, "deny-network") for text in denied)
         self._ports = dict.fromkeys(_PORTS, frozenset(ports)) if ports else _PORTS
         self._own = OwnAddresses() if own is None else own
+
+    @classmethod
+    def of(cls, options: EgressOptions) -> Self:
+        """Return the rules that these *options* make: workers and commands judge alike."""
+        return cls(
+            options.allow_http,
+            options.allow_network,
+            denied=options.deny_network,
+            ports=options.allow_port,
+        )
 
     def target(self, url: str) -> Target:
         """Return the parts of *url*. Raise `NotAllowed` if it is malformed or not allowed.

@@ -132,12 +132,7 @@ class _Worker:
         self._wakeup = WakeupPipe()
         self._writer = ResultWriter(worker_id=lifeline.name, defaults=defaults)
         circuits, results = LocalCircuits(), ResultQueue()
-        egress = Egress(
-            config.allow_http,
-            config.allow_network,
-            denied=config.deny_network,
-            ports=config.allow_port,
-        )
+        egress = Egress.of(config)
         self._transport = Transport(
             egress,
             connections_per_origin=config.threads,

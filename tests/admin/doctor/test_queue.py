@@ -252,7 +252,9 @@ def test_a_url_that_cannot_be_delivered_to(
 def test_a_port_that_is_not_allowed(patient: Database) -> None:
     register(patient, "http://receiver.example:9000/")
     (finding,) = wrong(patient, allow_http=True)
-    assert (finding.run or "").startswith("webhookd doctor --allow-port 9000 --dsn")
+    # The usual ports besides: --allow-port replaces them, and would hold the other webhooks.
+    usual = "--allow-port 80 --allow-port 443 --allow-port 8080"
+    assert (finding.run or "").startswith(f"webhookd doctor {usual} --allow-port 9000 --dsn")
     assert wrong(patient, allow_http=True, allow_port=(9000,)) == []
 
 
@@ -277,6 +279,18 @@ def test_a_port_that_is_not_allowed(patient: Database) -> None:
             "the address 10.1.2.3 is private; --allow-network permits such targets",
             {},
             "webhookd --allow-network 10.1.2.3 --dsn",
+        ),
+        (
+            "http://receiver.example:9000/",
+            "the port 9000 is not allowed for http; --allow-port permits it",
+            {"allow_port": (80, 443)},
+            "webhookd --allow-port 9000 --dsn",
+        ),
+        (
+            "http://receiver.example:9000/",
+            "the port 9000 is not allowed for http; --allow-port permits it",
+            {},
+            "webhookd --allow-port 80 --allow-port 443 --allow-port 8080 --allow-port 9000 --dsn",
         ),
         (
             "receiver",

@@ -164,6 +164,7 @@ def test_rights_that_a_worker_lacks(embedded_server: Server, patient: Database) 
         "SELECT on pggit.installation, pggit.v_waiting_deliveries",
         "USAGE on the schema pggit",
         "SELECT and UPDATE on pggit.wake_flag",
+        "EXECUTE on pggit.measure_bodies",
     }
     with worker_role(embedded_server, patient) as role:
         dsn = embedded_server.dsn(patient.name, user=role)
@@ -172,7 +173,8 @@ def test_rights_that_a_worker_lacks(embedded_server: Server, patient: Database) 
             privileges, _, objects = (
                 what.replace(" and ", ", ").replace("the schema", "SCHEMA").partition(" on ")
             )
-            kind = "SEQUENCE " if "wake_flag" in objects else ""
+            kinds = {"pggit.wake_flag": "SEQUENCE ", "pggit.measure_bodies": "FUNCTION "}
+            kind = kinds.get(objects, "")
             patient.execute(f"REVOKE {privileges} ON {kind}{objects} FROM {role}")
         # All at once, and one command fixes it.
         found = assert_found_and_fixed(patient, "rights", role, dsn=dsn)

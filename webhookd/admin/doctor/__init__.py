@@ -82,11 +82,14 @@ def diagnose(settings: LoadedConfig) -> Iterator[Finding]:
 def _as_the_fleet(installation: Installation, settings: LoadedConfig) -> Installation:
     """Return *installation* with the options by which the running workers deliver."""
     try:
-        in_force = fleet.judged_by(installation.rows("fleet_options"), settings)
+        running = installation.rows("fleet_options")
     except psycopg.Error:
         return installation  # no schema, an older one, or no right to read it: the checks say so
+    in_force = fleet.judged_by(running, settings)
     commands = commands_for(in_force, installation.dsn)
-    return replace(installation, config=in_force.config, commands=commands)
+    return replace(
+        installation, config=in_force.config, commands=commands, is_fleet=fleet.is_known(running)
+    )
 
 
 def examine(installation: Installation) -> Iterator[Finding]:

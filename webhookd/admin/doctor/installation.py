@@ -22,12 +22,15 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """*dsn* is the one in force, the embedded PostgreSQL's where *config* names none."""
+    """*dsn* is the one in force, the embedded PostgreSQL's where *config* names none. *is_fleet*:
+    *config* has the options by which running workers deliver.
+    """
 
     connection: Connection
     dsn: str
     config: Config
     commands: Commands
+    is_fleet: bool = False
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:

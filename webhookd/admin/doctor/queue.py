@@ -256,7 +256,7 @@ def retention(installation: Installation) -> Iterator[Finding]:
 
 def targets(installation: Installation) -> Iterator[Finding]:
     """Whether requests may be sent to every webhook's URL: what workers hold, and what they would
-    hold with the doctor's own options. Give it those of the service.
+    hold once deliveries wait. Without a running fleet that is judged by the doctor's own options.
     """
     rows = installation.rows("doctor_requests", limit=MOST_WEBHOOKS + 1)
     if len(rows) > MOST_WEBHOOKS:
@@ -265,22 +265,27 @@ def targets(installation: Installation) -> Iterator[Finding]:
     for one, webhooks in _refused(installation, rows, "url").items():
         which = _some([item.webhook_id for item in webhooks], len(webhooks))
         option = held.missing_option(one.reason)
+        added = held.to_add(option, installation.config.allow_port) if option else ""
         pause = commands.webhookd(f"webhook pause {webhooks[0].webhook_id}")
+        either = (
+            f"; if it may be sent, start the service with {held.in_words(option)}"
+            if option
+            else "; correct pggit.webhooks.url, or pause the webhook"
+        )
+        start = commands.start(added) if option else pause
         if one.is_held:
-            either = (
-                f"; if it may be sent, start the service with {option}"
-                if option
-                else "; correct pggit.webhooks.url, or pause the webhook"
-            )
             yield error(
-                f"{which} {_are(webhooks)} held, nothing is sent there: {one.reason}{either}",
-                commands.start(option) if option else pause,
+                f"{which} {_are(webhooks)} held, nothing is sent there: {one.reason}{either}", start
+            )
+        elif installation.is_fleet:
+            yield warning(
+                f"{which} will be held by the running workers: {one.reason}{either}", start
             )
         else:
             yield warning(
                 f"{which} would be held under the options in force here: {one.reason}"
                 + ("; if the service has that option, give it to doctor too" if option else ""),
-                commands.webhookd(f"doctor {option}") if option else pause,
+                commands.webhookd(f"doctor {added}") if option else pause,
             )
 
 
@@ -319,7 +324,7 @@ def _refused(
     installation: Installation, rows: list[dict[str, Any]], column: str
 ) -> dict[_Refusal, list[WebhookSettings]]:
     """Return the webhooks to which nothing can be sent because of this *column* of their row."""
-    egress = Egress(installation.config.allow_http, installation.config.allow_network)
+    egress = Egress.of(installation.config)
     defaults = defaults_of(installation.config)
     found: dict[_Refusal, list[WebhookSettings]] = {}
     for row in rows[:MOST_WEBHOOKS]:
