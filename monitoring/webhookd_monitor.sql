@@ -48,15 +48,17 @@ GRANT SELECT ON
     pggit.v_webhook_health_dashboard, pggit.v_webhook_performance, pggit.v_degraded_webhooks,
     pggit.v_waiting_deliveries, pggit.webhook_health_metrics, pggit.queue_depth,
     pggit.finished_counts, pggit.worker_minutes, pggit.workers, pggit.chores, pggit.retention,
-    pggit.installation, pggit.webhookd_migrations, pggit.wake_flag
+    pggit.installation, pggit.webhookd_migrations, pggit.wake_flag, pggit.watch
     TO webhookd_monitor;
-GRANT SELECT (webhook_id, enabled, disabled_reason, timeout_seconds, max_in_flight,
-              rate_limit_per_second, rate_limit_burst, retry_base_seconds, retry_max_seconds,
-              circuit_failure_threshold, circuit_open_seconds, created_at)
+GRANT SELECT (webhook_id, name, uid, tenant, labels, enabled, disabled_reason, timeout_seconds,
+              max_in_flight, rate_limit_per_second, rate_limit_burst, max_retries,
+              retry_base_seconds, retry_factor, retry_max_seconds, circuit_failure_threshold,
+              circuit_open_seconds, old_secret_until, created_at)
     ON pggit.webhooks TO webhookd_monitor;
 GRANT SELECT (delivery_id, alert_id, webhook_id, delivery_status, status, retry_count, max_retries,
               next_retry_at, worker_id, created_at, attempted_at, delivered_at,
-              first_attempted_at, attempts, routed, lease_until, leased_by, leases_lost, ended_at)
+              first_attempted_at, attempts, routed, lease_until, leased_by, leases_lost, ended_at,
+              body_bytes)
     ON pggit.alert_delivery_queue TO webhookd_monitor;
 GRANT SELECT (log_id, delivery_id, webhook_id, event_type, created_at, http_status,
               response_time_ms, worker_id)

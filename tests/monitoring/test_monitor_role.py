@@ -28,6 +28,7 @@ SEED = [
 HIDDEN = {
     ("webhooks", "url"),
     ("webhooks", "secret"),
+    ("webhooks", "old_secret"),
     ("webhooks", "headers"),
     ("alert_delivery_queue", "message_body"),
     ("alert_delivery_queue", "lease_token"),

@@ -22,8 +22,8 @@ def quarantined(database: Database, webhook_id: int = 1) -> None:
     lanes_of(database, webhook_id)
     with unseen(database) as connection:
         connection.execute(
-            "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, routed, "
-            "leases_lost) VALUES (%s, '{}', true, 3)",
+            "INSERT INTO pggit.alert_delivery_queue (webhook_id, message_body, body_bytes, routed, "
+            "leases_lost) VALUES (%s, '{}', 2, true, 3)",
             [webhook_id],
         )
 

@@ -5,11 +5,15 @@ from uuid import uuid4
 from tests.support.engine import Engine
 from tests.support.postgres import Database
 from webhookd.worker.chores.beat import Beat
+from webhookd.worker.chores.bodies import QuarantineMeasurer
 from webhookd.worker.chores.chore import Pool
 from webhookd.worker.chores.depth import DepthCounter
+from webhookd.worker.chores.disabler import Disabler
 from webhookd.worker.chores.finished import FinishedCounts
+from webhookd.worker.chores.giver_up import GiverUp
 from webhookd.worker.chores.pruner import Pruner
 from webhookd.worker.chores.reaper import Reaper
+from webhookd.worker.chores.secrets import OldSecrets
 from webhookd.worker.chores.sweeper import Sweeper
 from webhookd.worker.wakeup import WakeReason, WakeupPipe
 
@@ -43,7 +47,20 @@ def test_a_chore_that_this_worker_does_not_know_is_left_to_others(pool: Pool) ->
 
 
 def test_the_database_has_a_row_for_each_shared_chore_and_no_other(database: Database) -> None:
-    shared = {Reaper.name, FinishedCounts.name, Sweeper.name, DepthCounter.name, Pruner.name}
+    chores = (
+        Reaper,
+        FinishedCounts,
+        Sweeper,
+        DepthCounter,
+        Pruner,
+        Disabler,
+        GiverUp,
+        OldSecrets,
+        QuarantineMeasurer,
+    )
+    assert all(chore.shared for chore in chores)
+    # The turn to try rows in quarantine is no chore, and has its row here all the same.
+    shared = {chore.name for chore in chores} | {"quarantine"}
     assert {row[0] for row in database.execute("SELECT chore FROM pggit.chores")} == shared
 
 
