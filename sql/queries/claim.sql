@@ -54,11 +54,12 @@ WITH lane AS (
     RETURNING next_retry_at, {delivery_expressions}
 ), parked AS (
     -- New rows that cannot go now leave queue_new, each once. Otherwise every later look would find
-    -- them there again. From now on their lane's timer brings them up.
+    -- them there again. From now on their lane's timer brings them up. Not too many at a time: the
+    -- rows that can go wait for this statement.
     UPDATE pggit.alert_delivery_queue
        SET routed = true
      WHERE delivery_id = ANY (ARRAY(
-        SELECT delivery_id
+        (SELECT delivery_id
           FROM lane l, LATERAL (
             SELECT delivery_id
               FROM pggit.alert_delivery_queue n
@@ -68,6 +69,7 @@ WITH lane AS (
              ORDER BY next_retry_at, delivery_id
              LIMIT 500
                FOR NO KEY UPDATE SKIP LOCKED) n
+          LIMIT 500)
          UNION ALL
         SELECT delivery_id FROM pick WHERE fits IS NULL))
        AND NOT routed

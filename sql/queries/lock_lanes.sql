@@ -3,7 +3,8 @@
 -- new row names it (index queue_new, one probe a lane). So the cost does not depend on how many
 -- lanes are blocked, nor on how many rows wait in them, nor on how many slow lanes wait for slots.
 -- %(cursor)s: look at new rows of webhooks after this one first; %(lanes)s: at most so many lanes
--- of each origin, %(new_lanes)s of those that are not measured yet, %(slow_lanes)s of slow ones;
+-- with a timer, %(fresh_lanes)s with new rows, %(new_lanes)s that are not measured yet,
+-- %(slow_lanes)s slow ones;
 -- %(known)s: these have new rows, too (see new_of_registered);
 -- %(rows_from)s, %(lanes_from)s: epochs below which there is nothing to find (see
 -- find_low_water_marks). Each row begins with the same four: now, the last webhook with
@@ -26,7 +27,7 @@ WITH RECURSIVE fresh (webhook_id, n) AS (
            AND q.next_retry_at >= to_timestamp(%(rows_from)s)
          ORDER BY q.webhook_id
          LIMIT 1) x
-     WHERE f.n < %(lanes)s
+     WHERE f.n < %(fresh_lanes)s
 ), locked_fresh AS (
     SELECT h.*
       FROM pggit.webhook_health_metrics h

@@ -1,6 +1,6 @@
 -- Take new rows of webhooks that are not registered out of queue_new, at most %(rows)s of them from
--- the webhook %(first)s on. Webhooks with a lane are left to the claim. Rows that others have locked
--- are left for the next time. Returns the webhook of each row.
+-- the webhook %(first)s on. Webhooks with a lane are left to the claim. Rows that others have
+-- locked are left for the next time. Returns the webhook of each row.
 UPDATE pggit.alert_delivery_queue
    SET routed = true
  WHERE delivery_id = ANY (ARRAY(

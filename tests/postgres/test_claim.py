@@ -28,7 +28,7 @@ from tests.support.postgres import Database
 from webhookd.core.lane import Budget
 from webhookd.core.model import Delivery
 from webhookd.core.signing import format_secret
-from webhookd.postgres.claim import Claim
+from webhookd.postgres.claimed import Claim
 
 # What is due
 

@@ -26,7 +26,7 @@ from tests.support.engine import (
 )
 from tests.support.postgres import Database
 from webhookd.postgres import statements
-from webhookd.postgres.claim import ClaimInDoubtError
+from webhookd.postgres.claimed import ClaimInDoubtError
 
 # A claim in doubt
 

@@ -11,7 +11,7 @@ from tests.support.plans import counted
 from tests.support.postgres import Database
 from webhookd.core.lane import Budget
 from webhookd.core.model import GivenBack
-from webhookd.postgres.claim import Claim
+from webhookd.postgres.claimed import Claim
 
 NO_SLOW = Budget(100, 0)
 NO_NEW = Budget(100, 100, takes_new=False)

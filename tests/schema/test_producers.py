@@ -181,6 +181,7 @@ def pages(worker: Engine, *, looks: int = 5) -> int:
             "cursor": -(2**63),
             "known": "{}",
             "lanes": 10,
+            "fresh_lanes": 16,
             "new_lanes": 10,
             "slow_lanes": 10,
             "new": True,

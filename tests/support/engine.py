@@ -27,7 +27,8 @@ from webhookd.core.model import (
     WebhookSettings,
 )
 from webhookd.postgres import lanes, session, statements
-from webhookd.postgres.claim import Claim, Claimer
+from webhookd.postgres.claim import Claimer
+from webhookd.postgres.claimed import Claim
 from webhookd.postgres.record import RecordOutcome, ResultWriter
 
 # The documented defaults.

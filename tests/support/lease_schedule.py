@@ -20,7 +20,7 @@ from tests.support.expected import MAX_RETRIES, OUTCOMES, Row
 from tests.support.lease_workers import WEBHOOKS, Worker
 from webhookd.core.model import Delivery, Result
 from webhookd.postgres import session as store
-from webhookd.postgres.claim import ClaimInDoubtError
+from webhookd.postgres.claimed import ClaimInDoubtError
 
 
 class Schedule:

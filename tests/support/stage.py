@@ -23,7 +23,8 @@ from webhookd.core.model import WebhookDefaults
 from webhookd.core.schedule import Schedule
 from webhookd.metrics.counters import Metrics
 from webhookd.postgres import horizon, session
-from webhookd.postgres.claim import BODY_BYTES, Claim, Claimer, NextLook
+from webhookd.postgres.claim import BODY_BYTES, Claimer
+from webhookd.postgres.claimed import Claim, NextLook
 from webhookd.postgres.record import ResultWriter
 from webhookd.transport.client import Transport
 from webhookd.transport.egress import Egress

@@ -131,13 +131,15 @@ def admit_all(
     behind that have none, and stay as they are. *settings* and *refusals* are by webhook id; a
     probe ends with its lease of *lease_s*.
 
+    Measured lanes come before new ones: their exchanges are known to be short.
+
     A lane for which the budget has nothing from the start is admitted with a quota of 0: so its new
     rows have been seen, and it is runnable for a worker that has slots.
     """
     admitted: list[tuple[Lane, Admission]] = []
     left = {False: budget.others, True: budget.slow}
     behind = Counter(_is_slow(lane) for lane in lanes)
-    for lane in lanes:
+    for lane in sorted(lanes, key=lambda lane: lane.speed.slow is None):
         slow = _is_slow(lane)
         wish = -(-left[slow] // behind[slow])
         behind[slow] -= 1

@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import NamedTuple
 from uuid import UUID
 
@@ -20,6 +19,7 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from webhookd.core.lane import (
+    Admission,
     BlockedBy,
     Budget,
     Lane,
@@ -33,6 +33,7 @@ from webhookd.core.sizing import ROWS_PER_LANE, Reach
 from webhookd.postgres import session, statements
 from webhookd.postgres.arrays import number_array
 from webhookd.postgres.batches import admission_parameters
+from webhookd.postgres.claimed import Claim, ClaimInDoubtError, NextLook
 from webhookd.postgres.held import HeldChange, note_held
 from webhookd.postgres.horizon import Horizon
 from webhookd.postgres.lanes import recounted
@@ -48,6 +49,9 @@ from webhookd.postgres.unknown import BEFORE_ALL, UnknownWebhooks
 
 BODY_BYTES = 32 << 20  # bodies that one worker holds; one more may begin below it
 SLOW_ROWS_PER_LANE = 100  # while the cost of a lane dominates (see horizon)
+# Where most lanes have to wait, a look meets the new rows of so many, however little room there is.
+# One by one, a hundred such lanes would be parked before the lane behind them is reached.
+LEAST_FRESH_LANES = 16
 LEASE_MARGIN_S = 30.0  # a lease outlives the exchange by so much local waiting
 RETRY_BLOCKED_S = 60.0  # a quarantined row of a lane that no timer unblocks is tried again then
 
@@ -63,49 +67,15 @@ _STATEMENTS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """The outcome of one claim.
-
-    *lanes* were looked at; *rate_limited* of them (webhook ids) kept due rows for lack of tokens.
-    *full*: as many rows as the budget has, or as many bytes; or there were rows for which this
-    worker has no slots. *exhausted*: there were no further lanes with work. *contended*: other
-    workers had lanes with new rows locked just then. *unmeasured*: ids of due rows that stayed,
-    because their bodies must be measured first. *held*: lanes that the configuration holds from now
-    on, or no longer.
+class _Wanted(NamedTuple):
+    """At how many lanes to look, at most: whose timer has come, that have new rows, that are not
+    measured yet, that are slow.
     """
 
-    deliveries: Sequence[Delivery] = ()
-    rate_limited: Sequence[int] = ()
-    lanes: int = 0
-    full: bool = False
-    exhausted: bool = True
-    contended: bool = False
-    unmeasured: Sequence[int] = ()
-    held: Sequence[HeldChange] = ()
-
-
-class ClaimInDoubtError(psycopg.OperationalError):
-    """The answer to a claim's COMMIT was lost: *deliveries* are this worker's or they are not.
-
-    Record them as returned, so that they need not wait for their leases to expire. That is safe:
-    after a rollback the fence rejects the record; while the COMMIT is pending, the lock on the lane
-    delays it.
-    """
-
-    def __init__(self, deliveries: Sequence[Delivery]) -> None:
-        super().__init__("the answer to a claim's COMMIT was lost")
-        self.deliveries = deliveries
-
-
-class NextLook(NamedTuple):
-    """When to look again although nothing wakes the worker, in seconds (<= 0: now; inf: never).
-    *new_rows*: there are some that no claim has looked at.
-    """
-
-    lane_s: float
-    quarantined_s: float
-    new_rows: bool
+    timed: int
+    fresh: int
+    new: int
+    slow: int
 
 
 class _Taken(NamedTuple):
@@ -143,6 +113,7 @@ class Claimer:
         # New rows are looked for from the next webhook on, in a circle. If each look began with the
         # lowest id, a hundred busy lanes would starve those behind them.
         self._cursor = BEFORE_ALL
+        self._barred = False  # most lanes that the last claim looked at gave nothing
         self._unknown = UnknownWebhooks()
         self._reach = Reach()
         self._horizon = Horizon()
@@ -157,29 +128,13 @@ class Claimer:
         """
         self._horizon.refresh(connection)
         started = time.monotonic()
-        alone = self.single > 0
-        lanes_wanted = 1 if alone else self._reach.lanes(budget.others)
+        wanted = self._wanted(budget)
         self.single, self.looked_at = max(0, self.single - 1), []
         taken = _Taken([], [], False, [], [])
         with _transaction(connection, batch=True) as (cursor, deliveries):
-            known = self._unknown.stepped_over(
-                cursor, lanes_wanted, now=started, rows_from=self._horizon.marks.rows
-            )
-            rows = cursor.execute(
-                self._statements["lock_lanes"],
-                {
-                    "cursor": self._cursor,
-                    "known": number_array(known),
-                    "lanes": lanes_wanted,
-                    "new_lanes": lanes_wanted if budget.takes_new else 0,
-                    # All that wait share the slots: not twenty rows of a few.
-                    "slow_lanes": min(1, budget.slow) if alone else budget.slow,
-                    **self._horizon.marks.parameters(),
-                },
-            ).fetchall()
-            self._horizon.note_look(time.monotonic() - started, lanes=lanes_wanted)
+            rows = self._lock_lanes(cursor, wanted, started=started)
             now, last_new, new_lanes, without_lane = before_lane(rows[0])
-            self._cursor = last_new if new_lanes == lanes_wanted else BEFORE_ALL
+            self._cursor = last_new if new_lanes == wanted.fresh else BEFORE_ALL
             lanes = [lane_of(row) for row in rows if has_lane(row)]
             self.looked_at = [lane.webhook_id for lane in lanes]
             if lanes:
@@ -189,7 +144,7 @@ class Claimer:
                 taken = self._take(cursor, lanes, settings, context, budget, body_bytes)
                 deliveries.extend(taken.deliveries)
         # The claim is committed: if this raised, its deliveries would wait for their leases to end.
-        parked = self._unknown.met(connection, without_lane, lanes_wanted, now=started)
+        parked = self._unknown.met(connection, without_lane, wanted.fresh, now=started)
         slow_lanes = sum(lane.speed.slow is True for lane in lanes)
         slow_rows = sum(delivery.speed.slow is True for delivery in taken.deliveries)
         rows_taken, lanes_found = len(taken.deliveries) - slow_rows, len(lanes) - slow_lanes
@@ -199,7 +154,7 @@ class Claimer:
             lanes=len(lanes),
             full=taken.left or rows_taken >= budget.others or 0 < budget.slow <= slow_rows,
             exhausted=(
-                not parked and lanes_found < lanes_wanted and not 0 < budget.slow <= slow_lanes
+                not parked and lanes_found < wanted.timed and not 0 < budget.slow <= slow_lanes
             ),
             contended=len(lanes) < new_lanes - len(without_lane),
             unmeasured=taken.unmeasured,
@@ -212,6 +167,35 @@ class Claimer:
             most=SLOW_ROWS_PER_LANE if self._horizon.slow else ROWS_PER_LANE,
         )
         return claim
+
+    def _wanted(self, budget: Budget) -> _Wanted:
+        if self.single > 0:
+            return _Wanted(1, 1, int(budget.takes_new), min(1, budget.slow))
+        timed = self._reach.lanes(budget.others)
+        fresh = max(timed, LEAST_FRESH_LANES) if self._barred else timed
+        # All slow ones that wait share the slots: not twenty rows of a few.
+        return _Wanted(timed, fresh, timed if budget.takes_new else 0, budget.slow)
+
+    def _lock_lanes(
+        self, cursor: psycopg.Cursor[TupleRow], wanted: _Wanted, *, started: float
+    ) -> list[TupleRow]:
+        known = self._unknown.stepped_over(
+            cursor, wanted.fresh, now=started, rows_from=self._horizon.marks.rows
+        )
+        rows = cursor.execute(
+            self._statements["lock_lanes"],
+            {
+                "cursor": self._cursor,
+                "known": number_array(known),
+                "lanes": wanted.timed,
+                "fresh_lanes": wanted.fresh,
+                "new_lanes": wanted.new,
+                "slow_lanes": wanted.slow,
+                **self._horizon.marks.parameters(),
+            },
+        ).fetchall()
+        self._horizon.note_look(time.monotonic() - started, lanes=wanted.timed)
+        return rows
 
     def claim_quarantined(self, connection: session.Connection) -> Claim:
         """Claim the earliest due row in quarantine, if its lane allows that. Blocks and raises as
@@ -349,20 +333,30 @@ class Claimer:
             )
         if self._horizon.slow:
             self._horizon.note_claims(admitted, rows, claimed, now_at=now)
-        out_of_tokens = [
+        rate_limited = self._rate_limited(cursor, admitted, taken)
+        self._barred = sum(item.quota == 0 for _, item in admitted) * 2 > len(admitted)
+        left = any(row[0] for row in rows) or any(item.waits_for_slots for _, item in admitted)
+        unmeasured = rows[0][2] if rows else []
+        return _Taken(deliveries, rate_limited, left, unmeasured, changes)
+
+    def _rate_limited(
+        self,
+        cursor: psycopg.Cursor[TupleRow],
+        admitted: Sequence[tuple[Lane, Admission]],
+        taken: Mapping[int, int],
+    ) -> list[int]:
+        """Return which of these webhooks still have due rows, and no token for them. *taken* are
+        the rows that each gave.
+        """
+        webhook_ids = [
             lane.webhook_id
             for lane, admission in admitted
             # A lane that gave less than its quota does not lack tokens: others have its due rows
             # locked.
             if admission.blocked_by is BlockedBy.RATE and taken[lane.webhook_id] == admission.quota
         ]
-        rate_limited = self._due_among(cursor, out_of_tokens) if out_of_tokens else []
-        left = any(row[0] for row in rows) or any(item.waits_for_slots for _, item in admitted)
-        unmeasured = rows[0][2] if rows else []
-        return _Taken(deliveries, rate_limited, left, unmeasured, changes)
-
-    def _due_among(self, cursor: psycopg.Cursor[TupleRow], webhook_ids: Sequence[int]) -> list[int]:
-        """Return which of these webhooks still have due rows."""
+        if not webhook_ids:
+            return []
         parameters = {
             "webhook_ids": number_array(webhook_ids),
             "marks": number_array([self._horizon.lane_mark(item) for item in webhook_ids]),

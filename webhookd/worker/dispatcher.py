@@ -23,7 +23,8 @@ from webhookd.core.schedule import Action, Schedule
 from webhookd.errors import first_line
 from webhookd.metrics.counters import Metrics
 from webhookd.postgres import bodies, quarantine
-from webhookd.postgres.claim import Claim, Claimer, ClaimInDoubtError
+from webhookd.postgres.claim import Claimer
+from webhookd.postgres.claimed import Claim, ClaimInDoubtError
 from webhookd.postgres.session import Connection
 from webhookd.worker.events import Events
 from webhookd.worker.held import HeldLog
