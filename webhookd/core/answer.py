@@ -67,7 +67,6 @@ class Decision(StrEnum):
     DELIVERED = "delivered"
     RETRY = "retry"  # spends one retry
     THROTTLED = "throttled"  # 429: tried again without spending a retry
-    FAIL = "fail"
     GONE = "gone"  # 410: fails, and the webhook is disabled
     GIVE_BACK = "give_back"  # no exchange took place, through no fault of the receiver
 

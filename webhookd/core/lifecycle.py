@@ -67,7 +67,7 @@ def _settle_attempt(delivery: Delivery, verdict: Verdict, *, u: float) -> Settle
     match verdict.decision:
         case Decision.DELIVERED:
             return Settlement(Status.DELIVERED, "delivered", verdict.reason, verdict.vote)
-        case Decision.FAIL | Decision.GONE:
+        case Decision.GONE:
             return Settlement(
                 Status.FAILED,
                 "failed",

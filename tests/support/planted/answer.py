@@ -16,7 +16,7 @@ MUTANTS = {
         ),
         (
             "Decision.THROTTLED if status == 429 else Decision.RETRY",
-            "Decision.RETRY if status >= 500 else Decision.FAIL",
+            "Decision.RETRY if status >= 500 else Decision.GONE",
         ),
     ],
     "retry_after_is_obeyed_where_the_table_says_so": [

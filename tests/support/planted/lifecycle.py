@@ -19,7 +19,6 @@ MUTANTS = {
         ),
     ],
     "refusals_fail_at_once": [
-        ("case Decision.FAIL | Decision.GONE:", "case Decision.FAIL:"),
         (", disables_webhook=verdict.disables_webhook", ""),
     ],
     "only_success_delivers": [
