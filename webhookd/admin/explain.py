@@ -147,7 +147,7 @@ def _schedule(facts: Facts) -> str:
     """
     row, settings = facts.row, facts.settings
     due = f"is due {in_(facts, row.next_retry_at)}"
-    if settings is None or row.next_retry_at >= LAST:
+    if settings is None:
         return f"The next attempt {due}."
     retries = retries_of(row.max_retries, settings)
     spent = max(0, row.retry_count)
