@@ -217,7 +217,7 @@ def settle_lane(
     """Return *lane* after these claims ended, in this order. All are of this lane, and the fence
     has accepted all of them.
     """
-    breaker, bucket, hold_until, speed = lane.breaker, lane.bucket, lane.hold_until, lane.speed
+    breaker, bucket, hold_until = lane.breaker, lane.bucket, lane.hold_until
     wake_at = math.inf
     for result, settlement in settlements:
         delivery, settings = result.delivery, result.delivery.settings
@@ -236,14 +236,14 @@ def settle_lane(
                 threshold=settings.circuit_threshold,
                 open_s=settings.circuit_open_s,
             )
-        if (took_s := exchange_s(result.outcome)) is not None:
-            speed = speed.after(took_s)
         if settlement.hold_s is not None:
             # The longest wins: a later answer that asks for less must not end an earlier hold.
             hold_until = max(hold_until or 0.0, now + settlement.hold_s)
         if settlement.status in (Status.PENDING, Status.RETRYING):
             wake_at = min(wake_at, now + (settlement.delay_s or 0.0))
     votes = [settlement.vote for _, settlement in settlements if settlement.vote is not None]
+    took_s = [exchange_s(result.outcome) for result, _ in settlements]
+    speed = lane.speed.after(*[seconds for seconds in took_s if seconds is not None])
     after = replace(
         lane,
         breaker=breaker,

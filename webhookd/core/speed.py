@@ -22,12 +22,13 @@ class Speed(NamedTuple):
     exchange_s: float | None = None
     slow: bool | None = None
 
-    def after(self, exchange_s: float) -> "Speed":
-        """Return the speed once an exchange took *exchange_s*, timeouts included."""
-        counted_s = min(exchange_s, LONGEST_COUNTED_S)
-        mean_s = self.exchange_s
-        mean_s = counted_s if mean_s is None else mean_s + (counted_s - mean_s) * WEIGHT
-        slow = mean_s >= (NOT_SLOW_BELOW_S if self.slow else SLOW_AFTER_S)
+    def after(self, *exchanges_s: float) -> "Speed":
+        """Return the speed once exchanges took *exchanges_s*, in this order, timeouts included."""
+        mean_s, slow = self
+        for exchange_s in exchanges_s:
+            counted_s = exchange_s if exchange_s < LONGEST_COUNTED_S else LONGEST_COUNTED_S
+            mean_s = counted_s if mean_s is None else mean_s + (counted_s - mean_s) * WEIGHT
+            slow = mean_s >= (NOT_SLOW_BELOW_S if slow else SLOW_AFTER_S)
         return Speed(mean_s, slow)
 
 
