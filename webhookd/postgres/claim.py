@@ -145,6 +145,8 @@ class Claimer:
                 deliveries.extend(taken.deliveries)
         # The claim is committed: if this raised, its deliveries would wait for their leases to end.
         parked = self._unknown.met(connection, without_lane, wanted.fresh, now=started)
+        if parked is not None:
+            self._cursor = parked
         slow_lanes = sum(lane.speed.slow is True for lane in lanes)
         slow_rows = sum(delivery.speed.slow is True for delivery in taken.deliveries)
         rows_taken, lanes_found = len(taken.deliveries) - slow_rows, len(lanes) - slow_lanes
@@ -154,7 +156,7 @@ class Claimer:
             lanes=len(lanes),
             full=taken.left or rows_taken >= budget.others or 0 < budget.slow <= slow_rows,
             exhausted=(
-                not parked and lanes_found < wanted.timed and not 0 < budget.slow <= slow_lanes
+                parked is None and lanes_found < wanted.timed and not 0 < budget.slow <= slow_lanes
             ),
             contended=len(lanes) < new_lanes - len(without_lane),
             unmeasured=taken.unmeasured,
