@@ -20,11 +20,11 @@ from tests.support.engine import (
     let_pass,
     new_rows,
     register,
-    run_at_once,
     statuses,
     unseen,
 )
 from tests.support.postgres import Database
+from tests.support.steps import run_at_once
 from webhookd.core.lane import Budget
 from webhookd.core.model import Delivery
 from webhookd.core.signing import format_secret

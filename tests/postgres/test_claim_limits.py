@@ -22,9 +22,9 @@ from tests.support.engine import (
     new_rows,
     not_allowed,
     register,
-    run_at_once,
 )
 from tests.support.postgres import Database
+from tests.support.steps import run_at_once
 from webhookd.core.breaker import CircuitState
 
 

@@ -2,6 +2,7 @@
 
 from tests.support.engine import Engine, insert, new_rows, register
 from tests.support.postgres import Database
+from tests.support.steps import park_all
 from webhookd.postgres.unknown import PARKED_AT_ONCE
 
 UNKNOWN = 12_000
@@ -47,19 +48,14 @@ def test_they_are_parked_once_without_a_lane_and_then_no_look_meets_them(
     database: Database, worker: Engine
 ) -> None:
     flood(database)
-    looks = 0
-    while not worker.claim().exhausted:
-        looks += 1
-        assert looks <= UNKNOWN // PARKED_AT_ONCE + 2
-    assert new_rows(database) == 0
+    park_all(database, worker)
     assert database.execute("SELECT count(*) FROM pggit.webhook_health_metrics") == [(0,)]
     assert not worker.claimer.next_look(worker.connection).new_rows
 
 
 def test_a_registration_finds_rows_that_were_parked(database: Database, worker: Engine) -> None:
     flood(database, 30)
-    while not worker.claim().exhausted:
-        pass
+    park_all(database, worker)
     register(database, 7)
     [found] = worker.claim().deliveries
     assert found.webhook_id == 7

@@ -2,7 +2,6 @@
 database.
 """
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -369,25 +368,3 @@ def _one(database: Database, statement: str, key: int) -> dict[str, Any]:
     assert rows, f"no row {key}"
     row: dict[str, Any] = rows[0][0]
     return row
-
-
-# What takes several steps
-
-
-def run_at_once(claimants: list[Engine], *, claims: int) -> int:
-    """Have each of *claimants* claim so often at the same time; return how many rows they took
-    altogether.
-    """
-    start = threading.Barrier(len(claimants))
-    taken: list[int] = []
-
-    def claim(claimant: Engine) -> None:
-        start.wait(20)
-        taken.extend(len(claimant.claim(100).deliveries) for _ in range(claims))
-
-    threads = [threading.Thread(target=claim, args=[claimant]) for claimant in claimants]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    return sum(taken)

@@ -6,6 +6,7 @@ sent; and while there are many, claims also ask registered webhooks for theirs, 
 """
 
 import math
+import time
 from collections.abc import Sequence
 
 import psycopg
@@ -20,6 +21,9 @@ PARKED_AT_ONCE = 500  # rows; some 5 ms, between two claims
 PROBES = 1000  # registered webhooks that one look asks
 CROWDED_S = 1.0  # for so long after a look met mostly such rows
 AGAIN_S = 1.0  # where another transaction was in the way
+# A worker that parked some rests for so many times as long as it took: a million rows would keep
+# all of the server's processors busy otherwise, and they are in no hurry.
+REST_FACTOR = 3.0
 
 
 class UnknownWebhooks:
@@ -74,9 +78,13 @@ class UnknownWebhooks:
             return None
         self._again_at = now + AGAIN_S
         try:
-            if make_lanes(connection, webhook_ids, registered_only=True):
-                self._again_at = -math.inf
-            return _park(connection, min(webhook_ids))
+            is_made = make_lanes(connection, webhook_ids, registered_only=True)
+            began = time.monotonic()
+            parked = _park(connection, min(webhook_ids))
+            if is_made:
+                ended = time.monotonic()
+                self._again_at = ended + (ended - began) * REST_FACTOR
+            return parked
         except psycopg.OperationalError:
             return None
 
