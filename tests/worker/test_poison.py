@@ -107,6 +107,7 @@ def test_a_row_that_became_unreadable_costs_no_other_lane_anything(database: Dat
             assert daemon.stop() == 0
 
 
+@pytest.mark.storm  # a minute: the server writes 1.5 GB of text
 def test_small_rows_with_large_text_keep_a_worker_small(database: Database) -> None:
     """120 rows of 1.6 KB that are 13 MB as text: 1.5 GB in all."""
     rows = 120
